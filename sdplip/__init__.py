@@ -1,0 +1,71 @@
+"""Provably Lipschitz neural networks: derive, verify and train them from one matrix condition."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import (
+        CertificationError,
+        InvalidInput,
+        NotConverged,
+        NotConvergedWarning,
+        NotWellPosed,
+        SdplipError,
+        ShapeError,
+    )
+    from .layers import LAYERS, lipschitz_bound
+    from .lmi import LMI
+    from .system import System
+    from .verify import Certificate, check, lipschitz
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LAYERS": "layers",
+    "LMI": "lmi",
+    "Certificate": "verify",
+    "CertificationError": "errors",
+    "InvalidInput": "errors",
+    "NotConverged": "errors",
+    "NotConvergedWarning": "errors",
+    "NotWellPosed": "errors",
+    "SdplipError": "errors",
+    "ShapeError": "errors",
+    "System": "system",
+    "check": "verify",
+    "lipschitz": "verify",
+    "lipschitz_bound": "layers",
+}
+_MODULES = {"conditions", "equilibrium", "layers", "lmi", "system", "train", "verify"}
+
+__all__ = [  # noqa: RUF022 - by job, not by letter
+    "System",
+    "lipschitz",
+    "check",
+    "Certificate",
+    "LMI",
+    "LAYERS",
+    "lipschitz_bound",
+    "SdplipError",
+    "InvalidInput",
+    "ShapeError",
+    "NotConverged",
+    "NotConvergedWarning",
+    "NotWellPosed",
+    "CertificationError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a part on first use: training needs neither CVXPY nor SymPy."""
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module 'sdplip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_MODULES})

@@ -1,0 +1,66 @@
+"""Reading and checking arrays that come from outside."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import InvalidInput, ShapeError
+
+Array = NDArray[np.float64]
+MAX_FILE_BYTES = 4 << 30
+
+
+def finite(name: str, value: Any) -> Array:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().double().numpy()
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise InvalidInput(f"{name} has dtype {array.dtype}, but must hold real numbers.")
+    array = np.array(array, dtype=np.float64)
+    if not np.isfinite(array).all():
+        bad = array[~np.isfinite(array)].flat[0]
+        raise InvalidInput(f"{name} contains {bad}; every entry must be finite.")
+    return array
+
+
+def vector(name: str, array: Any, length: int) -> Any:
+    if array.shape not in ((), (length,)):
+        raise ShapeError(f"{name} has shape {array.shape}, but must be ({length},) or a scalar.")
+    return np.broadcast_to(array, (length,)).copy()
+
+
+def read_npz(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > MAX_FILE_BYTES:
+            raise InvalidInput(f"{path} unpacks to {size} bytes; the limit is {MAX_FILE_BYTES}.")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise InvalidInput(f"{path} does not exist.") from None
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(
+            f"{path} is no readable system file ({error}). Write it with System.save or "
+            "numpy.savez, without object arrays."
+        ) from error
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write atomically: a reader sees the old file or the new one, never half of it."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(scratch, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)

@@ -1,0 +1,201 @@
+"""What an LMI needs to know about NumPy, Torch, CVXPY and SymPy, chosen by the arguments' type.
+
+A backend is used only where the caller's own values show that its library is loaded already.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import sympy as sp
+
+from .errors import InvalidInput
+
+
+class NumpyOps:
+    """Float64 arrays; also the base of the other kinds, which replace what differs."""
+
+    def array(self, value: Any) -> Any:
+        array = np.asarray(value)
+        return array if array.dtype == object else array.astype(np.float64, copy=False)
+
+    def number(self, value: Any) -> Any:
+        return float(value)
+
+    def scalar(self, value: Any) -> Any:
+        return value[..., None, None] if self.shape(value) else value
+
+    def shape(self, value: Any) -> tuple[int, ...]:
+        return tuple(getattr(value, "shape", ()))
+
+    def ones(self, n: int) -> Any:
+        return np.ones(n)
+
+    def eye(self, n: int) -> Any:
+        return np.eye(n)
+
+    def zeros(self, n: int, m: int) -> Any:
+        return np.zeros((n, m))
+
+    def column(self, value: Any) -> Any:
+        return value[..., None]
+
+    def entries(self, value: Any) -> Any:
+        return value[..., 0]
+
+    def diagonal(self, value: Any) -> Any:
+        return value[..., None] * np.eye(value.shape[-1])
+
+    def transpose(self, value: Any) -> Any:
+        return value.swapaxes(-1, -2)
+
+    def inverse(self, value: Any) -> Any:
+        return np.linalg.inv(value)
+
+    def absolute(self, value: Any) -> Any:
+        return abs(value)
+
+    def metzler(self, value: Any) -> Any:
+        eye = self.eye(value.shape[-1])
+        return abs(value) * (1 - eye) + value * eye
+
+    def block(self, rows: list[list[Any]]) -> Any:
+        batch = np.broadcast_shapes(*(b.shape[:-2] for row in rows for b in row))
+        full = [[np.broadcast_to(b, batch + b.shape[-2:]) for b in row] for row in rows]
+        return np.concatenate([np.concatenate(row, axis=-1) for row in full], axis=-2)
+
+
+class _TorchOps(NumpyOps):
+    def __init__(self, like: Any) -> None:
+        self.torch: Any = sys.modules["torch"]
+        self.kind = {"dtype": like.dtype, "device": like.device}
+
+    def array(self, value: Any) -> Any:
+        return self.torch.as_tensor(value, **self.kind)
+
+    def ones(self, n: int) -> Any:
+        return self.torch.ones(n, **self.kind)
+
+    def eye(self, n: int) -> Any:
+        return self.torch.eye(n, **self.kind)
+
+    def zeros(self, n: int, m: int) -> Any:
+        return self.torch.zeros(n, m, **self.kind)
+
+    def diagonal(self, value: Any) -> Any:
+        return self.torch.diag_embed(value)
+
+    def inverse(self, value: Any) -> Any:
+        return self.torch.linalg.inv(value)
+
+    def block(self, rows: list[list[Any]]) -> Any:
+        batch = self.torch.broadcast_shapes(*(b.shape[:-2] for row in rows for b in row))
+        full = [[b.expand(*batch, *b.shape[-2:]) for b in row] for row in rows]
+        return self.torch.cat([self.torch.cat(row, dim=-1) for row in full], dim=-2)
+
+
+class _CvxpyOps(NumpyOps):
+    """Constants stay NumPy arrays; only what depends on a variable becomes an expression."""
+
+    def __init__(self) -> None:
+        self.cp: Any = sys.modules["cvxpy"]
+
+    def array(self, value: Any) -> Any:
+        return value if isinstance(value, self.cp.Expression) else super().array(value)
+
+    def scalar(self, value: Any) -> Any:
+        return value
+
+    def column(self, value: Any) -> Any:
+        return self.cp.reshape(value, (value.shape[0], 1), order="F")
+
+    def entries(self, value: Any) -> Any:
+        return value[:, 0]
+
+    def diagonal(self, value: Any) -> Any:
+        return self.cp.diag(value)
+
+    def transpose(self, value: Any) -> Any:
+        return value.T
+
+    def absolute(self, value: Any) -> Any:
+        return self.cp.abs(value) if isinstance(value, self.cp.Expression) else abs(value)
+
+    def metzler(self, value: Any) -> Any:
+        eye = np.eye(value.shape[0])
+        if isinstance(value, self.cp.Expression):
+            return self.cp.multiply(self.cp.abs(value), 1 - eye) + self.cp.multiply(value, eye)
+        return super().metzler(value)
+
+    def inverse(self, value: Any) -> Any:
+        if isinstance(value, self.cp.Expression):
+            raise InvalidInput("The inverse of a CVXPY expression is not affine; give its value.")
+        return super().inverse(value)
+
+    def block(self, rows: list[list[Any]]) -> Any:
+        return self.cp.bmat(rows)
+
+
+class _SympyOps(NumpyOps):
+    """Exact: numbers stay rational, columns and diagonals are given as n by 1 matrices."""
+
+    def array(self, value: Any) -> Any:
+        return sp.sympify(value)
+
+    def number(self, value: Any) -> Any:
+        return value
+
+    def scalar(self, value: Any) -> Any:
+        return value
+
+    def ones(self, n: int) -> Any:
+        return sp.ones(n, 1)
+
+    def eye(self, n: int) -> Any:
+        return sp.eye(n)
+
+    def zeros(self, n: int, m: int) -> Any:
+        return sp.zeros(n, m)
+
+    def column(self, value: Any) -> Any:
+        return sp.Matrix(value)
+
+    def entries(self, value: Any) -> Any:
+        return value
+
+    def diagonal(self, value: Any) -> Any:
+        return sp.diag(*value)
+
+    def transpose(self, value: Any) -> Any:
+        return value.T
+
+    def inverse(self, value: Any) -> Any:
+        return value.inv()
+
+    def absolute(self, value: Any) -> Any:
+        return value.applyfunc(sp.Abs)
+
+    def metzler(self, value: Any) -> Any:
+        return sp.Matrix(*value.shape, lambda i, j: value[i, j] if i == j else sp.Abs(value[i, j]))
+
+    def block(self, rows: list[list[Any]]) -> Any:
+        return sp.Matrix.vstack(*(sp.Matrix.hstack(*row) for row in rows))
+
+
+def backend(values: Mapping[str, Any]) -> Any:
+    """The operations for these arguments' kind; a kind of its own names them as `lmi_ops`."""
+    torch, cvxpy = sys.modules.get("torch"), sys.modules.get("cvxpy")
+    for value in values.values():
+        if hasattr(type(value), "lmi_ops"):
+            return value.lmi_ops()
+        if cvxpy is not None and isinstance(value, cvxpy.Expression):
+            return _CvxpyOps()
+        if isinstance(value, sp.MatrixBase):
+            return _SympyOps()
+    tensors = [v for v in values.values() if torch is not None and isinstance(v, torch.Tensor)]
+    if tensors:
+        return _TorchOps(max(tensors, key=lambda t: t.ndim))
+    return NumpyOps()

@@ -1,0 +1,95 @@
+"""What the commands share: exit codes, progress on stderr, tables and JSON on stdout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from .train.config import RunConfig
+    from .train.evaluate import Row
+    from .train.runs import Finished
+
+OK, DOES_NOT_HOLD, BAD_INPUT, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
+
+
+def fail(error: object, code: int) -> typer.Exit:
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(code)
+
+
+class Progress:
+    """One line per network on stderr: rewritten in a terminal, written once elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.status = self.console.status("")
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self.status.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.status.stop()
+
+    def epoch(self, config: RunConfig, epoch: int, metrics: dict[str, float]) -> None:
+        text = (
+            f"{config.model.layer}: epoch {epoch}/{config.train.epochs}, "
+            f"loss {metrics['loss']:.4f}, accuracy {100 * metrics['accuracy']:.1f} %"
+        )
+        if epoch == config.train.epochs:
+            text += "; measuring"
+        self.status.update(text)
+
+    def finished(self, finished: Finished) -> None:
+        row = finished.rows[0]
+        how = (
+            f"finished before, read from {finished.path}; --force starts over"
+            if finished.already
+            else f"{row.train_seconds:.1f} s of training"
+        )
+        self.console.print(
+            f"{row.layer}: {100 * row.clean:.1f} % clean, {how}", highlight=False, soft_wrap=True
+        )
+
+
+def show(rows: list[Row], result: dict[str, Any], as_json: bool) -> None:
+    from .train.checkpoint import to_json
+    from .train.report import notes, tables
+
+    if as_json:
+        typer.echo(to_json(result))
+    else:
+        console = Console()
+        if not console.is_terminal:
+            console.width = 200
+        for table in tables(rows):
+            console.print(table)
+        for line in notes(rows):
+            console.print(line, highlight=False, soft_wrap=True)
+        pictures = result["pictures"] or [result["run"]]
+        console.print(f"Written: {', '.join(pictures)}", highlight=False, soft_wrap=True)
+    if result["violations"]:
+        raise fail("; ".join(result["violations"]), DOES_NOT_HOLD)
+    if any(row.undecided for row in rows):
+        raise typer.Exit(UNDECIDED)
+
+
+def listing(header: tuple[str, ...], rows: list[tuple[str, ...]], as_json: bool) -> None:
+    from .train.checkpoint import to_json
+
+    if as_json:
+        typer.echo(to_json([dict(zip(header, row, strict=True)) for row in rows]))
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

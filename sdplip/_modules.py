@@ -1,0 +1,50 @@
+"""A Torch module as a `System`."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from .activations import of_module
+from .errors import InvalidInput
+from .system import System
+
+
+def extract(module: nn.Module, place: str, features: int | None) -> System:
+    """See `System.from_module`; `place` is where the module stands, for messages."""
+    where = f" (at {place!r})" if place else ""
+    if callable(getattr(module, "system", None)):
+        return module.system()  # type: ignore[no-any-return,operator]
+    if isinstance(module, nn.Linear):
+        return System.linear(module.weight, module.bias)  # type: ignore[arg-type]
+    if isinstance(module, nn.Sequential):
+        system = None
+        for name, child in module.named_children():
+            inner = extract(child, f"{place}.{name}".lstrip("."), features)
+            system = inner if system is None else inner @ system
+            features = system.outputs
+        if system is None:
+            raise InvalidInput(f"An empty Sequential{where} has no size; remove it.")
+        return system
+    passes = isinstance(module, nn.Identity | nn.Flatten | nn.Dropout)
+    name = None if passes else _activation_name(module)
+    if name is None and not passes:
+        raise InvalidInput(
+            f"{type(module).__name__}{where} is not known as part of a system; give it a method "
+            "system() -> System, or build the System by hand."
+        )
+    if features is None:
+        raise InvalidInput(
+            f"{type(module).__name__}{where} comes before any layer that fixes the input width; "
+            "give features=."
+        )
+    if name is None:
+        return System.linear(np.eye(features))
+    return System.elementwise(name, features)
+
+
+def _activation_name(module: nn.Module) -> str | None:
+    try:
+        return of_module(module).name
+    except InvalidInput:
+        return None

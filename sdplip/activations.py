@@ -1,0 +1,361 @@
+"""Slope-restricted activations: values, derivatives and the proximal maps that equilibria need.
+
+Every activation here is non-decreasing with slopes in [0, 1], so σ = prox_f for a convex f with
+∂f = σ⁻¹ - I. Monotone splitting needs prox_{step·f} for other steps as well [MON, section 3].
+
+Sources: [MON] Winston, Kolter, Monotone operator equilibrium networks (NeurIPS 2020).
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
+
+from .errors import InvalidInput, ShapeError
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A non-decreasing elementwise σ with all slopes in [alpha, beta] ⊆ [0, 1].
+
+    Attributes:
+        name: `activation(name)` gives the activation back (but for `per_unit` and `linear`).
+        alpha, beta: the slope range.
+        function, slope, prox: v ↦ σ(v), v ↦ σ'(v) and (v, step) ↦ prox_{step·f}(v).
+        select: for an activation that differs between the samples, the one of the given rows.
+    """
+
+    name: str
+    alpha: float
+    beta: float
+    function: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
+    slope: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
+    prox: Callable[[Tensor, Tensor | float], Tensor] = field(repr=False, compare=False)
+    select: Callable[[Tensor], "Activation"] | None = field(default=None, repr=False, compare=False)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """σ(v), elementwise."""
+        return self.function(v)
+
+    def derivative(self, v: Tensor) -> Tensor:
+        """An element of the slope range at the pre-activation v; at a kink, PyTorch's choice."""
+        return self.slope(v)
+
+    def resolvent(self, v: Tensor, step: Tensor | float) -> Tensor:
+        """prox_{step·f}(v) where σ = prox_f: the z with z + step·(σ⁻¹(z) - z) ∋ v.
+
+        Closed form for the piecewise linear activations, safeguarded Newton on the pre-activation
+        u, z = σ(u), for the smooth ones: as accurate as the rounding of v and z permits, for any
+        finite v and step. Differentiable in v and step to any order (where σ is).
+
+        Args:
+            v: any shape, floating point.
+            step: > 0, a number or a tensor that broadcasts against v.
+
+        Raises:
+            InvalidInput: step is a number that is not positive and finite.
+        """
+        if not isinstance(step, Tensor) and not 0 < step < float("inf"):
+            raise InvalidInput(f"step = {step}, but must be positive and finite. Pass e.g. 1.0.")
+        return self.prox(v, step)
+
+    def rows(self, index: Tensor) -> "Activation":
+        """The activation of the samples `index` of a batch: itself, unless samples differ."""
+        return self if self.select is None else self.select(index)
+
+    def module(self) -> nn.Module:
+        """The torch.nn module of this activation.
+
+        Raises:
+            InvalidInput: it has none (`per_unit`, `linear`).
+        """
+        if self.name.startswith("leaky_relu"):
+            return nn.LeakyReLU(self.alpha)
+        if self.name not in _MODULES:
+            raise InvalidInput(
+                f"activation {self.name!r} has no torch.nn module. Use one of {', '.join(_MODULES)}"
+                " or leaky_relu."
+            )
+        # PyTorch's default threshold of 20 makes a softplus that jumps down by 2e-9 there.
+        return nn.Softplus(threshold=40) if self.name == "softplus" else _MODULES[self.name]()
+
+
+def activation(name: str | Activation) -> Activation:
+    """The activation of this name, e.g. "relu" or "leaky_relu(0.2)".
+
+    Raises:
+        InvalidInput: an unknown name, or a slope outside [0, 1].
+    """
+    if isinstance(name, Activation):
+        return name
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]
+    if match := re.fullmatch(r"leaky_relu\(([-+.\deE]+)\)", name):
+        try:
+            return leaky_relu(float(match[1]))
+        except ValueError as error:
+            raise InvalidInput(
+                f"activation {name!r} has a slope that is no number in [0, 1]. "
+                "Write e.g. leaky_relu(0.2)."
+            ) from error
+    raise InvalidInput(
+        f"activation {name!r} is unknown. "
+        f"Use one of {', '.join(ACTIVATIONS)}, or leaky_relu(slope) as in leaky_relu(0.2)."
+    )
+
+
+def of_module(module: nn.Module) -> Activation:
+    """The activation that a torch.nn module computes.
+
+    Raises:
+        InvalidInput: none of ReLU, Tanh, Sigmoid, Softplus(beta=1), Identity, LeakyReLU, or a
+            negative slope outside [0, 1].
+    """
+    if isinstance(module, nn.LeakyReLU):
+        return leaky_relu(module.negative_slope)
+    plain = not isinstance(module, nn.Softplus) or (module.beta == 1 and module.threshold >= 20)
+    for name, kind in _MODULES.items():
+        if type(module) is kind and plain:
+            return ACTIVATIONS[name]
+    raise InvalidInput(
+        f"{module} is no activation with known slopes in [0, 1]. "
+        "Use ReLU, Tanh, Sigmoid, Softplus(beta=1), Identity or LeakyReLU."
+    )
+
+
+def leaky_relu(negative_slope: float) -> Activation:
+    """v ↦ max(v, negative_slope·v), with the slope in its name: "leaky_relu(0.2)".
+
+    Raises:
+        InvalidInput: a slope outside [0, 1].
+    """
+    slope = float(negative_slope)
+    if not 0 <= slope <= 1:
+        raise InvalidInput(
+            f"leaky_relu has negative slope {slope}, which must be in [0, 1]. "
+            "Use e.g. leaky_relu(0.2)."
+        )
+    return Activation(
+        "leaky_relu" if slope == 0.01 else f"leaky_relu({slope!r})",
+        slope,
+        1.0,
+        partial(F.leaky_relu, negative_slope=slope),
+        partial(_leaky_slope, slope),
+        partial(_leaky_prox, slope),
+    )
+
+
+def per_unit(units: Sequence[str | Activation]) -> Activation:
+    """The activation whose unit i (the last dimension) is units[i].
+
+    Raises:
+        InvalidInput: an unknown name. ShapeError: applied to another number of units.
+    """
+    kinds = [activation(unit) for unit in units]
+    distinct = list(dict.fromkeys(kinds))
+    if len(distinct) == 1:
+        return distinct[0]
+    where = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in distinct}
+    order = torch.tensor([i for kind in distinct for i in where[kind]], dtype=torch.long)
+    groups = _Groups(tuple((kind, len(where[kind])) for kind in distinct), order)
+    return Activation(
+        "per_unit(" + ",".join(kind.name for kind in kinds) + ")",
+        min((kind.alpha for kind in kinds), default=0.0),
+        max((kind.beta for kind in kinds), default=1.0),
+        partial(groups.apply, "function"),
+        partial(groups.apply, "slope"),
+        partial(groups.apply, "prox"),
+    )
+
+
+def linear(slopes: Tensor) -> Activation:
+    """w ↦ slopes·w with slopes in [0, 1] of the shape of w: an activation's linearisation."""
+    return Activation(
+        "linear",
+        0.0,
+        1.0,
+        lambda w: slopes * w,
+        lambda w: slopes.expand_as(w),
+        lambda v, step: v * (slopes / (slopes + step * (1 - slopes))),
+        lambda index: linear(slopes[index]),
+    )
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The units gathered by their activation: (activation, count) and the gathering order."""
+
+    kinds: tuple[tuple[Activation, int], ...]
+    order: Tensor
+
+    def apply(self, part: str, v: Tensor, step: Tensor | float = 1.0) -> Tensor:
+        if v.shape[-1] != self.order.numel():
+            raise ShapeError(
+                f"an activation for {self.order.numel()} units was applied to shape "
+                f"{tuple(v.shape)}. Give one name per unit of the last dimension."
+            )
+        order = self.order.to(v.device)
+        counts = [count for _, count in self.kinds]
+        pieces = v[..., order].split(counts, -1)
+        steps: Sequence[Tensor | float] = [step] * len(counts)
+        if isinstance(step, Tensor):
+            steps = step.expand_as(v)[..., order].split(counts, -1)
+        parts = [getattr(kind, part) for kind, _ in self.kinds]
+        if part == "prox":
+            out = [f(x, s) for f, x, s in zip(parts, pieces, steps, strict=True)]
+        else:
+            out = [f(x) for f, x in zip(parts, pieces, strict=True)]
+        return torch.cat(out, -1)[..., order.argsort()]
+
+
+def _relu_slope(v: Tensor) -> Tensor:
+    return (v > 0).to(v.dtype)
+
+
+def _relu_prox(v: Tensor, step: Tensor | float) -> Tensor:
+    return torch.relu(v)
+
+
+def _identity(v: Tensor, step: Tensor | float = 1.0) -> Tensor:
+    return v
+
+
+def _leaky_slope(slope: float, v: Tensor) -> Tensor:
+    return torch.where(v > 0, 1.0, slope).to(v.dtype)
+
+
+def _leaky_prox(slope: float, v: Tensor, step: Tensor | float) -> Tensor:
+    if slope == 0:
+        return torch.relu(v)
+    return torch.where(v > 0, v, v * (slope / (slope + step * (1 - slope))))
+
+
+def _softplus(v: Tensor) -> Tensor:
+    return torch.logaddexp(v, torch.zeros_like(v))
+
+
+def _sech2(u: Tensor) -> Tensor:
+    """1 - tanh² without cancellation."""
+    return 4 * torch.sigmoid(2 * u) * torch.sigmoid(-2 * u)
+
+
+def _tanh_gap(u: Tensor) -> Tensor:
+    """u - tanh(u) without cancellation: Lambert's continued fraction where |u| < 1."""
+    near = u.clamp(-1, 1)
+    square = near * near
+    t = torch.zeros_like(u)
+    for odd in range(17, 1, -2):
+        t = square / (odd + t)
+    return torch.where(u.abs() < 1, near * t / (1 + t), u - torch.tanh(u))
+
+
+def _logistic_slope(u: Tensor) -> Tensor:
+    return torch.sigmoid(u) * torch.sigmoid(-u)
+
+
+@dataclass(frozen=True)
+class _Smooth:
+    """A smooth σ by parts that do not cancel: σ, u - σ(u), σ' and 1 - σ'."""
+
+    value: Callable[[Tensor], Tensor]
+    gap: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    coslope: Callable[[Tensor], Tensor]
+
+    def prox(self, v: Tensor, step: Tensor | float) -> Tensor:
+        if not isinstance(step, Tensor) and step == 1:
+            return self.value(v)
+        work = torch.promote_types(v.dtype, torch.float32)
+        steps = torch.as_tensor(step, dtype=work, device=v.device)
+        u = _Preactivation.apply(*torch.broadcast_tensors(v.to(work), steps), self)
+        return self.value(u).to(v.dtype)
+
+    def preactivation(self, v: Tensor, step: Tensor) -> Tensor:
+        """The u with σ(u) + step·(u - σ(u)) = v, by Newton's method kept inside a bracket."""
+        eps = torch.finfo(v.dtype).eps
+        # The left side has slopes between 1 and step, so its value at u = 0 brackets the root.
+        offset = v - (1 - step) * self.value(torch.zeros_like(v))
+        ends = offset / step.clamp(min=1), offset / step.clamp(max=1)
+        low, high = torch.minimum(*ends), torch.maximum(*ends)
+        u, previous = ends[0].clone(), high - low
+        done = torch.zeros_like(v, dtype=torch.bool)
+        for sweep in range(200):
+            value, gap = self.value(u), step * self.gap(u)
+            error = value + gap - v
+            rise = self.slope(u) + step * self.coslope(u)
+            noise = eps * (value.abs() + gap.abs() + v.abs() + rise * u.abs())
+            done |= ~(error.abs() > noise)  # so written that a NaN counts as done
+            if sweep % 4 == 3 and bool(done.all()):
+                break
+            low, high = torch.where(error < 0, u, low), torch.where(error > 0, u, high)
+            new = u - error / rise
+            slow = (new - u).abs() > previous / 2
+            new = torch.where(slow | (new < low) | (new > high), low + (high - low) / 2, new)
+            previous = (new - u).abs()
+            u = torch.where(done, u, new)
+        return u
+
+    def slopes(self, u: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """The derivatives of `preactivation` in v and step, at its value u."""
+        du = 1 / (self.slope(u) + step * self.coslope(u))
+        return du, -self.gap(u) * du
+
+
+class _Preactivation(torch.autograd.Function):
+    """`_Smooth.preactivation` with the derivatives of the implicit function theorem."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, v: Tensor, step: Tensor, smooth: _Smooth) -> Tensor:
+        u = smooth.preactivation(v, step)
+        ctx.save_for_backward(u, step)
+        ctx.smooth = smooth  # type: ignore[attr-defined]
+        return u
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        u, step = ctx.saved_tensors  # type: ignore[attr-defined]
+        by_v, by_step = ctx.smooth.slopes(u, step)  # type: ignore[attr-defined]
+        return grad * by_v, grad * by_step, None
+
+
+def _smooth(name: str, beta: float, parts: _Smooth) -> Activation:
+    return Activation(name, 0.0, beta, parts.value, parts.slope, parts.prox)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation("relu", 0.0, 1.0, torch.relu, _relu_slope, _relu_prox),
+    "tanh": _smooth(
+        "tanh", 1.0, _Smooth(torch.tanh, _tanh_gap, _sech2, lambda u: torch.tanh(u).square())
+    ),
+    "sigmoid": _smooth(
+        "sigmoid",
+        0.25,
+        _Smooth(
+            torch.sigmoid,
+            lambda u: u - torch.sigmoid(u),
+            _logistic_slope,
+            lambda u: 1 - _logistic_slope(u),
+        ),
+    ),
+    "softplus": _smooth(
+        "softplus",
+        1.0,
+        _Smooth(_softplus, lambda u: -_softplus(-u), torch.sigmoid, lambda u: torch.sigmoid(-u)),
+    ),
+    "identity": Activation("identity", 1.0, 1.0, _identity, torch.ones_like, _identity),
+    "leaky_relu": leaky_relu(0.01),
+}
+"""The activations by name."""
+
+_MODULES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+    "identity": nn.Identity,
+}

@@ -1,0 +1,189 @@
+"""The command line: results on stdout, progress on stderr, the outcome in the exit code.
+
+0 everything asked for holds, 1 ran and something does not hold, 2 usage or bad input,
+3 undecided (a solver gave up), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ._cli_train import compare, train
+from ._console import BAD_INPUT, DOES_NOT_HOLD, INTERRUPTED, UNDECIDED, Json, fail, listing
+from .errors import CertificationError, InvalidInput, NotConverged, NotWellPosed, SdplipError
+
+if TYPE_CHECKING:
+    import click
+
+    from .system import System
+
+
+class _Group(TyperGroup):
+    """Turns the library's exceptions into one line on stderr and the exit code that they mean."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (NotWellPosed, NotConverged) as error:
+            raise fail(error, DOES_NOT_HOLD) from error
+        except CertificationError as error:
+            raise fail(error, UNDECIDED) from error
+        except (SdplipError, OSError) as error:
+            raise fail(error, BAD_INPUT) from error
+        except KeyboardInterrupt as error:
+            raise fail("interrupted", INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Provably Lipschitz neural networks: verify and train them from one matrix condition.",
+    epilog="Exit codes: 0 holds, 1 does not hold, 2 usage or bad input, 3 undecided, "
+    "130 interrupted.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        parts = ", ".join(f"{name} {installed(name)}" for name in ("torch", "numpy", "cvxpy"))
+        typer.echo(f"sdplip {installed('sdplip')} ({parts}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def layers(as_json: Json = False) -> None:
+    """List the layer families, the condition each satisfies, and its promise."""
+    from .layers import LAYERS
+
+    rows = [
+        (name, cls.condition, "2" if cls.norm == 2 else "inf", _first_line(cls))
+        for name, cls in LAYERS.items()
+    ]
+    listing(("layer", "condition", "norm", "claim"), rows, as_json)
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+@app.command()
+def conditions(as_json: Json = False) -> None:
+    """List the conditions, what each claims, and its source."""
+    from . import conditions as module
+    from .lmi import LMI
+
+    named = {value.name: value for value in vars(module).values() if isinstance(value, LMI)}
+    rows = [(name, lmi.claim, lmi.source) for name, lmi in named.items()]
+    listing(("condition", "claim", "source"), rows, as_json)
+
+
+@app.command()
+def verify(
+    model: Annotated[Path, typer.Argument(help="A .npz system, or a run's model or directory.")],
+    norm: Annotated[str, typer.Option(help="2 or inf.")] = "2",
+    solver: Annotated[str, typer.Option(help="auto, or a solver's name.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write the certificate here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the tightest Lipschitz bound of a network, and a lower bound beside it."""
+    if norm not in ("2", "inf"):
+        raise InvalidInput(f"--norm is {norm!r}, but must be 2 or inf.")
+    from .train.checkpoint import to_json
+    from .train.report import number
+    from .verify import lipschitz
+
+    system = _system(model)
+    certificate = lipschitz(system, norm=float(norm), solver=solver)
+    if out is not None:
+        certificate.save(out)
+    values = {
+        "bound": certificate.bound,
+        "lower": certificate.lower,
+        "norm": 2 if norm == "2" else "inf",
+        "norm_product": certificate.norm_product,
+        "proven": certificate.proven,
+        "solver": certificate.solver,
+        "seconds": certificate.seconds,
+        "units": system.units,
+        "certificate": None if out is None else str(out),
+    }
+    if as_json:
+        typer.echo(to_json(values))
+    else:
+        shown = {key: number(v) if isinstance(v, float) else v for key, v in values.items()}
+        for key, value in shown.items():
+            if value is not None:
+                typer.echo(f"{key:<13}{str(value).lower() if isinstance(value, bool) else value}")
+
+
+@app.command()
+def check(
+    certificate: Annotated[Path, typer.Argument(help="A certificate that verify wrote.")],
+    model: Annotated[Path, typer.Argument(help="The network it is about.")],
+    as_json: Json = False,
+) -> None:
+    """Check a certificate from its file and the model alone, without any solver."""
+    from .train.checkpoint import to_json
+    from .verify import Certificate
+    from .verify import check as check_certificate
+
+    system, reason = _system(model), None
+    try:
+        loaded = Certificate.load(certificate)
+        check_certificate(loaded, system)
+    except CertificationError as error:
+        reason = str(error)
+    holds = reason is None
+    if as_json:
+        typer.echo(to_json({"holds": reason is None, "bound": loaded.bound, "reason": reason}))
+    elif reason is None:
+        typer.echo(f"holds: bound {loaded.bound!r} in norm {loaded.norm:g}")
+    else:
+        typer.echo(f"does not hold: {reason}")
+    if reason is not None:
+        raise typer.Exit(DOES_NOT_HOLD)
+
+
+def _system(path: Path) -> System:
+    from .system import System
+
+    if path.suffix == ".npz":
+        return System.load(path)
+    import math
+
+    from .train.checkpoint import load_model
+    from .train.evaluate import exact_copy
+
+    model, config = load_model(path)
+    return System.from_module(exact_copy(model), features=math.prod(config.input_shape))
+
+
+app.command()(train)
+app.command()(compare)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

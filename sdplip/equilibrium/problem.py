@@ -1,0 +1,134 @@
+"""The equation of an equilibrium, its residual, and what is said about a solution of it."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import activations
+from ..activations import Activation
+from ..errors import InvalidInput, NotConverged, NotConvergedWarning, ShapeError
+from .splitting import monotonicity
+
+ON_FAILURE = ("raise", "warn", "ignore")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """z = σ(A z + v) for every row of v: A (n, n), v (batch, n)."""
+
+    A: Tensor
+    v: Tensor
+    sigma: Activation
+
+    def rows(self, index: Tensor) -> "Problem":
+        return Problem(self.A, self.v[index], self.sigma.rows(index))
+
+    def preactivation(self, z: Tensor) -> Tensor:
+        return torch.addmm(self.v, z, self.A.mT)
+
+    def defect(self, z: Tensor) -> Tensor:
+        return z - self.sigma(self.preactivation(z))
+
+    def residual(self, z: Tensor) -> Tensor:
+        """‖z - σ(A z + v)‖₂ / (1 + ‖z‖₂) of every row: no step size enters."""
+        norm = torch.linalg.vector_norm
+        return norm(self.defect(z), dim=-1) / (1 + norm(z, dim=-1))
+
+    def rounding(self) -> float:
+        """The residual that rounding alone can cause: 2·eps·(1 + ‖A‖_F)."""
+        size = float(torch.linalg.matrix_norm(self.A))
+        return 2 * torch.finfo(self.A.dtype).eps * (1 + size)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The rows of an equilibrium and how far each of them can be trusted.
+
+    Attributes:
+        z: (..., n) in the dtype of v. NaN in the rows whose v is not finite or which overflowed.
+        residual: (...,) ‖z - σ(A z + v)‖₂ / (1 + ‖z‖₂), measured in the precision of the solve.
+        steps: (...,) iterations that the row took part in.
+        converged: (...,) whether the residual reached the tolerance.
+        method: the method, with "+newton" where the fallback was used.
+    """
+
+    z: Tensor
+    residual: Tensor
+    steps: Tensor
+    converged: Tensor
+    method: str
+
+
+def announce(solution: Solution, layer_name: str, on_failure: str = "raise") -> None:
+    """Say that samples of `solution` did not converge, if any did not.
+
+    Args:
+        layer_name: for the message.
+        on_failure: "raise", "warn" or "ignore".
+
+    Raises:
+        NotConverged: a sample did not converge (with "warn": NotConvergedWarning is issued).
+        InvalidInput: another on_failure.
+    """
+    check_on_failure(on_failure)
+    if on_failure == "ignore" or bool(solution.converged.all()):
+        return
+    failed = ~solution.converged
+    residual, steps = solution.residual[failed], int(solution.steps[failed].max())
+    finite = residual[residual.isfinite()]
+    worst = f"worst residual {float(finite.max()):.2e}" if finite.numel() else "none of them finite"
+    lost = residual.numel() - finite.numel()
+    message = (
+        f"{layer_name}: {residual.numel()} of {failed.numel()} equilibria did not converge by "
+        f"{solution.method} ({worst} after {steps} steps, {lost} not finite). Try a larger "
+        'max_steps or method="newton"; or a larger eps, or the metric in which I - A is monotone.'
+    )
+    if on_failure == "raise":
+        raise NotConverged(message)
+    warnings.warn(message, NotConvergedWarning, stacklevel=3)
+
+
+def check_on_failure(on_failure: str) -> None:
+    if on_failure not in ON_FAILURE:
+        raise InvalidInput(
+            f"on_failure = {on_failure!r} is unknown. Use one of {', '.join(ON_FAILURE)}."
+        )
+
+
+def as_activation(units: str | Activation | Sequence[str | Activation], n: int) -> Activation:
+    """The activation of n units, given as one for all or one for each."""
+    if isinstance(units, str | Activation):
+        return activations.activation(units)
+    if len(units) != n:
+        raise ShapeError(
+            f"activation names {len(units)} units, but v has {n}. Name each unit once."
+        )
+    return activations.per_unit(units)
+
+
+def error_bound(
+    A: Tensor,
+    v: Tensor,
+    z: Tensor,
+    activation: str | Activation | Sequence[str | Activation] = "relu",
+    *,
+    metric: Tensor | None = None,
+) -> Tensor:
+    """Bound the distance ‖z - z*‖_Λ of any point z from the equilibrium z*, per sample.
+
+    ẑ = σ(A z + v) is the equilibrium of the drive v + A(z - ẑ), and equilibria are 1/m-Lipschitz
+    in the drive, so ‖z - z*‖ ≤ ‖z - ẑ‖ + ‖A(z - ẑ)‖ / m, with m of `monotonicity`. Shapes as for
+    `solve`. Rounding is not included.
+
+    Returns:
+        (...,) in the norm ‖x‖_Λ = (Σ λ_i x_i²)^½; infinite where m ≤ 0.
+    """
+    sigma = as_activation(activation, v.shape[-1])
+    m, _ = monotonicity(A, metric)
+    root = 1.0 if metric is None else metric.to(z).sqrt()
+    defect = z - sigma(z @ A.mT + v)
+    near, far = (torch.linalg.vector_norm(x * root, dim=-1) for x in (defect, defect @ A.mT))
+    return near + far / m if m > 0 else torch.full_like(near, torch.inf)

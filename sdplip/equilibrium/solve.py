@@ -1,0 +1,156 @@
+"""`solve`: check the arguments, choose the step, run one method, report every sample."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..activations import Activation
+from ..errors import InvalidInput, ShapeError
+from .newton import newton
+from .problem import Problem, Solution, as_activation
+from .splitting import Iteration, iterate, iteration, optimal_step
+
+METHODS = ("peaceman_rachford", "douglas_rachford", "forward_backward", "average", "newton")
+HALF = {torch.float16, torch.bfloat16}
+FULL = {torch.float32, torch.float64}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to solve; the arguments of `solve`, whose docstring describes them."""
+
+    method: str
+    tol: float
+    max_steps: int | None
+    step: float | None
+    metric: Tensor | None
+    z0: Tensor | None
+    fallback: str | None
+
+    def check(self, A: Tensor, v: Tensor) -> None:
+        n = v.shape[-1] if v.dim() else 0
+        if not v.dim() or A.shape != (n, n):
+            raise ShapeError(
+                f"A has shape {tuple(A.shape)} and v {tuple(v.shape)}, but they must be (n, n) and "
+                "(..., n). Pass v = B x + b."
+            )
+        kinds = {A.dtype, v.dtype}
+        if kinds - HALF - FULL or kinds == FULL or A.device != v.device:
+            raise ShapeError(
+                f"A is {A.dtype} on {A.device} and v is {v.dtype} on {v.device}. "
+                "Give both one floating-point dtype and one device."
+            )
+        for name, x, shape in (("metric", self.metric, (n,)), ("z0", self.z0, v.shape)):
+            if x is not None and x.shape != shape:
+                raise ShapeError(f"{name} has shape {tuple(x.shape)}. Make it {tuple(shape)}.")
+        if not bool(A.isfinite().all()):
+            raise InvalidInput("A has entries that are NaN or Inf. Look at what it is made of.")
+        if self.metric is not None and not bool((self.metric.isfinite() & (self.metric > 0)).all()):
+            raise InvalidInput("metric has entries that are not positive and finite. Pass Λ > 0.")
+        for name, value, known in (
+            ("method", self.method, METHODS),
+            ("fallback", self.fallback, (None, "newton")),
+        ):
+            if value not in known:
+                raise InvalidInput(f"{name} = {value!r} is unknown. Use one of {known}.")
+        for name, size in (("step", self.step), ("tol", self.tol), ("max_steps", self.max_steps)):
+            if size is not None and not 0 < size < math.inf:
+                raise InvalidInput(f"{name} = {size}, but must be positive. Leave the default.")
+
+
+def solve(
+    A: Tensor,
+    v: Tensor,
+    activation: str | Activation | Sequence[str | Activation] = "relu",
+    *,
+    method: str = "peaceman_rachford",
+    tol: float = 1e-6,
+    max_steps: int | None = None,
+    step: float | None = None,
+    metric: Tensor | None = None,
+    z0: Tensor | None = None,
+    fallback: str | None = None,
+) -> Solution:
+    """Solve z = σ(A z + v) for every row of v, each row to its own tolerance.
+
+    A row has converged when ‖z - σ(A z + v)‖₂ / (1 + ‖z‖₂) ≤ tol; a tol below the rounding level
+    2·eps·(1 + ‖A‖_F) of this very expression means that level. No step size and no other row enters
+    the test, and a row that has converged changes no more: its result depends on the rest of the
+    batch only by the rounding of batched products (the last bits). Never raises for lack of
+    convergence, see `announce`. Not differentiable, see `implicit`.
+
+    Args:
+        A: (n, n) float32 or float64; half precision is solved in float32.
+        v: (..., n), the drive B x + b. A single sample may be (n,).
+        activation: one for all units, or one per unit.
+        method: one of METHODS. "newton" goes on below tol, to rounding, and costs O(n³) per row.
+        max_steps: default 1000, for "newton" 50.
+        step: default `optimal_step`, which costs two eigenvalue problems of size n: pass it in when
+            A changes little. For "newton" it is the step of the splitting that helps it.
+        metric: (n,) positive Λ in which I - A is strongly monotone; None is the identity. It serves
+            the choice of the step alone.
+        z0: (..., n), where to start; None (and what is not finite in it) is zero.
+        fallback: "newton" gives the rows that did not converge to Newton's method; None does not.
+
+    Raises:
+        ShapeError: shapes, dtypes or devices that do not fit.
+        InvalidInput: A is not finite; metric, step, tol or max_steps not positive; unknown method.
+    """
+    settings = Settings(method, tol, max_steps, step, metric, z0, fallback)
+    settings.check(A, v)
+    return run(A, v, as_activation(activation, v.shape[-1]), settings)
+
+
+def working_dtype(A: Tensor, v: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(A.dtype, v.dtype), torch.float32)
+
+
+def run(A: Tensor, v: Tensor, sigma: Activation, settings: Settings) -> Solution:
+    """`solve` with checked arguments."""
+    method, batch, work = settings.method, v.shape[:-1], working_dtype(A, v)
+    with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
+        A, flat = A.to(work), v.to(work).reshape(math.prod(batch), v.shape[-1])
+        start = torch.zeros_like(flat)
+        if settings.z0 is not None:
+            guess = settings.z0.to(flat).reshape(flat.shape)
+            start = torch.where(guess.isfinite(), guess, start)
+        finite = flat.isfinite().all(-1).nonzero()[:, 0]
+        problem = Problem(A, flat[finite], sigma.rows(finite))
+        goal = max(settings.tol, problem.rounding())
+
+        @functools.cache
+        def scheme(kind: str) -> Iteration:
+            given = settings.step if method in (kind, "newton") else None
+            return iteration(A, kind, given or optimal_step(A, kind, settings.metric))
+
+        newtons = functools.partial(scheme, "peaceman_rachford")
+        if method == "newton":
+            found = newton(problem, start[finite], goal, settings.max_steps or 50, newtons)
+        else:
+            sweeps = functools.partial(scheme, method)
+            found = iterate(problem, sweeps, start[finite], goal, settings.max_steps or 1000)
+        z, residual, steps = found
+        failed = (~(residual <= goal)).nonzero()[:, 0]
+        if settings.fallback and method != "newton" and len(failed):
+            again = torch.where((residual[failed] < 0.1)[:, None], z[failed], 0)
+            found = newton(problem.rows(failed), again, goal, 50, newtons)
+            z[failed], residual[failed] = found[:2]
+            steps[failed] += found[2]
+            method += "+newton"
+
+        broken = ~(residual.isfinite() & z.isfinite().all(-1))
+        z[broken], residual[broken] = torch.nan, torch.nan
+        full, residuals = torch.full_like(flat, torch.nan), flat.new_full((len(flat),), torch.nan)
+        counts = torch.zeros(len(flat), dtype=torch.long, device=v.device)
+        full[finite], residuals[finite], counts[finite] = z, residual, steps
+        return Solution(
+            full.to(v.dtype).reshape(v.shape),
+            residuals.reshape(batch),
+            counts.reshape(batch),
+            (residuals <= goal).reshape(batch),
+            method,
+        )

@@ -1,0 +1,143 @@
+"""Layers y = Cz + Dx + c at the equilibrium z = σ(Az + Bx + b)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..activations import Activation, activation
+from ..equilibrium import Solution, implicit, solve
+from ..system import System
+from ._base import (
+    Layer,
+    check_size,
+    fill_uniform,
+    full_precision,
+    numpy,
+    slopes_in_unit_interval,
+    wide,
+)
+
+
+class EquilibriumLayer(Layer):
+    """A well-posed equilibrium network whose subclass gives A, B, C, D from its parameters.
+
+    Attributes:
+        method, tol, max_steps, fallback: of `sdplip.equilibrium.solve`; change them at any time.
+        on_failure: what happens to samples that do not reach `tol`: "raise", "warn", "ignore", or
+            None for "warn" in training and "raise" in evaluation.
+    """
+
+    on_failure: str | None = None
+    fallback: str | None = "newton"
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        out_features: int,
+        *,
+        bias: bool,
+        feedthrough: bool,
+        activation: str | Activation,
+        method: str,
+        tol: float,
+        max_steps: int | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(in_features, out_features)
+        owner = type(self).__name__
+        check_size(owner, "hidden", hidden)
+        self.hidden = hidden
+        self.activation = slopes_in_unit_interval(owner, activation)
+        self.method, self.tol, self.max_steps = method, tol, max_steps
+
+        def free(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.B = free(hidden, in_features)
+        self.C = free(out_features, hidden)
+        self.D = free(out_features, in_features) if feedthrough else None
+        self.bias = free(hidden) if bias else None
+        self.out_bias = free(out_features) if bias else None
+
+    def reset_parameters(self) -> None:
+        """Draw B, C and the biases as nn.Linear does; the direct path D starts at zero."""
+        fill_uniform(self.B, self.bias, fan_in=self.in_features)
+        fill_uniform(self.C, self.out_bias, fan_in=self.hidden)
+        if self.D is not None:
+            nn.init.zeros_(self.D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        with full_precision(x):
+            w = self._closed_form()
+            on_failure = self.on_failure or ("warn" if self.training else "raise")
+            z = implicit(
+                w["A"],
+                self._drive(x, w["B"]),
+                self.activation,
+                method=self.method,
+                tol=self.tol,
+                max_steps=self.max_steps,
+                metric=self._metric(w),
+                fallback=self.fallback,
+                on_failure=on_failure,
+                layer_name=type(self).__name__,
+            )
+            y = F.linear(z, w["C"], _wide(self.out_bias))
+            if self.D is not None:
+                y = y + F.linear(wide(x), w["D"])
+        return y.to(x.dtype)
+
+    def solve(self, x: Tensor) -> Solution:
+        """The equilibria for x (..., in_features), with residual and steps of every sample.
+
+        Not differentiable; never raises for lack of convergence.
+        """
+        self._check(x)
+        with torch.no_grad(), full_precision(x):
+            w = self._closed_form()
+            return solve(
+                w["A"],
+                self._drive(x, w["B"]),
+                self.activation,
+                method=self.method,
+                tol=self.tol,
+                max_steps=self.max_steps,
+                metric=self._metric(w),
+                fallback=self.fallback,
+            )
+
+    def system(self) -> System:
+        """The map that forward computes at the exact equilibrium, in float64."""
+        w = {name: numpy(value) for name, value in self._tensors().items()}
+        return System.equilibrium(
+            w["A"],
+            w["B"],
+            w["C"],
+            w["D"],
+            numpy(self.bias),
+            numpy(self.out_bias),
+            activation(self.activation).name,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, hidden={self.hidden}, "
+            f"out_features={self.out_features}, bias={self.bias is not None}, "
+            f"feedthrough={self.D is not None}, activation={activation(self.activation).name}"
+        )
+
+    def _metric(self, w: dict[str, Tensor]) -> Tensor:
+        """The diagonal Λ (n,) in which I - A is strongly monotone."""
+        raise NotImplementedError
+
+    def _drive(self, x: Tensor, B: Tensor) -> Tensor:
+        return F.linear(wide(x), B, _wide(self.bias))
+
+
+def _wide(x: Tensor | None) -> Tensor | None:
+    return None if x is None else wide(x)

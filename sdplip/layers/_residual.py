@@ -1,0 +1,101 @@
+"""Layers x ↦ x - 2WT⁻¹σ(Wᵀx + b) with a diagonal T ⪰ WᵀW."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..activations import Activation, activation
+from ..system import System
+from ._base import (
+    Layer,
+    check_size,
+    fill_orthogonal,
+    fill_uniform,
+    numpy,
+    slopes_in_unit_interval,
+    wide,
+)
+
+
+def residual(W: Tensor, T: Tensor) -> dict[str, Tensor]:
+    """H = I, G = -2WT⁻¹, Λ = 2T⁻¹, ρ = 1: what T ⪰ WᵀW says in the residual condition.
+
+    The off-diagonal block -HᵀG - WΛ vanishes and 2Λ - GᵀG = 4T⁻¹(T - WᵀW)T⁻¹.
+
+    Args:
+        W: (*batch, m, n). T: (*batch, n), positive.
+
+    Source: [ARAUJO] Theorem 3 and its Corollaries.
+    """
+    Lam = 2 / T
+    H = torch.eye(W.shape[-2], dtype=W.dtype, device=W.device)
+    return {"H": H, "G": -W * Lam.unsqueeze(-2), "W": W, "Lam": Lam, "rho": W.new_ones(()), "T": T}
+
+
+class ResidualLayer(Layer):
+    """A residual layer with free `weight` = Wᵀ (hidden, features), whose subclass gives T."""
+
+    condition = "residual"
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int | None = None,
+        bias: bool = True,
+        *,
+        activation: str | Activation = "relu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(features, features)
+        owner = type(self).__name__
+        self.hidden = features if hidden is None else hidden
+        check_size(owner, "hidden", self.hidden)
+        self.activation = slopes_in_unit_interval(owner, activation)
+        self.weight = nn.Parameter(torch.empty(self.hidden, features, device=device, dtype=dtype))
+        self.bias = (
+            nn.Parameter(torch.empty(self.hidden, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw orthonormal rows or columns: for hidden ≤ features T = WᵀW, no slack is lost."""
+        fill_orthogonal(self.weight)
+        fill_uniform(self.bias, fan_in=self.in_features)
+
+    def witness(self) -> dict[str, Tensor]:
+        """H, G, W, Lam, rho of the residual condition, and T (see `Layer.witness`)."""
+        tensors = self._tensors()
+        return residual(tensors["W"], tensors["T"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        tensors = self._tensors()
+        W = tensors["W"].to(self.weight.dtype)
+        h = activation(self.activation)(F.linear(x, W.mT, self.bias))
+        return x - 2 * F.linear((h / tensors["T"]).to(W.dtype), W)
+
+    def system(self) -> System:
+        """The map that forward computes, in float64."""
+        tensors = self._tensors()
+        exact = residual(tensors["W"].double(), tensors["T"].double())
+        H, G, W = (numpy(exact[name]) for name in "HGW")
+        return System.residual(
+            H, G, W, numpy(self.bias), activation=activation(self.activation).name
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"features={self.in_features}, hidden={self.hidden}, bias={self.bias is not None}, "
+            f"activation={activation(self.activation).name}"
+        )
+
+    def _multiplier(self, W: Tensor) -> Tensor:
+        """The diagonal (n,) of a T ⪰ WᵀW."""
+        raise NotImplementedError
+
+    def _closed_form(self) -> dict[str, Tensor]:
+        W = wide(self.weight).mT
+        return {"W": W, "T": self._multiplier(W)}

@@ -1,0 +1,187 @@
+"""Lipschitz-bounded equilibrium layers [LBEN]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..activations import Activation
+from ..errors import InvalidInput
+from ._base import fill_uniform, saturate, soft_bound, wide
+from ._equilibrium import EquilibriumLayer
+
+LIMIT = 10.0
+"""Free matrices saturate at Frobenius norm LIMIT·√n (B and C times √min(γ, 1)): far above what
+training uses, and small enough that the equilibrium can be computed for any parameters."""
+
+SPREAD = 4.0
+"""|ψ| stays below: the entries of Λ differ by at most e^8."""
+
+CONTRACTION = 10.0
+"""The free D saturates at this norm: ‖D‖₂ ≤ γ (1 + CONTRACTION⁻²)^{-1/2}."""
+
+
+def witness(
+    psi: Tensor,
+    V: Tensor,
+    S: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    gamma: Tensor,
+    eps: Tensor,
+) -> dict[str, Tensor]:
+    """A with Λ(I - A) = (CᵀC + NR⁻¹Nᵀ) / 2γ + VᵀV + εI + S - Sᵀ, which solves the condition.
+
+    Here Λ = diag(e^{-ψ}) is the condition's multiplier divided by γ, D = γK with ‖K‖₂ < 1,
+    R = I - KᵀK and N = CᵀK + ΛB. The Schur complement of ρI - DᵀD = γ²R in the condition is
+    γ(Λ(I - A) + (I - A)ᵀΛ) - CᵀC - NR⁻¹Nᵀ = 2γ(VᵀV + εI) ≻ 0. With K = L⁻¹X for the free X and
+    LLᵀ = I + XXᵀ every strict contraction is reached and R⁻¹ = I + XᵀX: nothing is inverted.
+
+    Args:
+        psi: (*batch, n). V, S: (*batch, n, n). B: (*batch, n, m). C: (*batch, p, n).
+        D: the free X (*batch, p, m), or None for no direct path.
+        gamma: scalar; inf drops the bound and keeps well-posedness, and D is X itself.
+        eps: scalar, positive.
+
+    Returns:
+        A, B, C, D, Lam (the condition's multiplier), rho = γ².
+
+    Source: [LBEN] Theorem 2 and section 5; D = 0 there.
+    """
+    n = V.shape[-1]
+    scale = LIMIT * math.sqrt(n)
+    V, S = saturate(V, scale), saturate(S, scale)
+    root = gamma.clamp(max=1).sqrt()
+    B, C = saturate(B, scale * root), saturate(C, scale * root)
+    Lam = soft_bound(-psi, SPREAD).exp()
+    N = Lam.unsqueeze(-1) * B
+    free = gamma.isinf()
+    if D is None:
+        D = C.new_zeros(*C.shape[:-1], B.shape[-1])
+        bound = C.mT @ C + N @ N.mT
+    else:
+        X = saturate(D, CONTRACTION)
+        identity = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
+        L = torch.linalg.cholesky(identity + X @ X.mT)
+        K = torch.linalg.solve_triangular(L, X, upper=False)
+        N = N + C.mT @ K
+        P = N @ X.mT
+        bound = C.mT @ C + N @ N.mT + P @ P.mT
+        D = torch.where(free, D, torch.where(free, 1, gamma) * K)
+    target = bound / (2 * gamma) + V.mT @ V + S - S.mT
+    # Rounding of A must not eat up ε, so it grows with what is rounded.
+    rounding = 8 * torch.finfo(V.dtype).eps * torch.linalg.matrix_norm(target.detach())
+    identity = torch.eye(n, dtype=V.dtype, device=V.device)
+    target = target + (eps + rounding)[..., None, None] * identity
+    A = identity - target / Lam.unsqueeze(-1)
+    multiplier = torch.where(free, 1, gamma).unsqueeze(-1) * Lam
+    return {"A": A, "B": B, "C": C, "D": D, "Lam": multiplier, "rho": gamma.square()}
+
+
+class LBENLinear(EquilibriumLayer):
+    """x ↦ Cz + Dx + c at z = σ(Az + Bx + b) is well-posed and γ-Lipschitz, slopes in [0, 1].
+
+    Args:
+        in_features, hidden, out_features: m, n, p.
+        gamma: the Lipschitz constant; inf for an equilibrium that is only well-posed.
+        learn_gamma: make it a parameter, through its logarithm.
+        eps: the margin of the condition. Smaller is freer and slower to solve.
+        feedthrough: add the direct path D, with ‖D‖₂ < γ.
+        activation: a name, or an `Activation`, with slopes in [0, 1].
+        method, tol, max_steps: of `sdplip.equilibrium.solve`.
+
+    `gamma` and `eps` are in the state_dict. The bound is that of the exact equilibrium; two
+    computed outputs can differ by what their residuals allow on top of it.
+
+    Raises:
+        InvalidInput: gamma or eps not positive, slopes outside [0, 1].
+
+    Source: Revay, Wang, Manchester, Lipschitz bounded equilibrium networks (arXiv 2010.01732).
+    """
+
+    condition = "equilibrium"
+    gamma: Tensor
+    eps: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        out_features: int,
+        *,
+        gamma: float = 1.0,
+        learn_gamma: bool = False,
+        eps: float = 1.0,
+        feedthrough: bool = False,
+        bias: bool = True,
+        activation: str | Activation = "relu",
+        method: str = "peaceman_rachford",
+        tol: float = 1e-5,
+        max_steps: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_features,
+            hidden,
+            out_features,
+            bias=bias,
+            feedthrough=feedthrough,
+            activation=activation,
+            method=method,
+            tol=tol,
+            max_steps=max_steps,
+            device=device,
+            dtype=dtype,
+        )
+        if not gamma > 0 or (learn_gamma and math.isinf(gamma)):
+            raise InvalidInput(
+                f"LBENLinear: gamma = {gamma}, but must be positive, and finite to be learned. "
+                "Give a bound such as 1.0, or inf with learn_gamma=False for none."
+            )
+        if not 0 < eps < math.inf:
+            raise InvalidInput(
+                f"LBENLinear: eps = {eps}, but must be positive and finite. Use e.g. 1.0."
+            )
+        self.psi = nn.Parameter(torch.empty(hidden, device=device, dtype=dtype))
+        self.V = nn.Parameter(torch.empty(hidden, hidden, device=device, dtype=dtype))
+        self.S = nn.Parameter(torch.empty(hidden, hidden, device=device, dtype=dtype))
+        self.register_buffer("eps", torch.tensor(float(eps), device=device, dtype=dtype))
+        if learn_gamma:
+            log_gamma = torch.tensor(math.log(gamma), device=device, dtype=dtype)
+            self.log_gamma = nn.Parameter(log_gamma)
+        else:
+            self.register_buffer("gamma", torch.tensor(float(gamma), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As the authors': nn.Linear's initialisation throughout, ψ = 1."""
+        super().reset_parameters()
+        fill_uniform(self.V, self.S, fan_in=self.hidden)
+        nn.init.ones_(self.psi)
+
+    @property
+    def lipschitz(self) -> float:
+        """γ: the map is γ-Lipschitz from ℓ₂ to ℓ₂."""
+        return float(self._gamma().detach())
+
+    def extra_repr(self) -> str:
+        learned = ", learn_gamma=True" if hasattr(self, "log_gamma") else ""
+        gamma, eps = self.lipschitz, float(self.eps)
+        return f"{super().extra_repr()}, gamma={gamma:g}, eps={eps:g}{learned}"
+
+    def _gamma(self) -> Tensor:
+        if hasattr(self, "log_gamma"):
+            return wide(self.log_gamma).clamp(-20, 20).exp()
+        return wide(self.gamma)
+
+    def _closed_form(self) -> dict[str, Tensor]:
+        psi, V, S, B, C = (wide(p) for p in (self.psi, self.V, self.S, self.B, self.C))
+        D = None if self.D is None else wide(self.D)
+        return witness(psi, V, S, B, C, D, self._gamma(), wide(self.eps))
+
+    def _metric(self, w: dict[str, Tensor]) -> Tensor:
+        return w["Lam"].detach()

@@ -1,0 +1,152 @@
+"""Non-Euclidean monotone equilibrium layers: ℓ∞ instead of ℓ₂ [NEMON]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..activations import Activation
+from ..errors import InvalidInput
+from ._base import ROUNDING, fill_uniform, saturate, soft_bound, wide
+from ._equilibrium import EquilibriumLayer
+
+LIMIT = 10.0
+"""T saturates at Frobenius norm LIMIT·√n: far above what training uses."""
+
+SPREAD = 4.0
+"""|log η| stays below: weights differ by at most e^8."""
+
+
+def witness(T: Tensor, d: Tensor, c: Tensor) -> dict[str, Tensor]:
+    """A = cI + [η]T[η]⁻¹ - diag(|T|1), η = e^{-d}, whose weighted ℓ∞ measure is at most c.
+
+    Row i of (cI - ⌈A⌉)η is (|T_ii| - T_ii) η_i ≥ 0; the row sums are rounded upwards.
+
+    Args:
+        T: (*batch, n, n), arbitrary. d: (*batch, n). c: scalar below 1.
+
+    Returns:
+        A (*batch, n, n), eta (*batch, n), c.
+
+    Source: [NEMON] section 5.
+    """
+    T = saturate(T, LIMIT * math.sqrt(T.shape[-1]))
+    eta = soft_bound(-d, SPREAD).exp()
+    diagonal = T.diagonal(dim1=-2, dim2=-1)
+    off = T - torch.diag_embed(diagonal)
+    shift = T.abs().sum(dim=-1) * (1 + ROUNDING)
+    A = off * eta.unsqueeze(-1) / eta.unsqueeze(-2) + torch.diag_embed(diagonal - shift + c)
+    return {"A": A, "eta": eta, "c": c}
+
+
+def metzler(A: Tensor) -> Tensor:
+    """⌈A⌉: the diagonal of A and the absolute values off it."""
+    diagonal = torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
+    return (A - diagonal).abs() + diagonal
+
+
+def linf_bound(A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """‖ |C| (I - ⌈A⌉)⁻¹ |B| + |D| ‖_∞, a bound for ℓ∞ to ℓ∞ when μ_{∞,η}(A) < 1 for some η.
+
+    |Δz| ≤ ⌈A⌉|Δz| + |B||Δx| entrywise for slopes in [0, 1], and I - ⌈A⌉ is an M-matrix, whose
+    inverse is non-negative. No better weights η exist. Differentiable; shapes (*batch, ·, ·).
+    """
+    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    reach = torch.linalg.solve(identity - metzler(A), B.abs().sum(dim=-1, keepdim=True))
+    return ((C.abs() @ reach).squeeze(-1) + D.abs().sum(dim=-1)).amax(dim=-1)
+
+
+class NEMONLinear(EquilibriumLayer):
+    """x ↦ Cz + Dx + c at z = σ(Az + Bx + b), μ_{∞,η}(A) ≤ c < 1, is well-posed; slopes in [0, 1].
+
+    `lipschitz` is the ℓ∞ constant that its weights give; to train it, add `linf_bound()` to the
+    loss. Unlike the other layers it promises no constant in advance.
+
+    Args:
+        in_features, hidden, out_features: m, n, p.
+        c: the bound on the matrix measure, below 1.
+        feedthrough: add the direct path D.
+        activation: a name, or an `Activation`, with slopes in [0, 1].
+        method, tol, max_steps: of `sdplip.equilibrium.solve`.
+
+    Raises:
+        InvalidInput: c not below 1, slopes outside [0, 1].
+
+    Source: Jafarpour, Davydov, Proskurnikov, Bullo, Robust implicit networks via non-Euclidean
+    contractions (NeurIPS 2021).
+    """
+
+    condition = "measure"
+    norm = math.inf
+    c: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        out_features: int,
+        *,
+        c: float = 0.0,
+        feedthrough: bool = False,
+        bias: bool = True,
+        activation: str | Activation = "relu",
+        method: str = "peaceman_rachford",
+        tol: float = 1e-5,
+        max_steps: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_features,
+            hidden,
+            out_features,
+            bias=bias,
+            feedthrough=feedthrough,
+            activation=activation,
+            method=method,
+            tol=tol,
+            max_steps=max_steps,
+            device=device,
+            dtype=dtype,
+        )
+        if not -math.inf < c < 1:
+            raise InvalidInput(f"NEMONLinear: c = {c}, but must be finite and below 1. Use e.g. 0.")
+        self.T = nn.Parameter(torch.empty(hidden, hidden, device=device, dtype=dtype))
+        self.d = nn.Parameter(torch.empty(hidden, device=device, dtype=dtype))
+        self.register_buffer("c", torch.tensor(float(c), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """nn.Linear's initialisation throughout, η = 1."""
+        super().reset_parameters()
+        fill_uniform(self.T, fan_in=self.hidden)
+        nn.init.zeros_(self.d)
+
+    def linf_bound(self) -> Tensor:
+        """The Lipschitz constant from ℓ∞ to ℓ∞ that the present weights give, differentiable."""
+        w = self._tensors()
+        return linf_bound(w["A"], w["B"], w["C"], w["D"])
+
+    @property
+    def lipschitz(self) -> float:
+        """`linf_bound()` of the applied weights, in float64."""
+        with torch.no_grad():
+            w = self._tensors()
+            return float(linf_bound(*(w[name].double() for name in "ABCD")))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, c={float(self.c):g}"
+
+    def _closed_form(self) -> dict[str, Tensor]:
+        B, C = wide(self.B), wide(self.C)
+        D = C.new_zeros(self.out_features, self.in_features) if self.D is None else wide(self.D)
+        return {**witness(wide(self.T), wide(self.d), wide(self.c)), "B": B, "C": C, "D": D}
+
+    def _metric(self, w: dict[str, Tensor]) -> Tensor:
+        """Λ = diag(ξ/ζ), ξ = (I - ⌈A⌉)⁻ᵀ1, ζ = (I - ⌈A⌉)⁻¹1: then ΛA + AᵀΛ ≺ 2Λ."""
+        A = w["A"].detach().double()
+        M = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - metzler(A)
+        ones = A.new_ones(A.shape[-1], 1)
+        return (torch.linalg.solve(M.mT, ones) / torch.linalg.solve(M, ones)).squeeze(-1)

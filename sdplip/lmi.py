@@ -1,0 +1,283 @@
+"""A matrix condition written once and evaluated on NumPy, Torch, CVXPY or SymPy.
+
+An `LMI` holds a SymPy block matrix over symbols of symbolic size. Calling it with values walks that
+one expression; what kind of matrix comes out follows from what kind went in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import sympy as sp
+from sympy.matrices.expressions import MatrixExpr
+
+from ._backends import backend
+from .errors import InvalidInput, ShapeError
+
+Structure = Literal["full", "diagonal", "symmetric", "vector"]
+
+
+class Absolute(MatrixExpr):
+    """|X|, entry by entry."""
+
+    def __new__(cls, arg: MatrixExpr) -> Absolute:
+        return super().__new__(cls, arg)  # type: ignore[no-any-return]
+
+    @property
+    def shape(self) -> tuple[Any, Any]:
+        return self.args[0].shape  # type: ignore[no-any-return]
+
+    def doit(self, **hints: Any) -> MatrixExpr:
+        inner = self.args[0].doit(**hints)
+        return inner if isinstance(inner, sp.ZeroMatrix | sp.Identity) else type(self)(inner)
+
+
+class Metzler(Absolute):
+    """⌈X⌉: the diagonal of X and the absolute values off it [NEMON]."""
+
+
+@dataclass(frozen=True)
+class LMI:
+    """A condition `matrix` ⪰ 0 (or ≥ 0 entrywise) with what it claims and where it comes from.
+
+    Args:
+        name: what errors call it.
+        matrix: SymPy expression, symmetric for the cone "psd", a column for "nonnegative".
+        claim: the statement that the condition implies.
+        source: paper, theorem or equation.
+        structure: per symbol "diagonal" or "vector" (given by its entries, shape (*batch, n)) or
+            "symmetric"; a symbol not listed is a full matrix, shape (*batch, rows, columns).
+        cone: "psd" for a linear matrix inequality, "nonnegative" for entrywise inequalities.
+
+    A scalar given for a diagonal symbol stands for that multiple of the identity.
+    """
+
+    name: str
+    matrix: MatrixExpr
+    claim: str
+    source: str
+    structure: Mapping[str, Structure] = field(default_factory=dict)
+    cone: Literal["psd", "nonnegative"] = "psd"
+
+    @property
+    def symbols(self) -> dict[str, Any]:
+        """The symbols that a call must give, by name; sizes are not among them."""
+        matrices = self.matrix.atoms(sp.MatrixSymbol)
+        sizes = {s for m in matrices for d in m.shape for s in d.free_symbols}
+        sizes |= {
+            s
+            for z in self.matrix.atoms(sp.Identity, sp.ZeroMatrix, sp.OneMatrix)
+            for s in _sizes(z)
+        }
+        scalars = {s for s in self.matrix.free_symbols if isinstance(s, sp.Symbol)} - sizes
+        return {s.name: s for s in sorted(matrices | scalars, key=lambda s: s.name)}
+
+    def __call__(self, **values: Any) -> Any:
+        """The matrix at these values.
+
+        Args:
+            values: one per symbol: NumPy arrays, Torch tensors, CVXPY expressions (mixed with
+                NumPy constants) or SymPy matrices; leading batch dimensions broadcast.
+
+        Returns:
+            (*batch, d, d) for "psd", (*batch, d) for "nonnegative", of the arguments' kind.
+
+        Raises:
+            InvalidInput: a symbol is missing or unknown.
+            ShapeError: a shape contradicts another; the message names both.
+        """
+        symbols = self.symbols
+        if missing := symbols.keys() - values.keys():
+            raise InvalidInput(f"{self.name} needs {', '.join(sorted(missing))}: not given.")
+        if unknown := values.keys() - symbols.keys():
+            raise InvalidInput(
+                f"{self.name} has no symbol {', '.join(sorted(unknown))}; "
+                f"it has {', '.join(symbols)}."
+            )
+        ops = backend(values)
+        arrays = {name: ops.array(value) for name, value in values.items()}
+        sizes = self._infer_sizes(symbols, arrays)
+        env: dict[Any, Any] = {}
+        for name, symbol in symbols.items():
+            value = arrays[name]
+            if not isinstance(symbol, sp.MatrixSymbol):
+                env[symbol] = ops.scalar(value)
+            elif self._kind(name) == "diagonal":
+                if not ops.shape(value):
+                    value = value * ops.ones(_number(symbol.shape[0], sizes))
+                env[symbol] = ops.diagonal(value)
+            elif self._kind(name) == "vector":
+                env[symbol] = ops.column(value)
+            else:
+                env[symbol] = value
+        result = _evaluate(self.matrix, env, sizes, ops)
+        return ops.entries(result) if self.cone == "nonnegative" else result
+
+    def margin(self, **values: Any) -> Any:
+        """Smallest eigenvalue (or entry), shape (*batch,): evidence in float64, not a proof."""
+        matrix = np.asarray(self(**{k: _to_numpy(v) for k, v in values.items()}))
+        if self.cone == "nonnegative":
+            return matrix.min(axis=-1)
+        return np.linalg.eigvalsh((matrix + matrix.swapaxes(-1, -2)) / 2)[..., 0]
+
+    def substitute(
+        self, structure: Mapping[str, Structure] | None = None, **expressions: Any
+    ) -> LMI:
+        """The condition with symbols replaced by SymPy expressions; sizes follow from the shapes.
+
+        Args:
+            structure: of symbols that the expressions bring in.
+            expressions: per symbol a matrix expression of fitting shape, or a scalar.
+        """
+        symbols = self.symbols
+        sizes: dict[Any, Any] = {}
+        for name, new in expressions.items():
+            if name not in symbols:
+                raise InvalidInput(
+                    f"{self.name} has no symbol {name}; it has {', '.join(symbols)}."
+                )
+            old = symbols[name]
+            if isinstance(old, sp.MatrixSymbol):
+                shape = getattr(new, "shape", None)
+                if shape is None:
+                    raise ShapeError(f"{self.name}: {name} is a matrix {old.shape}, not {new!r}.")
+                for dim, size in zip(old.shape, shape, strict=True):
+                    if sizes.setdefault(dim, size) != size:
+                        raise ShapeError(
+                            f"{self.name}: {name} has shape {shape}, but {dim} = {sizes[dim]}."
+                        )
+        sizes = {dim: size for dim, size in sizes.items() if dim != size}
+        rules = {
+            symbols[name].xreplace(sizes): sp.sympify(new) for name, new in expressions.items()
+        }
+        matrix = _collapse(self.matrix.xreplace(sizes).xreplace(rules))
+        kept = {k: v for k, v in self.structure.items() if k not in expressions}
+        return replace(self, matrix=matrix, structure={**kept, **(structure or {})})
+
+    def block(self, *indices: int) -> LMI:
+        """The principal submatrix of these block rows and columns (implied by the whole)."""
+        blocks = self.matrix.blocks
+        if self.cone == "nonnegative":
+            matrix = sp.BlockMatrix([[blocks[i, 0]] for i in indices])
+        else:
+            matrix = sp.BlockMatrix([[blocks[i, j] for j in indices] for i in indices])
+        return replace(
+            self,
+            matrix=blocks[indices[0], 0 if self.cone == "nonnegative" else indices[0]]
+            if len(indices) == 1
+            else matrix,
+        )
+
+    def named(self, name: str, claim: str, source: str) -> LMI:
+        """The same condition under another name, claim and source."""
+        return replace(self, name=name, claim=claim, source=source)
+
+    def _kind(self, name: str) -> Structure:
+        return self.structure.get(name, "full")
+
+    def _infer_sizes(self, symbols: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[Any, int]:
+        """The value of every size symbol, each fixed by the first array that has it."""
+        sizes: dict[Any, int] = {}
+        origin: dict[Any, str] = {}
+        for name, symbol in symbols.items():
+            shape = tuple(arrays[name].shape) if hasattr(arrays[name], "shape") else ()
+            if not isinstance(symbol, sp.MatrixSymbol):
+                continue
+            by_entries = self._kind(name) in ("diagonal", "vector")
+            dims = symbol.shape[:1] if by_entries else symbol.shape
+            if by_entries and self._kind(name) == "diagonal" and shape == ():
+                continue
+            if by_entries and len(shape) == 2 and shape[1] == 1:
+                shape = shape[:1]
+            if len(shape) < len(dims):
+                raise ShapeError(
+                    f"{self.name}: {name} has shape {shape}, but needs {len(dims)} dimensions."
+                )
+            for dim, size in zip(dims, shape[len(shape) - len(dims) :], strict=True):
+                known = sizes.setdefault(dim, int(size)) if dim.is_Symbol else int(dim)
+                origin.setdefault(dim, name)
+                if known != size:
+                    raise ShapeError(
+                        f"{self.name}: {name} has shape {shape}, but {dim} = {known}"
+                        f" (from {origin[dim]})."
+                    )
+        return sizes
+
+
+def _sizes(matrix: Any) -> set[Any]:
+    return {s for d in matrix.shape for s in d.free_symbols}
+
+
+def _number(dim: Any, sizes: Mapping[Any, int]) -> int:
+    value = sp.sympify(dim).subs(sizes)
+    if value.free_symbols:
+        raise ShapeError(f"The size {dim} follows from none of the given arrays; give one in full.")
+    return int(value)
+
+
+def _collapse(matrix: MatrixExpr) -> MatrixExpr:
+    """Multiply out blocks and drop zeros, without the slow general simplification."""
+    return sp.block_collapse(matrix.doit())
+
+
+def _to_numpy(value: Any) -> Any:
+    return value.detach().cpu().double().numpy() if hasattr(value, "detach") else value
+
+
+def _evaluate(expr: Any, env: dict[Any, Any], sizes: Mapping[Any, int], ops: Any) -> Any:
+    """The value of one node, remembered in `env` so that a shared part is computed once."""
+    if expr in env:
+        return env[expr]
+
+    def go(e: Any) -> Any:
+        return _evaluate(e, env, sizes, ops)
+
+    match expr:
+        case sp.BlockMatrix():
+            rows, cols = expr.blockshape
+            value = ops.block([[go(expr.blocks[i, j]) for j in range(cols)] for i in range(rows)])
+        case sp.Identity():
+            value = ops.eye(_number(expr.shape[0], sizes))
+        case sp.ZeroMatrix():
+            value = ops.zeros(*(_number(d, sizes) for d in expr.shape))
+        case sp.OneMatrix():
+            value = ops.column(ops.ones(_number(expr.shape[0], sizes)))
+            if expr.shape[1] != 1:
+                value = value @ ops.transpose(ops.column(ops.ones(_number(expr.shape[1], sizes))))
+        case sp.Transpose():
+            value = ops.transpose(go(expr.arg))
+        case sp.Inverse():
+            value = ops.inverse(go(expr.arg))
+        case Metzler():
+            value = ops.metzler(go(expr.args[0]))
+        case Absolute():
+            value = ops.absolute(go(expr.args[0]))
+        case sp.MatMul():
+            coefficient, factors = expr.as_coeff_matrices()
+            value = go(factors[0])
+            for factor in factors[1:]:
+                value = value @ go(factor)
+            if coefficient != 1:
+                value = go(coefficient) * value
+        case sp.MatAdd() | sp.Add():
+            value = _fold(lambda x, y: x + y, expr.args, go)
+        case sp.Mul():
+            value = _fold(lambda x, y: x * y, expr.args, go)
+        case sp.Pow():
+            value = go(expr.base) ** int(expr.exp)
+        case sp.Number():
+            value = ops.number(expr)
+        case _:
+            raise InvalidInput(f"Cannot evaluate {type(expr).__name__} ({expr}) in an LMI.")
+    env[expr] = value
+    return value
+
+
+def _fold(combine: Callable[[Any, Any], Any], args: Any, go: Callable[[Any], Any]) -> Any:
+    value = go(args[0])
+    for arg in args[1:]:
+        value = combine(value, go(arg))
+    return value

@@ -1,0 +1,84 @@
+"""Certified radii: how far an image may move before the predicted class can change.
+
+A matrix `pairs` (K, K) holds, for every two classes, a Lipschitz bound L_ij of the logit
+difference z_i − z_j. An image of class t is certified up to min_j (z_t − z_j) / L_tj. Every
+valid matrix gives a valid radius, and so does the elementwise minimum of several.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import ShapeError
+from ..layers.nemon import linf_bound, metzler
+from ..system import System
+
+SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
+"""The part of the largest logit that is taken off every margin, for rounding and the solver."""
+
+
+def global_pairs(bound: float, num_classes: int, norm: float = 2) -> Tensor:
+    """Pair bounds from one bound of the whole network: √2·L for ℓ₂ outputs, 2·L for ℓ∞.
+
+    z_i − z_j = (e_i − e_j)ᵀz, and e_i − e_j has dual norm √2 (ℓ₂) or 2 (ℓ∞ to ℓ₁).
+    Returns a float64 (K, K) matrix with a zero diagonal.
+    """
+    factor = 2**0.5 if norm == 2 else 2.0
+    pairs = torch.full((num_classes, num_classes), factor * bound, dtype=torch.float64)
+    return pairs.fill_diagonal_(0)
+
+
+def last_layer_pairs(body: float, W: Tensor) -> Tensor:
+    """Pair bounds of x ↦ W f(x) for an f with ℓ₂ bound `body`: body·‖w_i − w_j‖₂.
+
+    `W` (K, m). Never worse than √2·body·‖W‖₂. Returns a float64 (K, K) matrix.
+    """
+    W = W.double()
+    return body * torch.linalg.vector_norm(W[:, None] - W[None], dim=-1)
+
+
+def linf_pairs(system: System) -> Tensor:
+    """ℓ∞ pair bounds of a system with slopes in [0, 1]: `linf_bound` of every difference of rows.
+
+    Tighter than twice the bound of the whole network. Infinite where I − ⌈A⌉ is no M-matrix.
+    Returns a float64 (K, K) matrix.
+    """
+    A, B, C, D = (torch.as_tensor(M.copy()) for M in (system.A, system.B, system.C, system.D))
+    ones = torch.ones(len(A), 1, dtype=A.dtype)
+    eta = torch.linalg.solve(torch.eye(len(A), dtype=A.dtype) - metzler(A), ones)
+    # A positive η with (I − ⌈A⌉)η = 1 is what makes it an M-matrix.
+    if (system.alpha < 0).any() or (system.beta > 1).any() or not (eta > 0).all():
+        return torch.full((len(C), len(C)), torch.inf, dtype=A.dtype).fill_diagonal_(0)
+    rows_C, rows_D = ((M[:, None] - M[None]).unsqueeze(-2) for M in (C, D))
+    return linf_bound(A, B, rows_C, rows_D)
+
+
+def certified_radii(
+    logits: Tensor, labels: Tensor, pairs: Tensor, slack: float | None = None
+) -> Tensor:
+    """The radius up to which each prediction is proved constant; 0 where it is already wrong.
+
+    `logits` (N, K), `labels` (N,), `pairs` (K, K); returns (N,) float64. From every margin
+    `slack` times the largest logit is taken (default: SLACK of the logits' dtype); a tie, and
+    a margin within the slack, is not certified. A point is certified at r when its radius
+    exceeds r strictly.
+    """
+    K = logits.shape[-1]
+    if pairs.shape != (K, K):
+        raise ShapeError(
+            f"certified_radii: pairs has shape {tuple(pairs.shape)}, but the logits have {K} "
+            "classes. Give one bound for every two classes."
+        )
+    relative = SLACK.get(logits.dtype, 1e-2) if slack is None else slack
+    z = logits.double()
+    margin = z.gather(-1, labels[:, None]) - z - relative * z.abs().amax(-1, keepdim=True)
+    pairs = pairs.to(z)[labels]
+    # A pair bound of zero means a constant difference: any positive margin lasts for ever.
+    radius = torch.where(margin > 0, margin / pairs, torch.zeros_like(margin))
+    return radius.scatter(-1, labels[:, None], torch.inf).amin(-1)
+
+
+def certified_accuracy(radii: Tensor, at: float) -> float:
+    """The share of images whose certified radius exceeds `at` (at 0: correct by the slack)."""
+    return float((radii > at).double().mean())

@@ -1,0 +1,183 @@
+"""Dense classifiers from every layer family, and two baselines that promise nothing.
+
+A model is an `nn.Sequential` of Flatten, Normalize, then layers and activations: what
+`System.from_module` and `lipschitz_bound` understand, hence what can be verified.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ..activations import activation
+from ..errors import InvalidInput
+from ..layers import LAYERS, Normalize, OrthogonalLinear
+
+BASELINES = ("unconstrained", "torch-spectral")
+NORMALISE = ("none", "mean", "std")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything a model is rebuilt from, apart from its weights.
+
+    `width` is the number of units per layer, `depth` the number of hidden layers (equilibrium
+    families have one). `gamma` is LBEN's bound for the normalised input. `normalise` subtracts
+    `mean` and, for "std", divides by `std`, inside the model: bounds per raw pixel are then
+    1/std times those of the rest. `tol` is the equilibrium solver's tolerance while training.
+    """
+
+    layer: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+    width: int = 64
+    depth: int = 2
+    gamma: float = 1.0
+    normalise: str = "mean"
+    mean: float = 0.0
+    std: float = 1.0
+    activation: str = "relu"
+    tol: float = 1e-4
+
+    def __post_init__(self) -> None:
+        known_layer(self.layer)
+        sizes = {"width": self.width, "depth": self.depth, "num_classes": self.num_classes}
+        sizes |= {f"input_shape[{i}]": size for i, size in enumerate(self.input_shape)}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise InvalidInput(f"model: {name} is {size!r}, but must be an integer ≥ 1.")
+        for name in ("gamma", "std", "tol"):
+            value = getattr(self, name)
+            if not (0 < value < math.inf):
+                raise InvalidInput(f"model: {name} is {value}, but must be positive and finite.")
+        if not math.isfinite(self.mean):
+            raise InvalidInput(f"model: mean is {self.mean}, but must be finite.")
+        if self.normalise not in NORMALISE:
+            raise InvalidInput(
+                f"model: normalise is {self.normalise!r}, but must be one of "
+                f"{', '.join(NORMALISE)}."
+            )
+        activation(self.activation)
+
+    @property
+    def scale(self) -> float:
+        """What the input is divided by."""
+        return self.std if self.normalise == "std" else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON values."""
+        return asdict(self) | {"input_shape": list(self.input_shape)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`; InvalidInput for unknown, missing or ill-typed entries."""
+        return read_config(cls, values)
+
+
+def read_config(cls: type, values: object) -> Any:
+    """A config dataclass from parsed JSON; every key known, every required one there."""
+    if not isinstance(values, dict):
+        raise InvalidInput(f"{cls.__name__}: expected a JSON object, got {type(values).__name__}.")
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(set(values) - known):
+        raise InvalidInput(f"{cls.__name__}: unknown entries {', '.join(unknown)}.")
+    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return cls(**kept)
+    except TypeError as error:
+        raise InvalidInput(f"{cls.__name__}: {error}.") from error
+
+
+def known_layer(name: str) -> str:
+    """`name` if it is a layer family or a baseline; InvalidInput listing them otherwise."""
+    if name not in LAYERS and name not in BASELINES:
+        raise InvalidInput(
+            f"layer {name!r} is not known. The families are {', '.join(LAYERS)}; "
+            f"the baselines {', '.join(BASELINES)}."
+        )
+    return name
+
+
+def norm_of(layer: str) -> float:
+    """The norm in which the family makes its promise; 2 for the baselines."""
+    return float(LAYERS[layer].norm) if layer in LAYERS else 2.0
+
+
+def promises(layer: str) -> bool:
+    """Whether a bound holds by construction; torch's spectral norm only approximates one."""
+    return layer in LAYERS
+
+
+def build(config: ModelConfig, *, seed: int | None = None) -> nn.Sequential:
+    """The model that `config` describes, freshly initialised on the CPU in float32.
+
+    With a `seed` the weights depend on it alone and the global generator is left as it was.
+    """
+    if seed is None:
+        return _build(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build(config)
+
+
+def _build(config: ModelConfig) -> nn.Sequential:
+    features = math.prod(config.input_shape)
+    modules: list[nn.Module] = [nn.Flatten()]
+    if config.normalise != "none":
+        ones = torch.ones(features)
+        modules.append(Normalize(config.mean * ones, config.scale * ones))
+    return nn.Sequential(*modules, *_body(config, features))
+
+
+def _body(config: ModelConfig, features: int) -> list[nn.Module]:
+    """What the constructor asks for decides how layers are put together, so that a new family in
+    LAYERS needs nothing here: one equilibrium layer, residual blocks, or a stack."""
+    layer, width, classes = config.layer, config.width, config.num_classes
+    if layer in BASELINES:
+        return _stack(partial(_baseline, layer), config, features, activated=True)
+    family = LAYERS[layer]
+    accepted = inspect.signature(family).parameters
+    offered = {"gamma": config.gamma, "activation": config.activation, "tol": config.tol}
+    options = {name: value for name, value in offered.items() if name in accepted}
+    if {"hidden", "out_features"} <= accepted.keys():
+        return [family(features, width, classes, **options)]
+    if "features" in accepted:
+        blocks = [family(features, hidden=width, **options) for _ in range(config.depth)]
+        return [*blocks, OrthogonalLinear(features, classes)]
+    return _stack(partial(family, **options), config, features, family.condition == "linear")
+
+
+def _stack(
+    linear: Callable[[int, int], nn.Module], config: ModelConfig, features: int, activated: bool
+) -> list[nn.Module]:
+    sizes = [features, *[config.width] * config.depth, config.num_classes]
+    body: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(sizes):
+        body.append(linear(fan_in, fan_out))
+        if activated:
+            body.append(activation(config.activation).module())
+    return body[:-1] if activated else body
+
+
+def _baseline(layer: str, fan_in: int, fan_out: int) -> nn.Module:
+    linear = nn.Linear(fan_in, fan_out)
+    return spectral_norm(linear) if layer == "torch-spectral" else linear
+
+
+def linf_bounds(model: nn.Module) -> list[Tensor]:
+    """The differentiable ℓ∞ bounds of the model's layers that offer one (NEMON)."""
+    return [m.linf_bound() for m in model.modules() if hasattr(m, "linf_bound")]
+
+
+def families() -> tuple[str, ...]:
+    """Everything that can be trained by name: the layer families, then the baselines."""
+    return (*LAYERS, *BASELINES)

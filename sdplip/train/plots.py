@@ -1,0 +1,167 @@
+"""Two pictures, each answering one question; matplotlib is imported only here, with no display."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import write_atomically
+from .evaluate import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, readable with every common colour blindness; its yellow is darkened,
+# because it vanishes on white. One colour per family, in every picture.
+COLOURS = {
+    "orthogonal": "#0072B2",
+    "spectral": "#56B4E9",
+    "aol": "#009E73",
+    "cpl": "#B8A000",
+    "sll": "#D55E00",
+    "lben": "#CC79A7",
+    "nemon": "#E69F00",
+    "unconstrained": "#222222",
+    "torch-spectral": "#888888",
+}
+OTHER = "#555555"
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sdplip",
+}
+
+
+def plot(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write accuracy.{png,svg} and lipschitz.{png,svg} into `folder`; returns the PNGs."""
+    import matplotlib
+
+    pictures = []
+    with matplotlib.rc_context(STYLE):
+        for name, draw in (("accuracy", accuracy_figure), ("lipschitz", lipschitz_figure)):
+            figure = draw(rows)
+            for suffix in ("png", "svg"):
+                # A date in the file would make every run differ.
+                metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+                save = partial(figure.savefig, format=suffix, dpi=160, metadata=metadata)
+                write_atomically(folder / f"{name}.{suffix}", save)
+            pictures.append(folder / f"{name}.png")
+    return pictures
+
+
+def accuracy_figure(rows: Sequence[Row]) -> Figure:
+    """How tight is each guarantee? Certified below, attacked above, the gap shaded."""
+    columns = min(3, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    figure = _figure(2.9 * columns, 0.7 + 2.25 * lines)
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axis, row in zip(axes.flat, rows, strict=False):
+        _accuracy_panel(axis, row, [other for other in rows if other.norm == row.norm])
+    for axis in axes.flat[len(rows) :]:
+        axis.set_axis_off()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("accuracy (%)")
+    figure.suptitle(
+        "Certified and attacked accuracy against radius (raw pixels)", x=0.02, ha="left"
+    )
+    return figure
+
+
+def _accuracy_panel(axis: Any, row: Row, background: Sequence[Row]) -> None:
+    colour = COLOURS.get(row.layer, OTHER)
+    for other in background:
+        axis.plot(
+            other.curve["radius"],
+            [100 * a for a in other.curve["certified"]],
+            color="#DDDDDD",
+            linewidth=0.8,
+            zorder=1,
+        )
+    radius = row.curve["radius"]
+    certified = [100 * a for a in row.curve["certified"]]
+    axis.plot(radius, certified, color=colour, linewidth=1.8, label="certified", zorder=3)
+    points = sorted(zip((0.0, *row.radii), (row.clean, *row.attacked), strict=True))
+    at, attacked = [p[0] for p in points], [100 * p[1] for p in points]
+    axis.plot(
+        at, attacked, color=colour, linestyle="--", marker="o", markersize=3.5, linewidth=1,
+        label="under attack", zorder=3,
+    )  # fmt: skip
+    inside = [(r, c) for r, c in zip(radius, certified, strict=True) if r <= at[-1]]
+    upper = _interpolate([r for r, _ in inside], at, attacked)
+    axis.fill_between(
+        [r for r, _ in inside], [c for _, c in inside], upper, color=colour, alpha=0.12, linewidth=0
+    )
+    symbol = "ℓ₂" if row.norm == 2 else "ℓ∞"
+    axis.set_title(row.layer, loc="left", color=colour, fontweight="bold", fontsize=9)
+    axis.set_xlabel(f"{symbol} radius", labelpad=1)
+    axis.set_xlim(0, 1.08 * at[-1])
+    axis.set_ylim(0, 102)
+    axis.legend(frameon=False, fontsize=7, loc="upper right", handlelength=1.8)
+
+
+def _interpolate(at: Sequence[float], xs: Sequence[float], ys: Sequence[float]) -> list[float]:
+    import numpy as np
+
+    return [float(v) for v in np.interp(at, xs, ys)]
+
+
+def lipschitz_figure(rows: Sequence[Row]) -> Figure:
+    """How close is each promise to what the network really does? One log axis per norm."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    norms = [norm for norm in dict.fromkeys(row.norm for row in rows)]
+    groups = [[row for row in rows if row.norm == norm] for norm in norms]
+    figure = _figure(7.2, 1.3 + sum(0.34 * len(group) + 0.55 for group in groups))
+    axes = figure.subplots(
+        len(groups), 1, squeeze=False, height_ratios=[len(group) + 0.6 for group in groups]
+    )[:, 0]
+    marks = (("sampled", "o", "white"), ("verified", "s", None), ("promised", "|", None))
+    for axis, group in zip(axes, groups, strict=True):
+        for place, row in enumerate(group):
+            colour = COLOURS.get(row.layer, OTHER)
+            values = {name: getattr(row, name) for name, *_ in marks}
+            there = [v for v in values.values() if v is not None and v > 0]
+            if there:
+                axis.plot([min(there), max(there)], [place, place], color=colour, alpha=0.35, lw=3)
+            for name, marker, face in marks:
+                if values[name] is not None and values[name] > 0:
+                    axis.plot(
+                        values[name], place, marker=marker, color=colour, zorder=3,
+                        markerfacecolor=face or colour, markeredgewidth=1.6,
+                        markersize=14 if marker == "|" else 6, linestyle="none",
+                    )  # fmt: skip
+        axis.set_yticks(range(len(group)), [row.layer for row in group])
+        axis.set_ylim(len(group) - 0.4, -0.6)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(axis="x", color="#EEEEEE", zorder=0)
+        axis.tick_params(axis="y", length=0)
+        symbol = "ℓ₂ → ℓ₂" if group[0].norm == 2 else "ℓ∞ → ℓ∞"
+        axis.set_xlabel(f"Lipschitz constant {symbol}, per raw pixel", labelpad=2)
+    handles = [
+        axes[0].plot(
+            [], [], marker=marker, color="#444444", markerfacecolor=face or "#444444",
+            linestyle="none", markeredgewidth=1.6, markersize=12 if marker == "|" else 6,
+        )[0]
+        for _, marker, face in marks
+    ]  # fmt: skip
+    labels = ["sampled (lower bound)", "verified (SDP)", "promised"]
+    figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Figure without pyplot: no window system is ever asked for, and nothing global is left behind.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,0 +1,107 @@
+"""What a comparison shows: aligned tables and one JSON document."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .evaluate import Row
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DASH = "–"
+
+
+def document(
+    rows: Sequence[Row], data: str, pictures: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    """The JSON document of a comparison: the rows, what they violate, where the pictures lie."""
+    return {
+        "format": "sdplip-compare-1",
+        "data": data,
+        "rows": [row.to_dict() for row in rows],
+        "violations": violations(rows),
+        "pictures": list(pictures),
+        "seconds": seconds,
+    }
+
+
+def violations(rows: Sequence[Row]) -> list[str]:
+    """Every invariant that fails in some row."""
+    return [text for row in rows for text in row.violations()]
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Accuracies per norm, then the Lipschitz constants of all rows."""
+    norms = list(dict.fromkeys(row.norm for row in rows))
+    accuracies = [_accuracy_table([row for row in rows if row.norm == norm]) for norm in norms]
+    return [*accuracies, _constants_table(rows)]
+
+
+def _accuracy_table(rows: Sequence[Row]) -> Table:
+    symbol = "ℓ₂" if rows[0].norm == 2 else "ℓ∞"
+    radii = rows[0].radii
+    table = _table(
+        f"Accuracy in %, {rows[0].images} test images; at each {symbol} radius: "
+        "certified / under attack"
+    )
+    table.add_column("layer")
+    table.add_column("clean", justify="right")
+    for radius in radii:
+        table.add_column(f"{radius:g}", justify="right")
+    for row in rows:
+        pairs = zip(row.certified, row.attacked, strict=True)
+        cells = [f"{100 * c:5.1f} / {100 * a:5.1f}" for c, a in pairs]
+        table.add_row(row.layer, f"{100 * row.clean:.1f}", *cells)
+    return table
+
+
+def _constants_table(rows: Sequence[Row]) -> Table:
+    table = _table("Lipschitz constants per raw pixel, cost")
+    table.add_column("layer")
+    for name in ("sampled ≤", "verified ≤", "promised", "ms/step", "parameters"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.label,
+            number(row.sampled),
+            number(row.verified),
+            number(row.promised),
+            f"{row.step_ms:.2f}" if math.isfinite(row.step_ms) else DASH,
+            str(row.parameters),
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+
+
+def number(value: float | None) -> str:
+    """Five significant digits; a dash for what is not there."""
+    return DASH if value is None else f"{value:.5g}"
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What the tables do not say by themselves, one line each."""
+    lines = [
+        "certified: proved by the smaller of promise and verified bound, margins less "
+        f"{rows[0].slack:g} of the largest logit; under attack: PGD; same images throughout.",
+        "sampled ≤ true constant ≤ verified: a Jacobian found, and the SDP's bound.",
+    ]
+    lines += [f"{row.label}: {row.note}" for row in rows if row.note]
+    residual = max((row.residual for row in rows), default=0.0)
+    if residual > 0:
+        lines.append(
+            f"Equilibria: Newton's method in float64, largest relative residual {residual:.1g}."
+        )
+    if not violations(rows):
+        lines.append("In every row: certified ≤ attacked ≤ clean, sampled ≤ verified ≤ promised.")
+    return lines

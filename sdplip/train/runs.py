@@ -1,0 +1,223 @@
+"""Run directories: one per trained model, and one that compares several.
+
+RUN/<layer>/config.json        what was asked for, written first
+RUN/<layer>/model.safetensors  the trained model
+RUN/<layer>/metrics.json       rows, history, versions; written last: its presence means done
+RUN/compare.json, *.png, *.svg
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InvalidInput
+from .checkpoint import MODEL_FILE, read_json, save_model, write_json
+from .config import RunConfig
+from .data import Splits
+from .evaluate import Row, evaluate
+from .report import document
+
+FORMAT = "sdplip-run-1"
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its rows, where it lies, and whether it was there before."""
+
+    rows: list[Row]
+    path: Path
+    already: bool
+
+
+OnEpoch = Callable[[RunConfig, int, dict[str, float]], None]
+
+
+def run(
+    config: RunConfig,
+    splits: Splits,
+    out: Path,
+    *,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = True,
+    on_epoch: OnEpoch | None = None,
+) -> Finished:
+    """Train and evaluate one model in the directory `out`.
+
+    A finished run of the same configuration is read back; an interrupted one continues, to the
+    result it would have had. `force` starts over. Raises InvalidInput when the directory holds a
+    run of another configuration, is in use by another process, or is interrupted and `resume` is
+    False.
+    """
+    prepare(config, out, force=force, resume=resume)
+    if (out / "metrics.json").is_file():
+        return Finished(_read_rows(out), out, already=True)
+    from .fit import RESUME_FILE, pick_device, train
+
+    out.mkdir(parents=True, exist_ok=True)
+    with _claimed(out):
+        write_json(out / "config.json", config.to_dict())
+        result = train(
+            config,
+            splits,
+            device=device,
+            resume_dir=out,
+            on_epoch=None if on_epoch is None else lambda k, metrics: on_epoch(config, k, metrics),
+        )
+        save_model(out / MODEL_FILE, result.model, config.model)
+        rows = evaluate(
+            result.model,
+            config,
+            splits,
+            device=pick_device(device),
+            step_ms=result.step_ms,
+            train_seconds=result.seconds,
+        )
+        metrics = {
+            "format": FORMAT,
+            "rows": [row.to_dict() for row in rows],
+            "history": result.history,
+            "device": result.device,
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("sdplip", "torch", "lightning")}
+            | {"python": platform.python_version()},
+        }
+        write_json(out / "metrics.json", metrics)
+        (out / RESUME_FILE).unlink(missing_ok=True)
+    return Finished(rows, out, already=False)
+
+
+def prepare(config: RunConfig, out: Path, *, force: bool = False, resume: bool = True) -> None:
+    """Make sure `out` can take a run of `config`; with `force`, by removing what is there.
+
+    Raises InvalidInput before anything is trained, showing how the configurations differ.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InvalidInput(f"{out} is a file. Give --out a directory.")
+    if not (out / "config.json").is_file():
+        if {p.name for p in out.iterdir()} - {LOCK}:
+            raise InvalidInput(
+                f"{out} is not empty and holds no run. Give --out another directory."
+            )
+        return
+    if force:
+        with _claimed(out):
+            pass
+        shutil.rmtree(out)
+        return
+    stored = read_json(out / "config.json")
+    if different := _differences(stored, config.to_dict()):
+        raise InvalidInput(
+            f"{out} holds a run of another configuration ({different}). "
+            "Give --out another directory, or --force to start over."
+        )
+    if not resume and not (out / "metrics.json").is_file():
+        raise InvalidInput(
+            f"{out} holds an interrupted run. "
+            "Add --resume to continue it, or --force to start over."
+        )
+
+
+def compare(
+    configs: Sequence[RunConfig],
+    splits: Splits,
+    out: Path,
+    *,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = True,
+    on_epoch: OnEpoch | None = None,
+    on_finished: Callable[[Finished], None] | None = None,
+) -> dict[str, Any]:
+    """Run every configuration under `out`, draw the pictures, write and return compare.json."""
+    from .plots import plot
+
+    started = time.perf_counter()
+    for config in configs:
+        prepare(config, out / config.model.layer, force=force, resume=resume)
+    rows: list[Row] = []
+    for config in configs:
+        finished = run(
+            config, splits, out / config.model.layer, device=device, resume=resume,
+            on_epoch=on_epoch,
+        )  # fmt: skip
+        if on_finished is not None:
+            on_finished(finished)
+        rows += finished.rows
+    pictures = [str(path) for path in plot(rows, out)]
+    result = document(rows, splits.name, pictures, time.perf_counter() - started)
+    write_json(out / "compare.json", result)
+    return result
+
+
+def _read_rows(out: Path) -> list[Row]:
+    metrics = read_json(out / "metrics.json")
+    try:
+        if metrics["format"] != FORMAT:
+            raise InvalidInput(
+                f"{out} has format {metrics['format']!r}, not {FORMAT!r}. "
+                "Add --force to start over."
+            )
+        return [Row.from_dict(row) for row in metrics["rows"]]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InvalidInput(
+            f"{out / 'metrics.json'} is no run's metrics: {error!r}. Add --force to start over."
+        ) from error
+
+
+def _differences(stored: Any, wanted: Any, path: str = "") -> str:
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        keys = dict.fromkeys([*wanted, *stored])
+        parts = [
+            _differences(stored.get(k, "absent"), wanted.get(k, "absent"), f"{path}.{k}")
+            for k in keys
+        ]
+        return "; ".join(part for part in parts if part)
+    return "" if stored == wanted else f"{path.lstrip('.')}: {stored} there, {wanted} asked"
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """Hold the directory; a lock left by a process that is gone is taken over."""
+    lock = out / LOCK
+    try:
+        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        owner = lock.read_text(encoding="utf-8").strip()
+        if owner.isdigit() and _alive(int(owner)):
+            raise InvalidInput(
+                f"{out} is in use by process {owner}. Wait for it, or give --out another directory."
+            ) from None
+        handle = os.open(lock, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(str(os.getpid()))
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,171 @@
+"""Certificates: a bound with the multipliers that prove it, checked from the model alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import conditions
+from .._arrays import Array
+from ..errors import CertificationError, InvalidInput
+from ..system import System
+from .reduce import live_units, prune
+from .rigorous import Ball, positive_definite
+
+FORMAT = "sdplip certificate 1"
+SYMBOLS = {2.0: "Lam", math.inf: "eta"}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """‖f(x) − f(x′)‖ ≤ bound · ‖x − x′‖ for all x, x′, with what shows it.
+
+    The statement is about the stored weights in exact arithmetic; the rounding of a forward pass
+    is not part of it.
+    """
+
+    bound: float
+    """The Lipschitz bound, in `norm` on input and output."""
+    norm: float
+    """2.0 or inf."""
+    multipliers: tuple[float, ...]
+    """Λ (norm 2) or η (norm inf), one per unit; 0 for a unit that cannot matter."""
+    proven: bool
+    """Whether `check` established the bound in rounding-safe arithmetic."""
+    lower: float | None
+    """The largest Jacobian norm found: the constant lies in [lower, bound]."""
+    optimum: float | None
+    """A value below the best bound over all diagonal multipliers, by duality: evidence only."""
+    norm_product: float | None
+    """The product-of-norms bound, for comparison; None where there is none."""
+    solver: str
+    seconds: float
+    """Wall-clock time of the whole verification."""
+    inputs: int
+    units: int
+    outputs: int
+    model: str
+    """SHA-256 of the system, `System.digest`."""
+    version: str
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON; numbers are exact (shortest text that reads back the same)."""
+        path = Path(path)
+        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        scratch.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        os.replace(scratch, path)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document: the fields (norm as text), the format and a hash over them."""
+        content = {"format": FORMAT, **asdict(self), "norm": _norm_name(self.norm)}
+        content["multipliers"] = list(self.multipliers)
+        return {**content, "sha256": _digest(content)}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Certificate:
+        """Read a certificate.
+
+        Raises:
+            InvalidInput: unreadable or not a certificate.
+            CertificationError: edited since it was written.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise InvalidInput(f"{path} is no readable certificate ({error}).") from error
+        return cls.from_json(content, str(path))
+
+    @classmethod
+    def from_json(cls, content: Any, name: str = "The document") -> Certificate:
+        """The certificate in a JSON document; raises as `load`."""
+        expected = {"format", "sha256", *(f.name for f in fields(cls))}
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            raise InvalidInput(f"{name} is not of the format {FORMAT!r}.")
+        if content.keys() != expected:
+            odd = ", ".join(sorted(content.keys() ^ expected))
+            raise InvalidInput(f"{name} lacks or adds the fields: {odd}.")
+        content = dict(content)
+        if content.pop("sha256") != _digest(content):
+            raise CertificationError(f"{name} was edited: its hash does not fit its content.")
+        content.pop("format")
+        try:
+            content["norm"] = parse_norm(content["norm"])
+            content["multipliers"] = tuple(float(v) for v in content["multipliers"])
+            content["bound"] = float(content["bound"])
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"{name} has a field of the wrong kind: {error}.") from error
+        return cls(**content)
+
+
+def check(certificate: Certificate, system: System) -> None:
+    """Establish the bound anew from the multipliers and the model alone.
+
+    Raises:
+        CertificationError: another model, or the condition does not hold (or not by enough for a
+            proof in float64); the message says which.
+    """
+    digest = system.digest()
+    if certificate.model != digest:
+        raise CertificationError(
+            f"The certificate is for another model: it names {certificate.model[:12]}…, this model "
+            f"is {digest[:12]}…. Verify this model anew."
+        )
+    multipliers = np.asarray(certificate.multipliers, dtype=np.float64)
+    if multipliers.shape != (system.units,):
+        raise CertificationError(
+            f"The certificate has {multipliers.size} multipliers for {system.units} units."
+        )
+    if not holds(system, certificate.norm, certificate.bound, multipliers):
+        raise CertificationError(
+            f"The condition does not hold at bound {certificate.bound!r} with these multipliers: "
+            "the bound is not proven."
+        )
+
+
+def holds(system: System, norm: float, bound: float, multipliers: Array) -> bool:
+    """Whether bound and multipliers (n,) satisfy the condition, in rounding-safe arithmetic."""
+    if not (math.isfinite(bound) and bound >= 0 and np.isfinite(multipliers).all()):
+        return False
+    live = live_units(system)
+    small, kept = prune(system), multipliers[live]
+    if not (kept > 0).all():
+        return False
+    if small.units == 0 and not small.D.any():
+        return True
+    arrays = {k: getattr(small, k) for k in ("A", "B", "C", "D", "alpha", "beta")}
+    if norm == 2:
+        # ρ is below bound², so what is proved for √ρ holds for the bound.
+        rho = Ball(bound) * Ball(bound)
+        M = conditions.lipschitz(**arrays, Lam=Ball(kept), rho=Ball(float(rho.lower)))
+        return positive_definite(M)
+    rows = conditions.linf(**arrays, eta=Ball(kept), c=1.0, gamma=bound).lower
+    split = 2 * small.units
+    return bool((rows[:split] > 0).all() and (rows[split:] >= 0).all())
+
+
+def parse_norm(norm: Any) -> float:
+    """2.0 or inf from 2, 2.0, "2", inf, "inf"."""
+    try:
+        value = float(norm)
+    except (TypeError, ValueError):
+        value = math.nan
+    if value not in SYMBOLS:
+        raise InvalidInput(f"norm = {norm!r} is not known; choose 2 or inf.")
+    return value
+
+
+def _norm_name(norm: float) -> str:
+    return "2" if norm == 2 else "inf"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
