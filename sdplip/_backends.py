@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,10 @@ class NumpyOps:
 
 
 class _TorchOps(NumpyOps):
-    def __init__(self, like: Any) -> None:
+    def __init__(self, tensors: list[Any]) -> None:
         self.torch: Any = sys.modules["torch"]
-        self.kind = {"dtype": like.dtype, "device": like.device}
+        widest = reduce(self.torch.promote_types, (t.dtype for t in tensors))
+        self.kind = {"dtype": widest, "device": max(tensors, key=lambda t: t.ndim).device}
 
     def array(self, value: Any) -> Any:
         return self.torch.as_tensor(value, **self.kind)
@@ -197,5 +199,5 @@ def backend(values: Mapping[str, Any]) -> Any:
             return _SympyOps()
     tensors = [v for v in values.values() if torch is not None and isinstance(v, torch.Tensor)]
     if tensors:
-        return _TorchOps(max(tensors, key=lambda t: t.ndim))
+        return _TorchOps(tensors)
     return NumpyOps()

@@ -18,24 +18,35 @@ if TYPE_CHECKING:
 
 Data = Annotated[str, typer.Option(help="digits, mnist or fashionmnist.")]
 DataRoot = Annotated[
-    Path | None, typer.Option(help="Folder of the data sets [$SDPLIP_DATA, else the user cache].")
+    Path | None,
+    typer.Option(show_default="$SDPLIP_DATA, else the user cache", help="Folder of the data sets."),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if missing.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Width = Annotated[int | None, typer.Option(help="Units per layer [per data set].")]
-Depth = Annotated[int | None, typer.Option(help="Hidden layers or blocks [2].")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training data [per data set].")]
-Gamma = Annotated[float | None, typer.Option(help="LBEN's bound, for the normalised input [1].")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, show_default="1 for digits, else all cores", help="Of torch.")
+]
+Width = Annotated[int | None, typer.Option(show_default="per data set", help="Units per layer.")]
+Depth = Annotated[int | None, typer.Option(show_default="2", help="Hidden layers or blocks.")]
+Epochs = Annotated[
+    int | None, typer.Option(show_default="per data set", help="Passes over the training data.")
+]
+Gamma = Annotated[
+    float | None, typer.Option(show_default="1", help="LBEN's bound, for the normalised input.")
+]
 Normalise = Annotated[
     str | None,
-    typer.Option(help="Inside the model: none, mean (subtracted), std (also divided) [mean]."),
+    typer.Option(
+        show_default="mean", help="Inside the model: none, mean (subtracted), std (also divided)."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Of weights, batches and attacks.")]
-Lr = Annotated[float | None, typer.Option(help="Adam's rate [per data set].")]
+Lr = Annotated[float | None, typer.Option(show_default="per data set", help="Adam's rate.")]
 Radii = Annotated[
-    str | None, typer.Option(help="ℓ₂ radii per raw pixel, as in 0.1,0.5 [per data set].")
+    str | None,
+    typer.Option(show_default="per data set", help="ℓ₂ radii per raw pixel, as in 0.1,0.5."),
 ]
-Images = Annotated[int | None, typer.Option(help="Test images to measure on [all].")]
+Images = Annotated[int | None, typer.Option(show_default="all", help="Test images to measure on.")]
 Verify = Annotated[bool, typer.Option(help="Compute the SDP bound after training.")]
 Resume = Annotated[bool, typer.Option(help="Continue an interrupted run in --out.")]
 Force = Annotated[
@@ -51,28 +62,49 @@ def train(
     epochs: Epochs = None,
     gamma: Gamma = None,
     normalise: Normalise = None,
-    activation: Annotated[str | None, typer.Option(help="[relu]")] = None,
+    activation: Annotated[
+        str | None, typer.Option(show_default="relu", help="Of the hidden units.")
+    ] = None,
     seed: Seed = 0,
     lr: Lr = None,
-    batch_size: Annotated[int | None, typer.Option(help="[per data set]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(show_default="per data set", help="Images per step.")
+    ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="constant, piecewise, onecycle, cosine, step [piecewise].")
+        str | None,
+        typer.Option(
+            show_default="piecewise", help="constant, piecewise, onecycle, cosine or step."
+        ),
     ] = None,
     loss: Annotated[
-        str | None, typer.Option(help="margin or cross_entropy [margin for ℓ₂ families].")
+        str | None,
+        typer.Option(show_default="margin where ℓ₂ is bounded", help="margin or cross_entropy."),
     ] = None,
-    offset: Annotated[float | None, typer.Option(help="Of the margin loss [2.1213].")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of the margin loss [0.25].")] = None,
-    linf_penalty: Annotated[float | None, typer.Option(help="NEMON: weight of its bound.")] = None,
-    tol: Annotated[float | None, typer.Option(help="Equilibrium tolerance in training.")] = None,
+    offset: Annotated[
+        float | None, typer.Option(show_default="2.1213", help="Of the margin loss.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(show_default="0.25", help="Of the margin loss.")
+    ] = None,
+    linf_penalty: Annotated[
+        float | None,
+        typer.Option(show_default="0.01 for nemon", help="Weight of the ℓ∞ bound in the loss."),
+    ] = None,
+    tol: Annotated[
+        float | None, typer.Option(show_default="1e-4", help="Equilibrium tolerance in training.")
+    ] = None,
     radii: Radii = None,
     images: Images = None,
     verify: Verify = True,
     verify_units: Annotated[
-        int | None, typer.Option(help="Networks with more units are not verified [300].")
+        int | None,
+        typer.Option(show_default="300", help="Networks with more units are not verified."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory [runs/DATA/LAYER].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(show_default="runs/DATA/LAYER", help="Run directory.")
+    ] = None,
     device: Device = "auto",
+    threads: Threads = None,
     data_root: DataRoot = None,
     download: Download = False,
     resume: Resume = True,
@@ -84,7 +116,7 @@ def train(
     from .train.runs import prepare, run
 
     models.known_layer(layer)
-    splits = _load(data, data_root, download, device)
+    splits = _load(data, data_root, download, device, threads)
     config = _config(
         layer, splits, width=width, depth=depth, epochs=epochs, gamma=gamma, normalise=normalise,
         activation=activation, seed=seed, lr=lr, batch_size=batch_size, schedule=schedule,
@@ -116,8 +148,11 @@ def compare(
     radii: Radii = None,
     images: Images = None,
     verify: Verify = True,
-    out: Annotated[Path | None, typer.Option(help="Run directory [runs/DATA-compare].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(show_default="runs/DATA-compare", help="Run directory.")
+    ] = None,
     device: Device = "auto",
+    threads: Threads = None,
     data_root: DataRoot = None,
     download: Download = False,
     resume: Resume = True,
@@ -131,7 +166,7 @@ def compare(
     names = list(models.families()) if layers == "all" else [n.strip() for n in layers.split(",")]
     for name in dict.fromkeys(names):
         models.known_layer(name)
-    splits = _load(data, data_root, download, device)
+    splits = _load(data, data_root, download, device, threads)
     configs = [
         _config(
             name, splits, width=width, depth=depth, epochs=epochs, gamma=gamma,
@@ -161,7 +196,7 @@ def _config(layer: str, splits: Splits, **changes: Any) -> RunConfig:
     return override(preset(layer, splits), **changes)
 
 
-def _load(data: str, root: Path | None, download: bool, device: str) -> Splits:
+def _load(data: str, root: Path | None, download: bool, device: str, threads: int | None) -> Splits:
     from .train.data import load
 
     try:
@@ -172,6 +207,13 @@ def _load(data: str, root: Path | None, download: bool, device: str) -> Splits:
             "Install it with: pip install 'sdplip[train]'"
         ) from error
     pick_device(device)
+    import torch
+
+    # Networks this small gain nothing from threads and lose much when cores are shared.
+    if threads is None and data == "digits":
+        threads = 1
+    if threads is not None:
+        torch.set_num_threads(threads)
     return load(data, root, download)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from .train.runs import Finished
 
 OK, DOES_NOT_HOLD, BAD_INPUT, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
+QUIET_SECONDS = 30
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
 
@@ -23,11 +25,12 @@ def fail(error: object, code: int) -> typer.Exit:
 
 
 class Progress:
-    """One line per network on stderr: rewritten in a terminal, written once elsewhere."""
+    """One line per network on stderr; in a terminal, the epoch as well, elsewhere now and then."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.status = self.console.status("")
+        self.said = time.monotonic()
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -45,6 +48,9 @@ class Progress:
         if epoch == config.train.epochs:
             text += "; measuring"
         self.status.update(text)
+        if not self.console.is_terminal and time.monotonic() - self.said > QUIET_SECONDS:
+            self.said = time.monotonic()
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def finished(self, finished: Finished) -> None:
         row = finished.rows[0]

@@ -9,6 +9,9 @@ from .activations import of_module
 from .errors import InvalidInput
 from .system import System
 
+PASSES = (nn.Identity, nn.Flatten, nn.Dropout)
+"""Modules that are the identity on a flat input in evaluation."""
+
 
 def extract(module: nn.Module, place: str, features: int | None) -> System:
     """See `System.from_module`; `place` is where the module stands, for messages."""
@@ -20,13 +23,15 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
     if isinstance(module, nn.Sequential):
         system = None
         for name, child in module.named_children():
+            if isinstance(child, PASSES):
+                continue
             inner = extract(child, f"{place}.{name}".lstrip("."), features)
             system = inner if system is None else inner @ system
             features = system.outputs
-        if system is None:
-            raise InvalidInput(f"An empty Sequential{where} has no size; remove it.")
-        return system
-    passes = isinstance(module, nn.Identity | nn.Flatten | nn.Dropout)
+        if system is not None:
+            return system
+        module = PASSES[0]()
+    passes = isinstance(module, PASSES)
     name = None if passes else _activation_name(module)
     if name is None and not passes:
         raise InvalidInput(

@@ -226,7 +226,7 @@ def _identity(v: Tensor, step: Tensor | float = 1.0) -> Tensor:
 
 
 def _leaky_slope(slope: float, v: Tensor) -> Tensor:
-    return torch.where(v > 0, 1.0, slope).to(v.dtype)
+    return torch.where(v > 0, torch.ones_like(v), slope)
 
 
 def _leaky_prox(slope: float, v: Tensor, step: Tensor | float) -> Tensor:

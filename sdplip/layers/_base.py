@@ -101,8 +101,9 @@ def numpy(x: Tensor | None) -> Any:
 
 def saturate(X: Tensor, limit: float | Tensor) -> Tensor:
     """X shrunk to Frobenius norm `limit` where it is larger: a huge one would only cost digits."""
-    norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=torch.float64)
-    return X * (limit / norm.clamp(min=limit)).to(X.dtype)
+    Y = X.double()
+    norm = torch.linalg.matrix_norm(Y, keepdim=True)
+    return (Y * (limit / norm.clamp(min=limit))).to(X.dtype)
 
 
 def soft_bound(x: Tensor, limit: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..activations import Activation
 from ..errors import InvalidInput
-from ._base import ROUNDING, fill_uniform, saturate, soft_bound, wide
+from ._base import fill_uniform, saturate, soft_bound, wide
 from ._equilibrium import EquilibriumLayer
 
 LIMIT = 10.0
@@ -36,7 +36,8 @@ def witness(T: Tensor, d: Tensor, c: Tensor) -> dict[str, Tensor]:
     eta = soft_bound(-d, SPREAD).exp()
     diagonal = T.diagonal(dim1=-2, dim2=-1)
     off = T - torch.diag_embed(diagonal)
-    shift = T.abs().sum(dim=-1) * (1 + ROUNDING)
+    size = T.abs().sum(dim=-1)
+    shift = size + 16 * torch.finfo(T.dtype).eps * (size + c.abs())
     A = off * eta.unsqueeze(-1) / eta.unsqueeze(-2) + torch.diag_embed(diagonal - shift + c)
     return {"A": A, "eta": eta, "c": c}
 

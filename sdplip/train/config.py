@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InvalidInput
 from .data import DATASETS, Splits
 from .loss import OFFSET, TEMPERATURE
-from .models import ModelConfig, norm_of, promises, read_config
+from .models import ModelConfig, norm_of, read_config
 
 SCHEDULES = ("constant", "piecewise", "onecycle", "cosine", "step")
 LOSSES = ("margin", "cross_entropy")
@@ -108,7 +108,7 @@ class RunConfig:
 def preset(layer: str, splits: Splits, width: int | None = None) -> RunConfig:
     """Defaults for a family on a data set: what `sdplip train` and `sdplip compare` start from."""
     small = splits.name == "digits"
-    promise_l2 = promises(layer) and norm_of(layer) == 2
+    bounded = layer != "unconstrained" and norm_of(layer) == 2
     model = ModelConfig(
         layer,
         splits.input_shape,
@@ -119,12 +119,12 @@ def preset(layer: str, splits: Splits, width: int | None = None) -> RunConfig:
     )
     train = TrainConfig(
         data=splits.name,
-        epochs=30 if small else 20,
+        epochs=50 if small else 20,
         batch_size=64 if small else 128,
         lr=5e-3 if small else 2e-3,
         # A margin in the loss pays where the bound is fixed; without one it only scales weights.
-        loss="margin" if promise_l2 else "cross_entropy",
-        linf_penalty=1e-3 if norm_of(layer) == math.inf else 0.0,
+        loss="margin" if bounded else "cross_entropy",
+        linf_penalty=1e-2 if norm_of(layer) == math.inf else 0.0,
     )
     radii = (0.1, 0.25, 0.5, 1.0) if small else (0.1, 0.3, 0.5, 1.0, 1.58)
     return RunConfig(model, train, EvalConfig(radii=radii))

@@ -8,8 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .checkpoint import write_atomically
 from .evaluate import Row
+from .report import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,14 +63,17 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
     lines = math.ceil(len(rows) / columns)
     figure = _figure(2.9 * columns, 0.7 + 2.25 * lines)
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
-    for axis, row in zip(axes.flat, rows, strict=False):
+    ordered = sorted(rows, key=lambda row: row.norm)
+    for axis, row in zip(axes.flat, ordered, strict=False):
         _accuracy_panel(axis, row, [other for other in rows if other.norm == row.norm])
     for axis in axes.flat[len(rows) :]:
         axis.set_axis_off()
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy (%)")
     figure.suptitle(
-        "Certified and attacked accuracy against radius (raw pixels)", x=0.02, ha="left"
+        "Certified and attacked accuracy against radius per raw pixel (grey: the other networks)",
+        x=0.02,
+        ha="left",
     )
     return figure
 
@@ -91,11 +97,10 @@ def _accuracy_panel(axis: Any, row: Row, background: Sequence[Row]) -> None:
         at, attacked, color=colour, linestyle="--", marker="o", markersize=3.5, linewidth=1,
         label="under attack", zorder=3,
     )  # fmt: skip
-    inside = [(r, c) for r, c in zip(radius, certified, strict=True) if r <= at[-1]]
-    upper = _interpolate([r for r, _ in inside], at, attacked)
-    axis.fill_between(
-        [r for r, _ in inside], [c for _, c in inside], upper, color=colour, alpha=0.12, linewidth=0
-    )
+    # Both curves on all their points, up to the last radius that was attacked.
+    inside = sorted({*at, *(r for r in radius if r < at[-1])})
+    lower, upper = np.interp(inside, radius, certified), np.interp(inside, at, attacked)
+    axis.fill_between(inside, lower, upper, color=colour, alpha=0.12, linewidth=0)
     symbol = "ℓ₂" if row.norm == 2 else "ℓ∞"
     axis.set_title(row.layer, loc="left", color=colour, fontweight="bold", fontsize=9)
     axis.set_xlabel(f"{symbol} radius", labelpad=1)
@@ -104,57 +109,71 @@ def _accuracy_panel(axis: Any, row: Row, background: Sequence[Row]) -> None:
     axis.legend(frameon=False, fontsize=7, loc="upper right", handlelength=1.8)
 
 
-def _interpolate(at: Sequence[float], xs: Sequence[float], ys: Sequence[float]) -> list[float]:
-    import numpy as np
-
-    return [float(v) for v in np.interp(at, xs, ys)]
-
-
 def lipschitz_figure(rows: Sequence[Row]) -> Figure:
     """How close is each promise to what the network really does? One log axis per norm."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    norms = [norm for norm in dict.fromkeys(row.norm for row in rows)]
+    norms = list(dict.fromkeys(row.norm for row in rows))
     groups = [[row for row in rows if row.norm == norm] for norm in norms]
-    figure = _figure(7.2, 1.3 + sum(0.34 * len(group) + 0.55 for group in groups))
-    axes = figure.subplots(
-        len(groups), 1, squeeze=False, height_ratios=[len(group) + 0.6 for group in groups]
-    )[:, 0]
-    marks = (("sampled", "o", "white"), ("verified", "s", None), ("promised", "|", None))
+    figure = _figure(7.6, 0.8 + sum(0.3 * len(group) + 0.75 for group in groups))
+    heights = [len(group) + 0.6 for group in groups]
+    axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, group in zip(axes, groups, strict=True):
         for place, row in enumerate(group):
-            colour = COLOURS.get(row.layer, OTHER)
-            values = {name: getattr(row, name) for name, *_ in marks}
-            there = [v for v in values.values() if v is not None and v > 0]
-            if there:
-                axis.plot([min(there), max(there)], [place, place], color=colour, alpha=0.35, lw=3)
-            for name, marker, face in marks:
-                if values[name] is not None and values[name] > 0:
-                    axis.plot(
-                        values[name], place, marker=marker, color=colour, zorder=3,
-                        markerfacecolor=face or colour, markeredgewidth=1.6,
-                        markersize=14 if marker == "|" else 6, linestyle="none",
-                    )  # fmt: skip
-        axis.set_yticks(range(len(group)), [row.layer for row in group])
-        axis.set_ylim(len(group) - 0.4, -0.6)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.grid(axis="x", color="#EEEEEE", zorder=0)
-        axis.tick_params(axis="y", length=0)
-        symbol = "ℓ₂ → ℓ₂" if group[0].norm == 2 else "ℓ∞ → ℓ∞"
-        axis.set_xlabel(f"Lipschitz constant {symbol}, per raw pixel", labelpad=2)
-    handles = [
-        axes[0].plot(
-            [], [], marker=marker, color="#444444", markerfacecolor=face or "#444444",
-            linestyle="none", markeredgewidth=1.6, markersize=12 if marker == "|" else 6,
-        )[0]
-        for _, marker, face in marks
-    ]  # fmt: skip
-    labels = ["sampled (lower bound)", "verified (SDP)", "promised"]
+            _constants(axis, place, row)
+        _decorate(axis, group)
+    handles = [axes[0].plot([], [], **_mark(name, "#444444"))[0] for name in MARKS]
+    labels = ["promised", "verified (upper bound)", "sampled (lower bound)"]
     figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False)
     return figure
+
+
+MARKS = {
+    "promised": {"marker": "|", "markersize": 15},
+    "verified": {"marker": "s", "markersize": 8},
+    "sampled": {"marker": "o", "markersize": 4.5, "markerfacecolor": "white"},
+}
+
+
+def _mark(name: str, colour: str) -> dict[str, Any]:
+    return {"color": colour, "linestyle": "none", "markeredgewidth": 1.5, "zorder": 3} | MARKS[name]
+
+
+def _constants(axis: Any, place: int, row: Row) -> None:
+    colour = COLOURS.get(row.layer, OTHER)
+    values = {name: getattr(row, name) for name in MARKS if getattr(row, name)}
+    if values:
+        ends = [min(values.values()), max(values.values())]
+        axis.plot(ends, [place, place], color=colour, alpha=0.3, linewidth=4, zorder=2)
+    for name, value in values.items():
+        axis.plot(value, place, **_mark(name, colour))
+    text = "   ".join(f"{number(getattr(row, name)):>7}" for name in reversed(MARKS))
+    axis.text(
+        1.02, place, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8,
+        family="monospace", color="#444444",
+    )  # fmt: skip
+
+
+def _decorate(axis: Any, group: Sequence[Row]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axis.set_yticks(range(len(group)), [row.layer for row in group])
+    axis.set_ylim(len(group) - 0.4, -0.6)
+    axis.text(
+        1.02, -0.85, "sampled  verified  promised", transform=axis.get_yaxis_transform(),
+        va="bottom", fontsize=8, family="monospace", color="#444444",
+    )  # fmt: skip
+    axis.set_xscale("log")
+    values = [v for row in group for name in MARKS if (v := getattr(row, name))] or [1.0]
+    steps = [m * 10.0**k for k in range(-9, 10) for m in (1, 2, 5)]
+    low = max((s for s in steps if s <= 0.95 * min(values)), default=steps[0])
+    high = min((s for s in steps if s >= 1.05 * max(values)), default=steps[-1])
+    axis.set_xlim(low, high)
+    axis.xaxis.set_major_locator(FixedLocator([s for s in steps if low <= s <= high]))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.grid(axis="x", color="#E8E8E8", zorder=0)
+    axis.tick_params(axis="y", length=0)
+    symbol = "ℓ₂ → ℓ₂" if group[0].norm == 2 else "ℓ∞ → ℓ∞"
+    axis.set_xlabel(f"Lipschitz constant {symbol}, per raw pixel", labelpad=2)
 
 
 def _figure(width: float, height: float) -> Figure:

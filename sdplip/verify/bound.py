@@ -236,14 +236,17 @@ def _prove_linear(system: System, norm: float, value: float) -> float:
 
 def _maximum(system: System, solver: str) -> tuple[str, Array, float]:
     """Solver, η and proven bound for ℓ∞."""
-    if solver not in ("auto", "closed form"):
-        eta = _eta_cvxpy(system, solver)
+    least = _eta(system, 0.0)
+    if solver in ("auto", "closed form"):
+        solver, eta = "closed form", least
     else:
-        solver, eta = "closed form", _eta(system, 0.0)
+        eta = _eta_cvxpy(system, solver)
     scale = eta.max() or 1.0
     for inflation in 10.0 ** np.arange(-13, -3):
         slack = inflation * np.maximum(eta, 1e-3 * inflation * scale)
-        wider = _eta(system, slack) if solver == "closed form" else eta + scale * inflation
+        if solver != "closed form":
+            slack = slack + inflation * scale
+        wider = eta + (_eta(system, slack) - least)
         top = float((abs(system.C) @ wider + abs(system.D).sum(axis=1)).max())
         bound = max(top * (1 + 1e-12), 1e-300)
         if holds(system, math.inf, bound, wider):

@@ -7,9 +7,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from layer_cases import DTYPES, EXTREMES, make, put, variants
 from torch.func import functional_call
 
-from layer_cases import DTYPES, EXTREMES, make, put, variants
 from sdplip import conditions
 from sdplip.errors import ShapeError
 from sdplip.layers import LAYERS, ROUNDING
@@ -73,9 +73,16 @@ def test_system_keeps_the_bound_for_every_pattern_of_units(variant, extreme, dty
     s = layer.system()
     rng = np.random.default_rng(0)
     n = s.units
-    patterns = [np.ones(n), np.zeros(n), *(rng.uniform(size=(20, n)) < 0.5), *rng.uniform(size=(5, n))]
+    patterns = [
+        np.ones(n),
+        np.zeros(n),
+        *(rng.uniform(size=(20, n)) < 0.5),
+        *rng.uniform(size=(5, n)),
+    ]
     worst = max(
-        np.linalg.norm(s.D + s.C @ np.linalg.solve(np.eye(n) - S[:, None] * s.A, S[:, None] * s.B), layer.norm)
+        np.linalg.norm(
+            s.D + s.C @ np.linalg.solve(np.eye(n) - S[:, None] * s.A, S[:, None] * s.B), layer.norm
+        )
         for S in patterns
     )
     assert worst <= layer.lipschitz * (1 + TOLERANCE[dtype])
@@ -150,7 +157,7 @@ def test_gradients_are_those_of_the_map(family):
 
 @every_family
 def test_copies_and_checkpoints_are_the_same_layer(family, tmp_path):
-    """After a training step; the public equilibrium modules can then be neither copied nor pickled."""
+    """After a training step, when the public equilibrium modules can be neither."""
     layer = make(LAYERS[family])
     x = torch.randn(3, layer.in_features)
     layer(x).sum().backward()
@@ -222,7 +229,8 @@ def test_any_batch_shape(family, batch):
     assert y.shape == (*batch, layer.out_features)
     if batch:
         rows = [layer(row) for row in x.reshape(-1, layer.in_features)]
-        torch.testing.assert_close(y.reshape(-1, layer.out_features), torch.stack(rows)) if rows else None
+        alone = torch.stack(rows) if rows else y
+        torch.testing.assert_close(y.reshape(alone.shape), alone)
 
 
 @every_family

@@ -1,0 +1,114 @@
+"""Normalize and the bound of a chain of layers."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sdplip.errors import InvalidInput, ShapeError
+from sdplip.layers import LBENLinear, NEMONLinear, Normalize, SLLLinear, lipschitz_bound
+from sdplip.system import System
+
+
+def test_normalize_is_what_it_says():
+    layer = Normalize(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 4.0]))
+    x = torch.randn(3, 2)
+    torch.testing.assert_close(layer(x), (x - layer.mean) / layer.std)
+    torch.testing.assert_close(layer.system()(x), layer(x))
+    assert layer.lipschitz == 2.0
+    assert set(layer.state_dict()) == {"mean", "std"}
+
+
+def test_normalize_with_scalars_takes_any_shape_and_needs_a_width_for_its_system():
+    layer = Normalize(0.1307, 0.3081)
+    x = torch.rand(2, 1, 4, 4)
+    torch.testing.assert_close(layer(x), (x - 0.1307) / 0.3081)
+    torch.testing.assert_close(
+        layer.system(5)(x[0, 0, :, :1].expand(4, 5)), layer(x)[0, 0, :, :1].expand(4, 5)
+    )
+    with pytest.raises(InvalidInput, match="input width"):
+        layer.system()
+
+
+def test_normalize_refuses_what_is_no_normalisation():
+    with pytest.raises(InvalidInput, match="std has the entry 0"):
+        Normalize(0.0, torch.tensor([1.0, 0.0]))
+    with pytest.raises(InvalidInput, match="mean"):
+        Normalize(math.nan, 1.0)
+    with pytest.raises(ShapeError, match=r"\(2,\).*\(3,\)"):
+        Normalize(torch.zeros(2), torch.ones(3))
+    with pytest.raises(InvalidInput, match="of 3 features"):
+        Normalize(torch.zeros(2), torch.ones(2)).system(3)
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_bound_is_the_product(norm):
+    first, last = nn.Linear(4, 6), nn.Linear(6, 3)
+    model = nn.Sequential(
+        nn.Flatten(), Normalize(0.0, 0.25), nn.Sequential(first, nn.Sigmoid()), nn.Identity(), last
+    )
+    expected = (
+        4
+        * 0.25
+        * math.prod(
+            torch.linalg.matrix_norm(layer.weight.double(), ord=norm).item()
+            for layer in (first, last)
+        )
+    )
+    assert abs(lipschitz_bound(model, norm) / expected - 1) <= 1e-12
+
+
+def test_bound_holds_for_the_system_of_the_model():
+    model = nn.Sequential(SLLLinear(5, 7), LBENLinear(5, 6, 4, gamma=0.5), nn.Linear(4, 3))
+    J = torch.autograd.functional.jacobian(model, torch.randn(5))
+    assert torch.linalg.matrix_norm(J, ord=2) <= lipschitz_bound(model) * (1 + 1e-6)
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(System.from_module(model)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_module_used_twice_counts_twice():
+    layer = nn.Linear(4, 4)
+    once = lipschitz_bound(layer)
+    assert abs(lipschitz_bound(nn.Sequential(layer, layer)) / once**2 - 1) <= 1e-12
+
+
+def test_no_promise_in_this_norm():
+    model = nn.Sequential(nn.Flatten(), NEMONLinear(4, 5, 3))
+    with pytest.raises(InvalidInput, match=r'NEMONLinear \(at "1"\).*norm = 2.*sdplip.lipschitz'):
+        lipschitz_bound(model)
+    assert lipschitz_bound(model, math.inf) == model[1].lipschitz
+    with pytest.raises(InvalidInput, match=r"SLLLinear.*norm = inf"):
+        lipschitz_bound(SLLLinear(4), math.inf)
+
+
+def test_unknown_modules_are_named_with_their_place():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)))
+    with pytest.raises(InvalidInput, match=r'BatchNorm1d \(at "1.1"\) has no known constant'):
+        lipschitz_bound(model)
+    with pytest.raises(InvalidInput, match="GELU"):
+        lipschitz_bound(nn.GELU())
+
+
+def test_dropout_counts_in_evaluation_only():
+    model = nn.Sequential(nn.Dropout(0.5))
+    with pytest.raises(InvalidInput, match="Dropout"):
+        lipschitz_bound(model)
+    assert lipschitz_bound(model.eval()) == 1.0
+
+
+def test_other_norms_and_broken_weights_are_refused():
+    with pytest.raises(InvalidInput, match="norm = 1"):
+        lipschitz_bound(nn.Linear(2, 2), 1)
+    layer = nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight[0, 0] = math.nan
+    with pytest.raises(InvalidInput, match="NaN"):
+        lipschitz_bound(layer)
+
+
+def test_a_declared_constant_is_taken():
+    class Scale(nn.Module):
+        lipschitz, norm = 3.0, 2
+
+    assert lipschitz_bound(nn.Sequential(Scale(), Scale())) == 9.0

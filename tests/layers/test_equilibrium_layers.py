@@ -1,0 +1,276 @@
+"""LBEN and NEMON layers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from layer_cases import EXTREMES, make, put
+
+from sdplip import conditions
+from sdplip.errors import InvalidInput, NotConverged, NotConvergedWarning
+from sdplip.layers import LBENLinear, NEMONLinear
+from sdplip.layers.lben import witness as lben
+from sdplip.layers.nemon import linf_bound
+from sdplip.layers.nemon import witness as nemon
+
+EQUILIBRIUM = [LBENLinear, NEMONLinear]
+
+
+def draw(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 4.0])
+def test_lben_slack_is_what_the_schur_complement_leaves(direct, gamma):
+    """The Schur complement of ρI - DᵀD is exactly 2γ(VᵀV + εI)."""
+    psi, V, S, B, C = 0.3 * draw(7), draw(7, 7), draw(7, 7), draw(7, 5), draw(4, 7)
+    D = draw(4, 5) if direct else None
+    eps = torch.tensor(0.5, dtype=torch.float64)
+    w = lben(psi, V, S, B, C, D, torch.tensor(gamma, dtype=torch.float64), eps)
+    M = conditions.equilibrium(**w)
+    m = B.shape[1]
+    schur = M[m:, m:] - M[m:, :m] @ torch.linalg.solve(M[:m, :m], M[:m, m:])
+    expected = 2 * gamma * (V.mT @ V + eps * torch.eye(7, dtype=torch.float64))
+    torch.testing.assert_close(schur, expected, rtol=1e-8, atol=1e-8)
+    assert torch.linalg.matrix_norm(w["D"], ord=2) < gamma
+
+
+def test_lben_closed_form_is_batched():
+    free = (draw(2, 7), draw(2, 7, 7), draw(2, 7, 7), draw(2, 7, 5), draw(2, 4, 7), draw(2, 4, 5))
+    gamma, eps = torch.tensor(0.5, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    batched = lben(*free, gamma, eps)
+    single = lben(*(f[1] for f in free), gamma, eps)
+    for name in ("A", "B", "C", "D", "Lam"):
+        torch.testing.assert_close(batched[name][1], single[name])
+
+
+def test_lben_reaches_its_bound():
+    """The parametrisation is tight: a gradient ascent on the gain comes close to γ."""
+    layer = make(LBENLinear, dtype=torch.float64, gamma=2.0, eps=1e-3, activation="identity")
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
+    for _ in range(150):
+        w = layer.witness()
+        eye = torch.eye(len(w["A"]), dtype=torch.float64)
+        gain = torch.linalg.matrix_norm(w["C"] @ torch.linalg.solve(eye - w["A"], w["B"]), ord=2)
+        optimizer.zero_grad()
+        (-gain).backward()
+        optimizer.step()
+    assert 1.9 < gain.item() <= 2.0
+
+
+def test_gamma_and_eps_come_back_with_the_checkpoint():
+    """The public code keeps neither: a model trained for γ = 1 silently loads as 5."""
+    trained, fresh = make(LBENLinear, gamma=1.0, eps=0.25), make(LBENLinear, gamma=5.0)
+    fresh.load_state_dict(trained.state_dict())
+    assert (fresh.lipschitz, float(fresh.eps)) == (1.0, 0.25)
+    x = torch.randn(3, 5)
+    assert torch.equal(fresh(x), trained(x))
+
+
+def test_nemon_c_comes_back_with_the_checkpoint():
+    fresh = make(NEMONLinear, c=0.0)
+    fresh.load_state_dict(make(NEMONLinear, c=-1.0).state_dict())
+    assert float(fresh.c) == -1.0
+
+
+def test_gamma_is_learned_through_its_logarithm():
+    layer = make(LBENLinear, gamma=3.0, learn_gamma=True, dtype=torch.float64)
+    assert abs(layer.lipschitz - 3) <= 1e-12
+    layer(draw(4, 5)).square().sum().backward()
+    assert layer.log_gamma.grad.abs() > 0
+    assert "gamma" not in layer.state_dict()
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_infinite_gamma_is_only_well_posed(direct):
+    layer = make(LBENLinear, gamma=math.inf, feedthrough=direct, dtype=torch.float64)
+    with torch.no_grad():
+        layer.B.mul_(100)
+        if direct:
+            layer.D.fill_(7.0)
+    assert layer.lipschitz == math.inf
+    layer(draw(3, 5)).sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+    w = {name: value.detach().numpy() for name, value in layer.witness().items()}
+    assert conditions.wellposed.margin(A=w["A"], Lam=w["Lam"], alpha=0.0, beta=1.0) > 0
+    assert (w["D"] == (7.0 if direct else 0.0)).all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, -1.0, math.nan])
+def test_gamma_must_be_positive(gamma):
+    with pytest.raises(InvalidInput, match=r"gamma = "):
+        LBENLinear(3, 4, 2, gamma=gamma)
+
+
+def test_infinite_gamma_cannot_be_learned():
+    with pytest.raises(InvalidInput, match="finite to be learned"):
+        LBENLinear(3, 4, 2, gamma=math.inf, learn_gamma=True)
+
+
+@pytest.mark.parametrize("eps", [0.0, -1.0, math.nan, math.inf])
+def test_eps_must_be_positive(eps):
+    with pytest.raises(InvalidInput, match="eps = "):
+        LBENLinear(3, 4, 2, eps=eps)
+
+
+@pytest.mark.parametrize("c", [1.0, 2.0, math.nan, -math.inf])
+def test_nemon_measure_must_be_below_one(c):
+    with pytest.raises(InvalidInput, match="c = "):
+        NEMONLinear(3, 4, 2, c=c)
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+@pytest.mark.parametrize("c", [0.0, 0.99, -3.0])
+def test_matrix_measure_by_definition(extreme, c):
+    """The official NEMON convolution asks for 0 and gets 4.1."""
+    layer = make(NEMONLinear, c=c)
+    with torch.no_grad():
+        layer.d.normal_()
+    put(layer, extreme)
+    w = layer.witness()
+    A, eta = w["A"].tolist(), w["eta"].tolist()
+    n = range(len(A))
+    measure = max(A[i][i] + sum(abs(A[i][j]) * eta[j] / eta[i] for j in n if j != i) for i in n)
+    assert measure <= float(layer.c) + 1e-12
+
+
+def test_nemon_is_the_published_parametrisation():
+    T, d, c = draw(5, 5), 0.01 * draw(5), torch.tensor(0.3, dtype=torch.float64)
+    eta = torch.diag(torch.exp(-d))
+    expected = c * torch.eye(5) + eta @ T @ eta.inverse() - torch.diag(T.abs().sum(dim=1))
+    torch.testing.assert_close(nemon(T, d, c)["A"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_nemon_closed_form_is_batched():
+    T, d, c = draw(2, 5, 5), draw(2, 5), torch.tensor(0.3, dtype=torch.float64)
+    B, C, D = draw(2, 5, 3), draw(2, 4, 5), draw(2, 4, 3)
+    A = nemon(T, d, c)["A"]
+    torch.testing.assert_close(A[1], nemon(T[1], d[1], c)["A"])
+    torch.testing.assert_close(linf_bound(A, B, C, D)[1], linf_bound(A[1], B[1], C[1], D[1]))
+
+
+def test_linf_bound_is_at_most_the_paper_formula_and_meets_the_condition():
+    layer = make(NEMONLinear, c=0.5, feedthrough=True, dtype=torch.float64)
+    with torch.no_grad():
+        layer.d.normal_()
+        layer.D.normal_()
+    w = {name: value.detach().numpy() for name, value in layer.witness().items()}
+    eta, bound = w["eta"], layer.lipschitz
+    norm_B, norm_C = (np.abs(w["B"]).sum(1) / eta).max(), (np.abs(w["C"]) * eta).sum(1).max()
+    assert bound <= norm_C * norm_B / (1 - 0.5) + np.abs(w["D"]).sum(1).max()
+    metzler = np.abs(w["A"])
+    np.fill_diagonal(metzler, w["A"].diagonal())
+    reach = np.linalg.solve(np.eye(len(eta)) - metzler, np.abs(w["B"]).sum(1))
+    values = {"A": w["A"], "B": w["B"], "C": w["C"], "D": w["D"], "eta": reach, "gamma": bound}
+    margin = conditions.linf.margin(**values, c=1.0, alpha=0.0, beta=1.0)
+    assert margin >= -1e-12 * bound
+
+
+def test_linf_bound_is_differentiable_and_trains():
+    layer = make(NEMONLinear, dtype=torch.float64)
+    before = layer.lipschitz
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        bound = layer.linf_bound()
+        bound.backward()
+        optimizer.step()
+    assert layer.lipschitz < 0.9 * before
+    assert abs(bound.item() - before) > 0
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_nemon_is_an_lben(extreme):
+    """Its metric satisfies the ℓ₂ well-posedness condition, so ℓ₂ solvers and bounds apply."""
+    layer = make(NEMONLinear, c=0.5, dtype=torch.float64)
+    put(layer, extreme)
+    w = layer.witness()
+    A, Lam = w["A"].detach().numpy(), layer._metric(w).numpy()
+    assert conditions.wellposed.margin(A=A, Lam=Lam, alpha=0.0, beta=1.0) > 0
+
+
+@pytest.mark.parametrize("cls", EQUILIBRIUM)
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "leaky_relu(0.2)"])
+def test_other_activations(cls, activation):
+    layer = make(cls, dtype=torch.float64, activation=activation)
+    x = draw(4, 5)
+    torch.testing.assert_close(layer(x), layer.system()(x), rtol=1e-9, atol=1e-10)
+    J = torch.autograd.functional.jacobian(lambda x: layer(x).sum(0), x).movedim(1, 0)
+    assert torch.linalg.matrix_norm(J, ord=layer.norm).max() <= layer.lipschitz * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("cls", EQUILIBRIUM)
+@pytest.mark.parametrize("method", ["forward_backward", "douglas_rachford", "average", "newton"])
+def test_every_method_finds_the_same_output(cls, method):
+    layer, x = make(cls, dtype=torch.float64), draw(4, 5)
+    layer.tol = 1e-10
+    expected = layer(x)
+    layer.method, layer.max_steps = method, 5000
+    torch.testing.assert_close(layer(x), expected, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("cls", EQUILIBRIUM)
+def test_unsolved_samples_are_announced(cls):
+    """The public code stops silently after max_iter."""
+    layer = make(cls, dtype=torch.float64)
+    layer.max_steps, layer.fallback = 1, None
+    x = draw(4, 5)
+    with pytest.raises(NotConverged, match=cls.__name__):
+        layer.eval()(x)
+    with pytest.warns(NotConvergedWarning, match=cls.__name__):
+        layer.train()(x)
+    layer.on_failure = "ignore"
+    layer(x)
+    solution = layer.solve(x)
+    assert not solution.converged.any()
+    assert (solution.residual > layer.tol).all()
+
+
+@pytest.mark.parametrize("cls", EQUILIBRIUM)
+def test_a_row_of_nan_stays_in_its_row(cls):
+    """In the public code the other 127 of 128 rows come back 50 to 150 % wrong."""
+    layer = make(cls, dtype=torch.float64).eval()
+    layer.on_failure = "ignore"
+    x = draw(6, 5)
+    clean = layer(x)
+    x[2] = math.nan
+    y = layer(x)
+    others = [0, 1, 3, 4, 5]
+    assert y[2].isnan().all()
+    torch.testing.assert_close(y[others], clean[others], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("cls", EQUILIBRIUM)
+def test_neighbours_in_the_batch_do_not_matter(cls):
+    """At its training tolerance the official LBEN moves 336 times its bound between batches."""
+    layer = make(cls)
+    layer.tol = 1e-5
+    x = torch.randn(64, 5)
+    together = layer(x)
+    alone = torch.stack([layer(row) for row in x])
+    assert (together - alone).norm(dim=-1).max() <= 1e-4 * together.norm(dim=-1).max()
+
+
+@pytest.mark.parametrize("cls", EQUILIBRIUM)
+def test_nothing_changes_on_read(cls):
+    """The official NEMON shrinks its step size for good, in evaluation too."""
+    layer = make(cls)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    attributes = {k: v for k, v in vars(layer).items() if not k.startswith("_")}
+    x = torch.randn(4, 5)
+    first = layer(x)
+    layer.eval()(100 * x)
+    layer.solve(x), layer.system(), layer.witness(), layer.lipschitz
+    assert torch.equal(layer.train()(x), first)
+    assert all(torch.equal(state[name], value) for name, value in layer.state_dict().items())
+    assert {k: v for k, v in vars(layer).items() if not k.startswith("_")} == attributes
+
+
+@pytest.mark.parametrize("cls", EQUILIBRIUM)
+def test_sizes_must_be_positive(cls):
+    with pytest.raises(InvalidInput, match="hidden = 0"):
+        cls(3, 0, 2)
+    with pytest.raises(InvalidInput, match="in_features = 0"):
+        cls(0, 3, 2)

@@ -1,0 +1,123 @@
+"""Orthogonal, spectral and AOL layers, and the diagonal T that all but the first rest on."""
+
+import pytest
+import torch
+from layer_cases import DTYPES, EXTREMES, make, put
+
+from sdplip.errors import InvalidInput
+from sdplip.layers import AOLLinear, OrthogonalLinear, SpectralLinear
+from sdplip.layers._gram import FLOOR, gershgorin, spectral
+from sdplip.layers.orthogonal import witness
+
+
+@pytest.mark.parametrize("map", ["cayley", "matrix_exp"])
+@pytest.mark.parametrize("shape", ["tall", "wide", "square"])
+@pytest.mark.parametrize("extreme", EXTREMES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
+def test_orthogonal_to_rounding_for_every_weight(map, shape, extreme, dtype):
+    """LBDN's Cayley layer reaches norm 97 and 470 in float32 for large weights."""
+    layer = make(OrthogonalLinear, shape, dtype, map=map)
+    put(layer, extreme)
+    Q = layer.witness()["D"].detach().double()
+    gram = Q.mT @ Q if Q.shape[0] >= Q.shape[1] else Q @ Q.mT
+    error = torch.linalg.matrix_norm(gram - torch.eye(len(gram), dtype=torch.float64), ord=2)
+    assert error <= (1e-6 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("map", ["cayley", "matrix_exp"])
+def test_orthogonal_at_size_with_one_dominant_direction(map):
+    torch.manual_seed(0)
+    X = torch.randn(300, 1, dtype=torch.float64) @ torch.randn(1, 200, dtype=torch.float64) * 1e6
+    Q = witness(X, map)["D"]
+    assert torch.linalg.matrix_norm(Q.mT @ Q - torch.eye(200, dtype=X.dtype), ord=2) <= 1e-12
+
+
+@pytest.mark.parametrize("map", ["cayley", "matrix_exp"])
+def test_orthogonal_closed_form_is_batched(map):
+    X = torch.randn(2, 3, 7, 4, dtype=torch.float64)
+    Q = witness(X, map)["D"]
+    assert Q.shape == X.shape
+    torch.testing.assert_close(Q[1, 2], witness(X[1, 2], map)["D"])
+
+
+def test_cayley_is_the_published_formula():
+    X = torch.randn(7, 4, dtype=torch.float64)
+    U, V, eye = X[:4], X[4:], torch.eye(4, dtype=torch.float64)
+    A = U - U.mT + V.mT @ V
+    R = torch.linalg.inv(eye + A)
+    expected = torch.cat([R @ (eye - A), -2 * V @ R])
+    torch.testing.assert_close(witness(X)["D"], expected)
+
+
+def test_matrix_exponential_is_that_of_the_skew_matrix():
+    X = torch.randn(6, 6, dtype=torch.float64)
+    torch.testing.assert_close(witness(X, "matrix_exp")["D"], torch.matrix_exp(X - X.mT))
+
+
+def test_orthogonal_refuses_other_maps():
+    with pytest.raises(InvalidInput, match=r"householder.*cayley, matrix_exp"):
+        OrthogonalLinear(3, 3, map="householder")
+
+
+@pytest.mark.parametrize("shape", ["tall", "wide", "square"])
+def test_spectral_norm_is_one_exactly(shape):
+    layer = make(SpectralLinear, shape, torch.float64)
+    with torch.no_grad():
+        layer.weight.normal_()
+    D = layer.witness()["D"]
+    assert abs(torch.linalg.matrix_norm(D, ord=2).item() - 1) <= 1e-14
+    torch.testing.assert_close(
+        D, layer.weight / torch.linalg.matrix_norm(layer.weight, ord=2), rtol=1e-13, atol=0
+    )
+
+
+def test_spectral_gradient_with_repeated_singular_values():
+    W = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    spectral(W).backward()
+    assert W.grad.isfinite().all()
+    assert abs(torch.linalg.matrix_norm(W.grad).item() - 2) <= 1e-12
+
+
+def test_spectral_gradient_of_a_simple_singular_value():
+    W = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(spectral, W)
+
+
+@pytest.mark.parametrize("layer", [SpectralLinear, AOLLinear])
+@pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e15])
+def test_scale_of_the_weight_does_not_matter(layer, scale):
+    layer = make(layer)
+    expected = layer.witness()["D"]
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+    torch.testing.assert_close(layer.witness()["D"], expected)
+
+
+@pytest.mark.parametrize("shape", ["tall", "square"])
+def test_aol_starts_without_slack(shape):
+    singular = torch.linalg.svdvals(make(AOLLinear, shape, torch.float64).witness()["D"])
+    torch.testing.assert_close(singular, torch.ones_like(singular), rtol=1e-6, atol=0)
+
+
+def test_aol_is_the_published_formula():
+    layer = make(AOLLinear, dtype=torch.float64)
+    with torch.no_grad():
+        W = layer.weight.normal_()
+    expected = W / (W.mT @ W).abs().sum(dim=0).sqrt()
+    torch.testing.assert_close(layer.witness()["D"], expected, rtol=1e-12, atol=0)
+
+
+def test_gershgorin_of_a_zero_column_is_one_and_of_a_tiny_one_is_bounded_below():
+    W = torch.tensor([[0.0, 1.0, 1e-20]])
+    T = gershgorin(W)
+    assert T[0] == 1
+    assert T[2] >= FLOOR
+    assert (1 / T).isfinite().all()
+
+
+@pytest.mark.parametrize("log_q", [None, torch.tensor([3.0, -2.0, 0.5, 100.0])])
+def test_gershgorin_dominates_the_gram_matrix(log_q):
+    W = torch.randn(2, 6, 4, dtype=torch.float64)
+    T = gershgorin(W, None if log_q is None else log_q.double())
+    assert T.shape == (2, 4)
+    assert torch.linalg.eigvalsh(torch.diag_embed(T) - W.mT @ W).min() >= 0

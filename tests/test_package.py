@@ -1,0 +1,85 @@
+"""The package as a whole: what an import loads, and in which direction modules depend."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import sdplip
+
+ROOT = Path(sdplip.__file__).parent
+ORDER = [
+    {"errors", "_arrays"},
+    {"_backends"},
+    {"lmi"},
+    {"conditions", "activations"},
+    {"equilibrium"},
+    {"system", "_modules"},
+    {"verify"},
+    {"layers"},
+    {"train"},
+    {"cli", "_cli_train", "_console"},
+]
+FORBIDDEN = {("layers", "verify")}
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_import_loads_no_solver_no_symbols_no_trainer():
+    heavy = ["cvxpy", "sympy", "lightning", "matplotlib", "sklearn", "torchvision", "rich"]
+    code = f"import sdplip, sdplip.layers, sys; print([m for m in {heavy} if m in sys.modules])"
+    assert run(code).strip() == "[]"
+
+
+def test_import_is_cheap_beyond_torch():
+    """By counting modules, not seconds: nothing but torch's own and ours."""
+    code = (
+        "import torch, numpy, sys; before = set(sys.modules); import sdplip; "
+        "print([m for m in set(sys.modules) - before if not m.startswith('sdplip')])"
+    )
+    assert run(code).strip() == "[]"
+
+
+def test_everything_announced_exists():
+    for name in sdplip.__all__:
+        assert getattr(sdplip, name) is not None
+    assert set(sdplip.__all__) <= set(dir(sdplip))
+
+
+def part(path):
+    relative = path.relative_to(ROOT)
+    return relative.parts[0].removesuffix(".py")
+
+
+def test_imports_point_one_way():
+    rank = {name: i for i, names in enumerate(ORDER) for name in names}
+    for path in ROOT.rglob("*.py"):
+        here = part(path)
+        if here == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or node.level == 0:
+                continue
+            base = path.parent
+            for _ in range(node.level - 1):
+                base = base.parent
+            module = node.module.split(".") if node.module else []
+            targets = [module] if module else [[a.name] for a in node.names]
+            for target in targets:
+                full = [*base.relative_to(ROOT).parts, *target]
+                there = full[0] if full else "__init__"
+                if there in ("__version__", "__init__") or there == here:
+                    continue
+                assert rank[there] <= rank[here] or (here, there) == ("system", "_modules"), (
+                    f"{path.relative_to(ROOT)} imports {there}"
+                )
+                assert (here, there) not in FORBIDDEN
+
+
+def test_no_module_is_long():
+    lengths = {p.name: len(p.read_text().splitlines()) for p in ROOT.rglob("*.py")}
+    assert {name: n for name, n in lengths.items() if n > 420} == {}

@@ -1,0 +1,207 @@
+"""Systems evaluate like the networks they stand for, compose, and refuse bad input."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from sdplip import System
+from sdplip.errors import InvalidInput, ShapeError
+
+SEEDS = st.integers(0, 10**6)
+
+
+def mlp(rng, *sizes, activation="relu"):
+    weights = [rng.normal(size=(b, a)) for a, b in itertools.pairwise(sizes)]
+    biases = [rng.normal(size=W.shape[0]) for W in weights]
+    return weights, biases, System.feedforward(weights, biases, activation)
+
+
+@given(SEEDS, st.integers(0, 3), st.sampled_from(["relu", "tanh", "softplus", "leaky_relu"]))
+def test_feedforward_is_the_perceptron(seed, depth, activation):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 6, size=depth + 2)
+    weights, biases, system = mlp(rng, *sizes, activation=activation)
+    layers = []
+    for W, b in zip(weights, biases, strict=True):
+        linear = nn.Linear(*W.shape[::-1], dtype=torch.float64)
+        linear.weight.data, linear.bias.data = torch.as_tensor(W), torch.as_tensor(b)
+        kinds = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus,
+                 "leaky_relu": nn.LeakyReLU}  # fmt: skip
+        layers += [linear, kinds[activation]()]
+    net = nn.Sequential(*layers[:-1])
+    x = torch.as_tensor(rng.normal(size=(7, sizes[0])))
+    torch.testing.assert_close(system(x), net(x))
+    assert system.is_feedforward and system.units == sum(sizes[1:-1])
+    torch.testing.assert_close(System.from_module(net)(x), net(x))
+
+
+@given(SEEDS)
+def test_series_and_sum(seed):
+    rng = np.random.default_rng(seed)
+    *_, f = mlp(rng, 3, 5, 4)
+    *_, g = mlp(rng, 4, 6, 3, activation="tanh")
+    H = rng.normal(size=(3, 3))
+    x = rng.normal(size=(6, 3))
+    np.testing.assert_allclose((g @ f)(x), g(f(x)), atol=1e-10)
+    skip = g @ f + System.linear(H)
+    np.testing.assert_allclose(skip(x), g(f(x)) + x @ H.T, atol=1e-10)
+
+
+@given(SEEDS)
+def test_residual_and_order_of_units_do_not_matter(seed):
+    rng = np.random.default_rng(seed)
+    H, G, W = rng.normal(size=(3, 4)), rng.normal(size=(3, 5)), rng.normal(size=(4, 5))
+    b, c, x = rng.normal(size=5), rng.normal(size=3), rng.normal(size=(6, 4))
+    residual = System.residual(H, G, W, b, c)
+    np.testing.assert_allclose(
+        residual(x), x @ H.T + np.maximum(x @ W + b, 0) @ G.T + c, atol=1e-12
+    )
+    *_, deep = mlp(rng, 4, 3, 5, 2)
+    P = rng.permutation(deep.units)
+    mixed = System(deep.A[np.ix_(P, P)], deep.B[P], deep.C[:, P], deep.D, deep.b[P], deep.c)
+    assert mixed.is_feedforward
+    np.testing.assert_allclose(mixed(x), deep(x), atol=1e-12)
+
+
+def test_equilibrium_is_solved(rng):
+    A = rng.normal(size=(6, 6))
+    A *= 0.9 / np.linalg.norm(A, 2)
+    B, C, b = rng.normal(size=(6, 3)), rng.normal(size=(2, 6)), rng.normal(size=6)
+    system = System.equilibrium(A, B, C, b=b, activation="tanh")
+    x = rng.normal(size=(5, 3))
+    z = np.zeros((5, 6))
+    for _ in range(2000):
+        z = np.tanh(z @ A.T + x @ B.T + b)
+    np.testing.assert_allclose(system(x), z @ C.T, atol=1e-9)
+    assert not system.is_feedforward
+
+
+def test_gradients_flow_through_evaluation(rng):
+    *_, system = mlp(rng, 3, 5, 2, activation="tanh")
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(system, (x,))
+
+
+@given(SEEDS, st.booleans())
+def test_files_keep_every_bit(tmp_path_factory, seed, equilibrium):
+    rng = np.random.default_rng(seed)
+    path = tmp_path_factory.mktemp("system") / "net.npz"
+    if equilibrium:
+        system = System.equilibrium(*(rng.normal(size=s) for s in ((4, 4), (4, 3), (2, 4))))
+    else:
+        *_, system = mlp(rng, 3, 4, 2, activation="softplus")
+    system.save(path)
+    again = System.load(path)
+    assert again.digest() == system.digest()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_perceptron_files(tmp_path, rng):
+    weights, biases, system = mlp(rng, 3, 5, 4, 2)
+    names = {f"W{i}": W for i, W in enumerate(weights)} | {f"b{i}": b for i, b in enumerate(biases)}
+    np.savez(tmp_path / "mlp.npz", **names, alpha=0.0, beta=1.0)
+    assert System.load(tmp_path / "mlp.npz").digest() == system.digest()
+    np.savez(tmp_path / "leaky.npz", **names, alpha=0.25)
+    leaky = System.load(tmp_path / "leaky.npz")
+    assert set(leaky.activation) == {"leaky_relu(0.25)"} and (leaky.alpha == 0.25).all()
+    np.savez(tmp_path / "odd.npz", **names, alpha=-0.5, beta=1.5)
+    odd = System.load(tmp_path / "odd.npz")
+    with pytest.raises(InvalidInput, match="activation is unknown"):
+        odd(np.zeros((1, 3)))
+
+
+def test_missing_blocks_are_zero(tmp_path, rng):
+    B, C = rng.normal(size=(4, 3)), rng.normal(size=(2, 4))
+    np.savez(tmp_path / "net.npz", B=B, C=C)
+    system = System.load(tmp_path / "net.npz")
+    assert not system.A.any() and not system.D.any() and not system.b.any()
+    np.testing.assert_allclose(system(np.ones((1, 3))), np.maximum(B.sum(1), 0)[None] @ C.T)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"W0": np.array([[object()]])}, "no readable system file"),
+        ({"K0": np.ones((8, 8, 3, 3))}, "chain of convolutions"),
+        ({"Q": np.ones(3)}, "holds the arrays Q"),
+        ({"W0": np.ones((2, 2)), "W2": np.ones((2, 2))}, "holds the arrays"),
+        ({"B": np.array([[np.nan]]), "C": np.ones((1, 1))}, "B contains nan"),
+        (
+            {"B": np.ones((1, 1)), "C": np.ones((1, 1)), "alpha": 1.0, "beta": 0.0},
+            r"slopes \(1, 0\)",
+        ),
+        ({"B": np.ones(3)}, "B has shape"),
+        ({"W0": np.array([["a"]])}, "real numbers"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(InvalidInput, match=message):
+        System.load(tmp_path / "bad.npz")
+
+
+def test_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="does not exist"):
+        System.load(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(InvalidInput, match="no readable system file"):
+        System.load(tmp_path / "text.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"A": np.ones((3, 3))}, r"A has shape \(3, 3\)"),
+        ({"b": np.ones(3)}, r"b has shape \(3,\)"),
+        ({"C": np.full((1, 2), np.inf)}, "C contains inf"),
+        ({"alpha": 1.0, "beta": 0.0}, "no range"),
+        ({"alpha": 0.5}, "outside the declared"),
+        ({"activation": "swish"}, "swish"),
+        ({"D": np.ones(2)}, "must be a matrix"),
+    ],
+)
+def test_bad_arrays_are_refused(change, message):
+    arrays = {
+        "A": np.zeros((2, 2)),
+        "B": np.ones((2, 2)),
+        "C": np.ones((1, 2)),
+        "D": np.ones((1, 2)),
+    }
+    with pytest.raises(InvalidInput, match=message):
+        System(**{**arrays, **change})
+
+
+def test_composition_names_what_does_not_fit(rng):
+    *_, f = mlp(rng, 3, 4, 2)
+    with pytest.raises(ShapeError, match="f has 2 outputs, but g takes 3 inputs"):
+        f @ f
+    with pytest.raises(ShapeError, match="f maps R"):
+        f + System.linear(np.eye(3))
+    with pytest.raises(ShapeError, match="m = 3"):
+        f(np.ones((2, 4)))
+
+
+def test_an_unknown_module_is_named_with_its_place():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.LayerNorm(4)), nn.Linear(4, 2))
+    with pytest.raises(InvalidInput, match=r"LayerNorm \(at '1\.0'\)"):
+        System.from_module(net)
+
+
+def test_a_module_whose_system_lies_is_refused():
+    class Liar(nn.Linear):
+        def system(self):
+            return System.linear(self.weight.T, self.bias)
+
+    with pytest.raises(InvalidInput, match="does not describe its forward"):
+        System.from_module(Liar(4, 4))
+
+
+def test_arrays_cannot_be_changed_behind_the_back(rng):
+    *_, system = mlp(rng, 3, 4, 2)
+    with pytest.raises(ValueError, match="read-only"):
+        system.A[0, 0] = 1.0
