@@ -17,9 +17,9 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
     """See `System.from_module`; `place` is where the module stands, for messages."""
     where = f" (at {place!r})" if place else ""
     if callable(getattr(module, "system", None)):
-        return module.system()  # type: ignore[no-any-return,operator]
+        return module.system()  # type: ignore[operator]
     if isinstance(module, nn.Linear):
-        return System.linear(module.weight, module.bias)  # type: ignore[arg-type]
+        return System.linear(module.weight, module.bias)
     if isinstance(module, nn.Sequential):
         system = None
         for name, child in module.named_children():
@@ -32,8 +32,8 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
             return system
         module = PASSES[0]()
     passes = isinstance(module, PASSES)
-    name = None if passes else _activation_name(module)
-    if name is None and not passes:
+    sigma = None if passes else _activation_name(module)
+    if sigma is None and not passes:
         raise InvalidInput(
             f"{type(module).__name__}{where} is not known as part of a system; give it a method "
             "system() -> System, or build the System by hand."
@@ -43,9 +43,9 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
             f"{type(module).__name__}{where} comes before any layer that fixes the input width; "
             "give features=."
         )
-    if name is None:
+    if sigma is None:
         return System.linear(np.eye(features))
-    return System.elementwise(name, features)
+    return System.elementwise(sigma, features)
 
 
 def _activation_name(module: nn.Module) -> str | None:

@@ -24,11 +24,11 @@ class Absolute(MatrixExpr):
     """|X|, entry by entry."""
 
     def __new__(cls, arg: MatrixExpr) -> Absolute:
-        return super().__new__(cls, arg)  # type: ignore[no-any-return]
+        return super().__new__(cls, arg)
 
     @property
     def shape(self) -> tuple[Any, Any]:
-        return self.args[0].shape  # type: ignore[no-any-return]
+        return self.args[0].shape
 
     def doit(self, **hints: Any) -> MatrixExpr:
         inner = self.args[0].doit(**hints)
@@ -155,7 +155,13 @@ class LMI:
         }
         matrix = _collapse(self.matrix.xreplace(sizes).xreplace(rules))
         kept = {k: v for k, v in self.structure.items() if k not in expressions}
-        return replace(self, matrix=matrix, structure={**kept, **(structure or {})})
+        kept |= structure or {}
+        own = {
+            s.T: s
+            for s in matrix.atoms(sp.MatrixSymbol)
+            if kept.get(s.name) in ("diagonal", "symmetric")
+        }
+        return replace(self, matrix=_collapse(matrix.xreplace(own)), structure=kept)
 
     def block(self, *indices: int) -> LMI:
         """The principal submatrix of these block rows and columns (implied by the whole)."""

@@ -217,7 +217,7 @@ def _solver(matrix: Array) -> Callable[[Array], Array]:
 
 def _cholesky(S: Array) -> Array | None:
     try:
-        return np.linalg.cholesky(S)
+        return np.asarray(np.linalg.cholesky(S), dtype=np.float64)
     except np.linalg.LinAlgError:
         return None
 

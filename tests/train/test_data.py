@@ -1,0 +1,68 @@
+"""Data sets: what they hold, and what is said when they are not there."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdplip.errors import InvalidInput
+from sdplip.train import load
+from sdplip.train.data import data_root
+
+
+def test_digits_are_complete_stratified_and_in_the_unit_box():
+    splits = load("digits")
+    (x, y), (x_test, y_test) = splits.train, splits.test
+    assert len(x) + len(x_test) == 1797 and x.shape[1:] == splits.input_shape == (1, 8, 8)
+    assert x.dtype == torch.float32 and x.min() == 0 and x.max() == 1
+    share = y_test.bincount() / (y.bincount() + y_test.bincount())
+    assert ((share > 0.24) & (share < 0.26)).all()
+    assert 0 < splits.mean < 1 and splits.std == pytest.approx(float(x.std()), rel=1e-5)
+
+
+def test_digits_split_shares_no_image():
+    splits = load("digits")
+    rows = torch.cat([splits.train[0], splits.test[0]]).flatten(1)
+    assert len(rows.unique(dim=0)) == len(rows)
+
+
+def test_mnist(data_dir):
+    splits = load("mnist", data_dir)
+    assert splits.train[0].shape == (60000, 1, 28, 28) and splits.test[1].shape == (10000,)
+    assert splits.mean == pytest.approx(0.1307, abs=1e-4)
+    assert splits.std == pytest.approx(0.3081, abs=1e-4)
+
+
+def test_missing_data_set_names_files_and_command(tmp_path):
+    with pytest.raises(InvalidInput) as caught:
+        load("mnist", tmp_path)
+    message = str(caught.value)
+    for part in ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte", str(tmp_path / "MNIST")):
+        assert part in message
+    assert f"sdplip train --data mnist --data-root {tmp_path} --download" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_data_set_is_named(tmp_path):
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (folder / f"{split}-{kind}-ubyte").write_bytes(b"\0" * 20)
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        load("fashionmnist", tmp_path)
+
+
+def test_unknown_data_set_lists_the_known():
+    with pytest.raises(InvalidInput, match="imagenet.*digits, mnist, fashionmnist"):
+        load("imagenet")
+
+
+def test_data_root_prefers_argument_then_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("SDPLIP_DATA", str(tmp_path))
+    assert data_root("elsewhere") == Path("elsewhere")
+    assert data_root() == tmp_path
+    monkeypatch.delenv("SDPLIP_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    assert data_root().name == "sdplip"
