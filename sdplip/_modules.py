@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
 import numpy as np
 from torch import nn
 
@@ -16,8 +19,10 @@ PASSES = (nn.Identity, nn.Flatten, nn.Dropout)
 def extract(module: nn.Module, place: str, features: int | None) -> System:
     """See `System.from_module`; `place` is where the module stands, for messages."""
     where = f" (at {place!r})" if place else ""
-    if callable(getattr(module, "system", None)):
-        return module.system()  # type: ignore[operator]
+    own: Callable[..., System] | None = getattr(module, "system", None)
+    if own is not None:
+        takes_width = "features" in inspect.signature(own).parameters
+        return own(features=features) if takes_width else own()
     if isinstance(module, nn.Linear):
         return System.linear(module.weight, module.bias)
     if isinstance(module, nn.Sequential):

@@ -168,13 +168,16 @@ class System:
         Args:
             module: something with a `system()` method, nn.Linear, an activation with proven slopes,
                 Identity, Flatten, Dropout in evaluation, or a Sequential of these.
-            features: input width, where the first modules do not fix it.
+            features: input width; None takes the first `in_features` found.
 
         Raises:
             InvalidInput: an unknown module, named with its place; or the two disagree.
         """
         from ._modules import extract
 
+        if features is None:
+            widths = (getattr(m, "in_features", None) for m in module.modules())
+            features = next((width for width in widths if width is not None), None)
         system = extract(module, "", features)
         parameter = next(module.parameters(), None)
         dtype = torch.get_default_dtype() if parameter is None else parameter.dtype

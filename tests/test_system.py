@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import sdplip
 from sdplip import System
 from sdplip.errors import InvalidInput, ShapeError
 
@@ -205,3 +206,13 @@ def test_arrays_cannot_be_changed_behind_the_back(rng):
     *_, system = mlp(rng, 3, 4, 2)
     with pytest.raises(ValueError, match="read-only"):
         system.A[0, 0] = 1.0
+
+
+def test_what_precedes_the_first_layer_takes_its_width():
+    net = nn.Sequential(nn.Flatten(), sdplip.layers.Normalize(0.5, 2.0), nn.ReLU(), nn.Linear(6, 2))
+    x = torch.randn(3, 6)
+    system = System.from_module(net)
+    torch.testing.assert_close(system(x.double()).float(), net(x))
+    with pytest.raises(InvalidInput, match="give features="):
+        System.from_module(nn.Sequential(nn.ReLU()))
+    np.testing.assert_allclose(System.from_module(nn.ReLU(), features=2)(-np.ones((1, 2))), 0)

@@ -19,11 +19,11 @@ def normalised(W: Tensor) -> Tensor:
 
 
 def spectral(W: Tensor) -> Tensor:
-    """‖W‖₂² from the top eigenvalue of the smaller Gram matrix, rounded upwards.
+    """‖W‖₂² = ‖Wv‖², v the top eigenvector of the smaller Gram matrix, rounded upwards.
 
-    The gradient is that of ‖Wv‖² with the top singular vector v held fixed: exact where the largest
-    singular value is simple, a subgradient and finite where it is not. Second derivatives leave out
-    the motion of v.
+    An error in v enters squared, so this is as good as the eigenvalue; computed in float64. The
+    gradient holds v fixed: exact where the largest singular value is simple, a subgradient and
+    finite where it is not. Second derivatives leave out the motion of v.
 
     Args:
         W: (*batch, rows, columns).
@@ -34,10 +34,8 @@ def spectral(W: Tensor) -> Tensor:
     X = W.double()
     X = X if X.shape[-2] >= X.shape[-1] else X.mT
     with torch.no_grad():
-        values, vectors = torch.linalg.eigh(X.mT @ X)
-    quotient = (X @ vectors[..., -1:]).square().sum(dim=(-2, -1))
-    top = quotient + (values[..., -1] - quotient).clamp(min=0).detach()
-    return _upwards(top, W).to(W.dtype)
+        v = torch.linalg.eigh(X.mT @ X).eigenvectors[..., -1:]
+    return _upwards((X @ v).square().sum(dim=(-2, -1)), W).to(W.dtype)
 
 
 def gershgorin(W: Tensor, log_q: Tensor | None = None) -> Tensor:
