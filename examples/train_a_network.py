@@ -1,6 +1,6 @@
 """Train a network that is 1-Lipschitz by construction, and certify its predictions.
 
-    python examples/train_a_network.py
+python examples/train_a_network.py
 """
 
 import torch
@@ -17,7 +17,9 @@ y = torch.as_tensor(digits.target)
 order = torch.randperm(len(x))
 train, test = order[:1400], order[1400:]
 
-network = nn.Sequential(SLLLinear(64, hidden=64), SLLLinear(64, hidden=64), OrthogonalLinear(64, 10))
+network = nn.Sequential(
+    SLLLinear(64, hidden=64), SLLLinear(64, hidden=64), OrthogonalLinear(64, 10)
+)
 optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
 for _ in range(300):
     batch = train[torch.randint(len(train), (128,))]

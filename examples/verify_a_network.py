@@ -1,6 +1,6 @@
 """Bound the Lipschitz constant of a network that somebody else trained, and keep the proof.
 
-    python examples/verify_a_network.py
+python examples/verify_a_network.py
 """
 
 import tempfile
@@ -12,7 +12,9 @@ from torch import nn
 import sdplip
 
 torch.manual_seed(0)
-network = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5))
+network = nn.Sequential(
+    nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)
+)
 
 # Multipliers are proposed by a solver; the bound is then proven without it.
 certificate = sdplip.lipschitz(network)

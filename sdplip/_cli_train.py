@@ -13,7 +13,7 @@ from .errors import InvalidInput
 if TYPE_CHECKING:
     from .train.config import RunConfig
     from .train.data import Splits
-    from .train.evaluate import Row
+    from .train.row import Row
     from .train.runs import Finished
 
 Data = Annotated[str, typer.Option(help="digits, mnist or fashionmnist.")]

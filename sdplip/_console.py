@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from .train.config import RunConfig
-    from .train.evaluate import Row
+    from .train.row import Row
     from .train.runs import Finished
 
 OK, DOES_NOT_HOLD, BAD_INPUT, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -86,7 +87,7 @@ def show(rows: list[Row], result: dict[str, Any], as_json: bool) -> None:
         raise typer.Exit(UNDECIDED)
 
 
-def listing(header: tuple[str, ...], rows: list[tuple[str, ...]], as_json: bool) -> None:
+def listing(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: bool) -> None:
     from .train.checkpoint import to_json
 
     if as_json:

@@ -19,15 +19,13 @@ from ._console import BAD_INPUT, DOES_NOT_HOLD, INTERRUPTED, UNDECIDED, Json, fa
 from .errors import CertificationError, InvalidInput, NotConverged, NotWellPosed, SdplipError
 
 if TYPE_CHECKING:
-    import click
-
     from .system import System
 
 
 class _Group(TyperGroup):
     """Turns the library's exceptions into one line on stderr and the exit code that they mean."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (NotWellPosed, NotConverged) as error:
@@ -151,7 +149,6 @@ def check(
         check_certificate(loaded, system)
     except CertificationError as error:
         reason = str(error)
-    holds = reason is None
     if as_json:
         typer.echo(to_json({"holds": reason is None, "bound": loaded.bound, "reason": reason}))
     elif reason is None:

@@ -54,8 +54,8 @@ def newton(
         point[live], steps[live] = y, done
         better = error < before
         best[live[better]], residual[live[better]] = y[better], error[better]
-        open_ = torch.where(before > tol, error.isfinite(), helped) & (residual[live] > floor)
-        live = live[open_]
+        going = torch.where(before > tol, error.isfinite(), helped)
+        live = live[going & (residual[live] > floor)]
     return best, residual, steps
 
 

@@ -47,6 +47,7 @@ def optimal_step(A: Tensor, method: str, metric: Tensor | None = None) -> float:
     others: 1 / √(m L). Where m ≤ 0 this metric proves nothing: forward_backward takes the step of
     average, and the others pretend that m = L / 100; only the residual tells whether they converge.
     """
+    A = A.detach()
     shift = 1 / (1 - float(A.diagonal().min().clamp(max=0))) if len(A) else 1.0
     if method == "average":
         return shift

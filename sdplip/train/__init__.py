@@ -19,9 +19,10 @@ from .certify import (
 from .checkpoint import load_model, save_model
 from .config import EvalConfig, RunConfig, TrainConfig, override, preset
 from .data import DATASETS, Splits, load
-from .evaluate import Row, evaluate
+from .evaluate import evaluate
 from .loss import margin_cross_entropy
 from .models import BASELINES, ModelConfig, build
+from .row import Row
 
 __all__ = [
     "BASELINES",

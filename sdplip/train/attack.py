@@ -10,6 +10,10 @@ from torch import Tensor
 
 from ..errors import InvalidInput
 
+BOX = (0.0, 1.0)
+SOFTNESS = (0.3, 0.1)
+"""The soft maximum's temperature, taken in turn by the restarts."""
+
 
 @dataclass(frozen=True)
 class Attack:
@@ -30,18 +34,20 @@ def pgd(
     restarts: int = 2,
     step_size: float | None = None,
     seed: int = 0,
-    box: tuple[float, float] | None = (0.0, 1.0),
+    box: tuple[float, float] | None = BOX,
     batch_size: int = 1024,
 ) -> Attack:
     """Search the ball of `radius` (norm 2 or inf) around each image, in the box, for an error.
 
-    Descends the margin z_y − max_{j≠y} z_j, which unlike a cross-entropy never saturates; the
-    first start is the image itself, the others are random points of the ball. An image counts as
-    broken as soon as *any* iterate of any restart is misclassified (a tie is), and is then left
-    alone. `x` (N, *shape) with values in the box, `labels` (N,); the default step is
-    2.5·radius/steps. The result depends on `seed`, not on the global generator.
+    Descends the margin z_y − max_{j≠y} z_j with a soft maximum, in steps that shrink linearly from
+    `step_size` (default: the radius) to zero; the first start is the image itself, the others are
+    random points of the ball. An image counts as broken as soon as *any* iterate of any restart is
+    misclassified (a tie is), and is then left alone. `x` (N, *shape) with values in the box,
+    `labels` (N,). The result depends on `seed`, not on the global generator.
 
-    Source: Madry et al., ICLR 2018.
+    Source: Madry et al., ICLR 2018. The loss is not theirs: a cross-entropy does not aim at the
+    nearest class when logits are small, and overstates the robust accuracy of 1-Lipschitz networks
+    by 10 to 20 points; a hard maximum is the weaker one for others.
     """
     if norm not in (2, float("inf")):
         raise InvalidInput(f"pgd: norm is {norm}, but must be 2 or inf.")
@@ -50,7 +56,7 @@ def pgd(
     if steps < 1 or restarts < 1:
         raise InvalidInput(f"pgd: steps is {steps}, restarts {restarts}, but both must be ≥ 1.")
     generator = torch.Generator().manual_seed(seed)
-    step = 2.5 * radius / steps if step_size is None else step_size
+    step = radius if step_size is None else step_size
     batches = [
         _batch(model, part, y, radius, norm, steps, restarts, step, generator, box)
         for part, y in zip(x.split(batch_size), labels.split(batch_size), strict=True)
@@ -82,10 +88,11 @@ def _batch(
         point = start
         if restart:
             noise = _random(start.shape, norm, generator).to(start)
-            point = _project(start + radius * noise, start, radius, norm, box)
+            point = project(start + radius * noise, start, radius, norm, box)
         for taken in range(steps + 1):
             point = point.detach().requires_grad_()
-            margin = _margin(model(point), y)
+            logits = model(point)
+            margin = _margin(logits.detach(), y)
             wrong = ~(margin > 0)  # NaN is an error too
             if wrong.any():
                 broken[left[wrong]] = True
@@ -93,12 +100,15 @@ def _batch(
             # The last iterate is looked at like every other, only not left any more.
             if taken == steps or wrong.all():
                 break
-            (gradient,) = torch.autograd.grad(margin.sum(), point)
+            softness = SOFTNESS[restart % len(SOFTNESS)]
+            (gradient,) = torch.autograd.grad(_soft_margin(logits, y, softness).sum(), point)
             keep = ~wrong
             left, start, y = left[keep], start[keep], y[keep]
             point, gradient = point.detach()[keep], gradient[keep]
             direction = _steepest(gradient, norm, generator)
-            point = _project(point - step * direction, start, radius, norm, box)
+            point = project(
+                point - step * (1 - taken / steps) * direction, start, radius, norm, box
+            )
     return Attack(broken, found)
 
 
@@ -106,6 +116,15 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     true = logits.gather(-1, labels[:, None]).squeeze(-1)
     others = logits.scatter(-1, labels[:, None], -torch.inf)
     return true - others.amax(-1)
+
+
+def _soft_margin(logits: Tensor, labels: Tensor, softness: float) -> Tensor:
+    # In units of the spread of the logits, so that scaling a network changes nothing.
+    spread = logits.detach().std(-1, keepdim=True)
+    t = softness * spread.clamp_min(torch.finfo(logits.dtype).tiny ** 0.5)
+    true = logits.gather(-1, labels[:, None]).squeeze(-1)
+    others = logits.scatter(-1, labels[:, None], -torch.inf)
+    return true - t.squeeze(-1) * torch.logsumexp(others / t, -1)
 
 
 def _flat_norm(v: Tensor) -> Tensor:
@@ -133,9 +152,14 @@ def _steepest(gradient: Tensor, norm: float, generator: torch.Generator) -> Tens
     return gradient / size if norm == 2 else gradient.sign()
 
 
-def _project(
-    point: Tensor, center: Tensor, radius: float, norm: float, box: tuple[float, float] | None
+def project(
+    point: Tensor,
+    center: Tensor,
+    radius: float,
+    norm: float,
+    box: tuple[float, float] | None = BOX,
 ) -> Tensor:
+    """Move every point into the ball of `radius` around its center, then into the box."""
     delta = point - center
     if norm == 2:
         # Clipping to the box afterwards stays in the ball: it is a projection onto a convex set

@@ -64,7 +64,7 @@ def read_json(path: Path) -> Any:
 
 def save_model(path: Path, model: nn.Module, config: ModelConfig) -> None:
     """Write the weights and what rebuilds the model around them, atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {
         key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
@@ -74,9 +74,8 @@ def save_model(path: Path, model: nn.Module, config: ModelConfig) -> None:
         "model": config.to_dict(),
         "versions": {name: version(name) for name in ("sdplip", "torch")},
     }
-    write_atomically(
-        path, lambda p: save_file(tensors, p, metadata={"sdplip": json.dumps(metadata)})
-    )
+    content = save(tensors, metadata={"sdplip": json.dumps(metadata)})
+    write_atomically(path, lambda p: p.write_bytes(content))
 
 
 def model_file(path: str | Path) -> Path:

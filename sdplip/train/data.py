@@ -107,9 +107,9 @@ def _torchvision(name: str, root: Path, download: bool) -> Splits:
     dataset = getattr(torchvision.datasets, _TORCHVISION[name])
     try:
         parts = [dataset(root, train=split, download=bool(missing)) for split in (True, False)]
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError, KeyError) as error:
         raise InvalidInput(
-            f"{_TORCHVISION[name]} in {folder} cannot be read: {error}. "
+            f"{_TORCHVISION[name]} in {folder} cannot be read: {error!r}. "
             "Remove the damaged files and run again with --download."
         ) from error
     train, test = ((p.data.unsqueeze(1).float() / 255, p.targets.long()) for p in parts)

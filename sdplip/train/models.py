@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ..activations import activation
 from ..errors import InvalidInput
-from ..layers import LAYERS, Normalize, OrthogonalLinear
+from ..layers import LAYERS, NEMONLinear, Normalize, OrthogonalLinear
 
 BASELINES = ("unconstrained", "torch-spectral")
 NORMALISE = ("none", "mean", "std")
@@ -144,7 +144,7 @@ def _body(config: ModelConfig, features: int) -> list[nn.Module]:
     layer, width, classes = config.layer, config.width, config.num_classes
     if layer in BASELINES:
         return _stack(partial(_baseline, layer), config, features, activated=True)
-    family = LAYERS[layer]
+    family: Callable[..., nn.Module] = LAYERS[layer]
     accepted = inspect.signature(family).parameters
     offered = {"gamma": config.gamma, "activation": config.activation, "tol": config.tol}
     options = {name: value for name, value in offered.items() if name in accepted}
@@ -153,7 +153,7 @@ def _body(config: ModelConfig, features: int) -> list[nn.Module]:
     if "features" in accepted:
         blocks = [family(features, hidden=width, **options) for _ in range(config.depth)]
         return [*blocks, OrthogonalLinear(features, classes)]
-    return _stack(partial(family, **options), config, features, family.condition == "linear")
+    return _stack(partial(family, **options), config, features, LAYERS[layer].condition == "linear")
 
 
 def _stack(
@@ -174,8 +174,8 @@ def _baseline(layer: str, fan_in: int, fan_out: int) -> nn.Module:
 
 
 def linf_bounds(model: nn.Module) -> list[Tensor]:
-    """The differentiable ℓ∞ bounds of the model's layers that offer one (NEMON)."""
-    return [m.linf_bound() for m in model.modules() if hasattr(m, "linf_bound")]
+    """The differentiable ℓ∞ bounds of the model's NEMON layers."""
+    return [m.linf_bound() for m in model.modules() if isinstance(m, NEMONLinear)]
 
 
 def families() -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checkpoint import write_atomically
-from .evaluate import Row
 from .report import number
+from .row import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .evaluate import Row
+from .row import Row
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -25,8 +25,9 @@ from ..errors import InvalidInput
 from .checkpoint import MODEL_FILE, read_json, save_model, write_json
 from .config import RunConfig
 from .data import Splits
-from .evaluate import Row, evaluate
+from .evaluate import evaluate
 from .report import document
+from .row import Row
 
 FORMAT = "sdplip-run-1"
 LOCK = ".lock"
@@ -195,7 +196,7 @@ def _claimed(out: Path) -> Iterator[None]:
     """Hold the directory; a lock left by a process that is gone is taken over."""
     lock = out / LOCK
     try:
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         owner = lock.read_text(encoding="utf-8").strip()
         if owner.isdigit() and _alive(int(owner)):

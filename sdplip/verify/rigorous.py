@@ -55,7 +55,7 @@ class Ball:
         other = _ball(other)
         mid = self.mid * other.mid
         spread = abs(self.mid) * other.rad + self.rad * (abs(other.mid) + other.rad)
-        return Ball(mid, _up(spread + UNIT * abs(mid), 4) + (mid != 0) * TINY)
+        return Ball(mid, _up(spread + UNIT * abs(mid), 4) + TINY)
 
     def __matmul__(self, other: Any) -> Ball:
         other = _ball(other)

@@ -147,7 +147,7 @@ def test_newton_does_not_cycle_where_its_plain_form_does() -> None:
 
 
 def test_a_unit_has_its_own_activation() -> None:
-    A, Lam = lben(6, 1.0)
+    A, Lam = lben(6, 3.0, eps=0.5, spread=0.5)
     names = ["relu", "tanh", "relu", "sigmoid", "leaky_relu(0.2)", "identity"]
     v = drive(9, 6)
     exact = solve(A, v, names, method="newton", metric=Lam)

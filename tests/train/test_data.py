@@ -54,7 +54,7 @@ def test_damaged_data_set_is_named(tmp_path):
 
 
 def test_unknown_data_set_lists_the_known():
-    with pytest.raises(InvalidInput, match="imagenet.*digits, mnist, fashionmnist"):
+    with pytest.raises(InvalidInput, match=r"imagenet.*digits, mnist, fashionmnist"):
         load("imagenet")
 
 

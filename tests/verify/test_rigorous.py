@@ -33,6 +33,14 @@ def test_arithmetic_encloses_exact_rationals(seed, power):
     assert_contains(Ball(X) * Ball(X) * 3.0, exact(X) * exact(X) * 3)
 
 
+def test_underflow_is_enclosed():
+    """1e-200 squared is 0 in floating point, but not in fact."""
+    tiny = np.full((2, 2), 1e-200)
+    for product in (Ball(tiny) * Ball(tiny), Ball(tiny) @ Ball(tiny)):
+        assert not product.mid.any()
+        assert (product.upper > 0).all() and (product.lower < 0).all()
+
+
 @given(SEEDS)
 def test_the_condition_on_balls_encloses_the_exact_condition(seed):
     rng = np.random.default_rng(seed)

@@ -1,0 +1,97 @@
+"""The result of measuring one model in one norm."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison: a model in one norm, all constants per raw pixel.
+
+    Accuracies are shares of the same `images` test images; `certified` and `attacked` belong to
+    `radii`. `promised` is the bound by construction, `verified` the SDP (ℓ₂) or linear-programming
+    (ℓ∞) bound, `sampled` a lower bound; None where there is none, and `note` says why.
+    `slack` is the part of the largest logit taken off each margin, `residual` the largest
+    equilibrium residual met. `unsound` counts images attacked within their certified radius.
+    """
+
+    layer: str
+    norm: float
+    clean: float
+    radii: tuple[float, ...]
+    certified: tuple[float, ...]
+    attacked: tuple[float, ...]
+    promised: float | None
+    verified: float | None
+    proven: bool | None
+    sampled: float | None
+    images: int
+    parameters: int
+    step_ms: float
+    train_seconds: float
+    verify_seconds: float | None
+    slack: float
+    residual: float
+    unsound: int
+    undecided: bool = False
+    note: str = ""
+    curve: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The row's name: the family, with the norm where it is not ℓ₂."""
+        return self.layer if self.norm == 2 else f"{self.layer} (ℓ∞)"
+
+    def violations(self) -> list[str]:
+        """Which invariants fail; empty when the row is consistent.
+
+        certified ≤ attacked ≤ clean, sampled ≤ verified ≤ promised, each beyond rounding.
+        """
+        found = []
+        for radius, certified, attacked in zip(
+            self.radii, self.certified, self.attacked, strict=True
+        ):
+            if not certified <= attacked <= self.clean:
+                found.append(
+                    f"{self.label}: at radius {radius:g} certified {certified:.4f}, attacked "
+                    f"{attacked:.4f}, clean {self.clean:.4f} are not in this order"
+                )
+        if self.unsound:
+            found.append(
+                f"{self.label}: {self.unsound} images broken inside their certified radius"
+            )
+        chain = [
+            (name, value)
+            for name, value in (
+                ("sampled", self.sampled),
+                ("verified", self.verified),
+                ("promised", self.promised),
+            )
+            if value is not None
+        ]
+        for (low, smaller), (high, larger) in pairwise(chain):
+            if not smaller <= larger * (1 + 1e-6):
+                found.append(f"{self.label}: {low} bound {smaller!r} exceeds {high} {larger!r}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; the norm as 2 or "inf"."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        norm = 2 if self.norm == 2 else "inf"
+        return values | {"norm": norm, "violations": self.violations()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Row:
+        """The inverse of `to_dict`."""
+        kept: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        kept.pop("violations", None)
+        for name in ("step_ms", "train_seconds", "residual"):
+            kept[name] = math.nan if kept[name] is None else kept[name]
+        kept["norm"] = float(values["norm"])
+        return cls(**kept)

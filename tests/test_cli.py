@@ -1,0 +1,238 @@
+"""The command line as a user meets it: exit codes, one JSON document, stdout apart from stderr."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import sdplip
+from sdplip.cli import app
+
+SMALL = ["--width", "8", "--depth", "1", "--epochs", "2", "--images", "30", "--radii", "0.1,0.5"]
+
+
+@pytest.fixture
+def cli(monkeypatch, tmp_path):
+    """Runs a command in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SDPLIP_DATA", raising=False)
+    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def net(tmp_path):
+    """A small network in a file, and its system."""
+    rng = np.random.default_rng(0)
+    system = sdplip.System.feedforward([rng.normal(size=(6, 4)), rng.normal(size=(2, 6))])
+    system.save(tmp_path / "net.npz")
+    return tmp_path / "net.npz", system
+
+
+def one_document(result):
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["compare", "--help"]])
+def test_help(cli, arguments):
+    result = cli(*arguments)
+    assert (
+        result.exit_code == 0 and "default" in result.stdout.lower() + "default"[: len(arguments)]
+    )
+    assert "Usage" in result.stdout
+
+
+def test_version_names_what_matters(cli):
+    result = cli("--version")
+    assert result.exit_code == 0
+    for name in (sdplip.__version__, "torch", "cvxpy"):
+        assert name in result.stdout
+
+
+def test_layers_and_conditions_are_listed(cli):
+    listed = one_document(cli("layers", "--json"))
+    assert [entry["layer"] for entry in listed] == list(sdplip.LAYERS)
+    assert all(entry["claim"] for entry in listed)
+    names = {entry["condition"] for entry in one_document(cli("conditions", "--json"))}
+    assert {entry["condition"] for entry in listed} <= names
+    assert "lipschitz" in cli("conditions").stdout and "sll" in cli("layers").stdout
+
+
+def test_verify_then_check(cli, net):
+    path, _ = net
+    result = cli("verify", path, "--out", "cert.json", "--json")
+    assert result.exit_code == 0
+    found = one_document(result)
+    assert found["lower"] <= found["bound"] <= found["norm_product"] and found["proven"]
+    checked = cli("check", "cert.json", path, "--json")
+    assert checked.exit_code == 0
+    assert one_document(checked) == {"holds": True, "bound": found["bound"], "reason": None}
+    assert cli("check", "cert.json", path).stdout.startswith("holds")
+
+
+@pytest.mark.parametrize("norm", ["2", "inf"])
+def test_verify_as_text(cli, net, norm):
+    result = cli("verify", net[0], "--norm", norm)
+    assert result.exit_code == 0
+    words = [line.split()[0] for line in result.stdout.splitlines()]
+    assert words[:2] == ["bound", "lower"] and "solver" in words
+
+
+def test_check_refuses_another_model_and_an_edited_certificate(cli, net, tmp_path):
+    path, system = net
+    assert cli("verify", path, "--out", "cert.json").exit_code == 0
+    A = {k: getattr(system, k).copy() for k in ("A", "B", "C", "D", "b", "c", "alpha", "beta")}
+    A["B"][0, 0] = np.nextafter(A["B"][0, 0], np.inf)
+    np.savez(tmp_path / "other.npz", **A)
+    other = cli("check", "cert.json", tmp_path / "other.npz", "--json")
+    assert other.exit_code == 1 and one_document(other)["holds"] is False
+    text = (tmp_path / "cert.json").read_text()
+    bound = json.loads(text)["bound"]
+    (tmp_path / "cert.json").write_text(text.replace(repr(bound), repr(bound / 2)))
+    edited = cli("check", "cert.json", path)
+    assert edited.exit_code == 1 and edited.stdout.startswith("does not hold")
+
+
+def test_a_network_without_an_equilibrium_has_no_bound(cli, tmp_path):
+    sdplip.System.equilibrium([[2.0]], [[1.0]], [[1.0]]).save(tmp_path / "loop.npz")
+    result = cli("verify", tmp_path / "loop.npz", "--json")
+    assert result.exit_code == 1 and result.stdout == "" and "error:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["verify", "nowhere.npz"], "nowhere.npz"),
+        (["verify", "nowhere"], "no trained model"),
+        (["check", "nowhere.json", "nowhere.npz"], "nowhere"),
+        (["train", "--layer", "resnet"], "resnet"),
+        (["compare", "--layers", "sll,resnet"], "resnet"),
+        (["train", "--data", "imagenet"], "imagenet"),
+        (["train", "--layer", "lben", "--gamma", "0"], "gamma"),
+        (["train", "--layer", "lben", "--gamma", "-1"], "gamma"),
+        (["train", "--layer", "lben", "--gamma", "nan"], "gamma"),
+        (["train", "--epochs", "0"], "epochs"),
+        (["train", "--lr", "-1"], "lr"),
+        (["train", "--radii", "0.1;0.2"], "--radii"),
+        (["train", "--radii", "-1"], "radii"),
+        (["train", "--device", "abacus"], "abacus"),
+        (["train", "--activation", "__import__('os')"], "__import__"),
+        (["train", "--data", "mnist", "--data-root", "empty"], "train-images-idx3-ubyte"),
+    ],
+)
+def test_bad_input_is_exit_code_2_and_leaves_nothing_behind(cli, tmp_path, arguments, said):
+    result = cli(*arguments)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr and result.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["train", "--width", "many"], ["fly"], ["verify"]])
+def test_usage_errors_are_exit_code_2(cli, arguments):
+    assert cli(*arguments).exit_code == 2
+
+
+def test_missing_data_names_the_command_that_fetches_it(cli):
+    said = cli("train", "--data", "fashionmnist", "--data-root", "here").stderr
+    assert "sdplip train --data fashionmnist --data-root here --download" in said
+
+
+@pytest.mark.parametrize("content", ["objects", "nan", "slopes", "shapes", "text"])
+def test_bad_system_files_are_exit_code_2(cli, tmp_path, content):
+    path, good = tmp_path / "bad.npz", np.ones((3, 2))
+    if content == "objects":
+        np.savez(path, W0=np.array([{"a": 1}], dtype=object))
+    elif content == "nan":
+        np.savez(path, W0=np.full((3, 2), np.nan), W1=np.ones((1, 3)))
+    elif content == "slopes":
+        np.savez(path, W0=good, W1=np.ones((1, 3)), alpha=1.0, beta=0.0)
+    elif content == "shapes":
+        np.savez(path, W0=good, W1=np.ones((1, 4)))
+    else:
+        path.write_text("not an archive")
+    result = cli("verify", path, "--json")
+    assert result.exit_code == 2 and result.stdout == "" and result.stderr.startswith("error:")
+
+
+def test_train_verify_check_a_run(cli, tmp_path):
+    result = cli("train", "--layer", "sll", *SMALL, "--out", "run", "--json")
+    assert result.exit_code == 0, result.stderr
+    row = one_document(result)["rows"][0]
+    assert row["layer"] == "sll" and row["radii"] == [0.1, 0.5] and row["images"] == 30
+    assert "sll" in result.stderr
+    again = cli("train", "--layer", "sll", *SMALL, "--out", "run", "--json")
+    assert again.exit_code == 0 and one_document(again)["rows"] == [row]
+    assert "--force" in again.stderr
+    assert cli("train", "--layer", "aol", *SMALL, "--out", "run").exit_code == 2
+    verified = cli("verify", "run", "--out", "cert.json", "--json")
+    assert verified.exit_code == 0
+    assert one_document(verified)["bound"] == pytest.approx(row["verified"], rel=1e-9)
+    assert cli("check", "cert.json", "run/model.safetensors").exit_code == 0
+
+
+def test_compare_prints_a_table_and_where_the_pictures_lie(cli, tmp_path):
+    result = cli("compare", "--layers", "aol,unconstrained", *SMALL)
+    assert result.exit_code == 0, result.stderr
+    assert "certified" in result.stdout and "unconstrained" in result.stdout
+    assert os.path.join("runs", "digits-compare", "accuracy.png") in result.stdout
+    assert (tmp_path / "runs" / "digits-compare" / "accuracy.png").is_file()
+    as_json = cli("compare", "--layers", "aol,unconstrained", *SMALL, "--json")
+    assert one_document(as_json)["violations"] == []
+    assert "\x1b" not in result.stdout + as_json.stderr
+
+
+def test_a_violated_invariant_is_exit_code_1(cli, tmp_path):
+    assert cli("train", "--layer", "aol", *SMALL, "--out", "run").exit_code == 0
+    path = tmp_path / "run" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["rows"][0]["certified"] = [1.0, 1.0]
+    metrics["rows"][0]["attacked"] = [0.0, 0.0]
+    path.write_text(json.dumps(metrics))
+    result = cli("train", "--layer", "aol", *SMALL, "--out", "run", "--json")
+    assert result.exit_code == 1 and "aol: at radius 0.1" in result.stderr
+    assert len(one_document(result)["violations"]) == 2
+
+
+def test_a_tampered_model_is_refused(cli, tmp_path):
+    assert cli("train", "--layer", "aol", *SMALL, "--out", "run").exit_code == 0
+    path = tmp_path / "run" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-4] + np.float32(np.nan).tobytes())
+    result = cli("verify", "run")
+    assert result.exit_code == 2 and "not finite" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_is_130_and_the_run_can_be_continued(tmp_path):
+    command = [sys.executable, "-m", "sdplip.cli", "train", "--layer", "aol", "--width", "8"]
+    command += ["--depth", "1", "--out", "run", "--images", "30"]
+    environment = os.environ | {"PYTHONWARNINGS": "default"}
+    process = subprocess.Popen(
+        [*command, "--epochs", "100000"], cwd=tmp_path, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    state = tmp_path / "run" / "last.ckpt"
+    deadline = time.monotonic() + 60
+    while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == "" and "interrupted" in err and "Traceback" not in err
+    assert state.is_file() and not (tmp_path / "run" / ".lock").exists()
+
+
+def test_the_module_runs_and_help_needs_no_heavy_import():
+    code = (
+        "import sys\nfrom sdplip.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "heavy = {'torch', 'lightning', 'cvxpy', 'sympy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

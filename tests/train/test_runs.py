@@ -1,0 +1,107 @@
+"""Run directories: what is written, continued, read back and refused."""
+
+import json
+import os
+
+import pytest
+
+from sdplip.errors import InvalidInput
+from sdplip.train import load, override, preset
+from sdplip.train.runs import LOCK, compare, run
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load("digits")
+
+
+def quick(layer, splits, **changes):
+    small = {"width": 8, "depth": 1, "epochs": 2, "images": 30, "steps": 3, "restarts": 1}
+    return override(preset(layer, splits), **small | changes)
+
+
+def test_a_run_leaves_its_files_and_is_read_back(splits, tmp_path):
+    out = tmp_path / "sll"
+    first = run(quick("sll", splits), splits, out)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.json",
+        "metrics.json",
+        "model.safetensors",
+    ]
+    stamp = (out / "model.safetensors").stat().st_mtime_ns
+    again = run(quick("sll", splits), splits, out)
+    assert again.already and again.rows == first.rows
+    assert (out / "model.safetensors").stat().st_mtime_ns == stamp
+    assert not run(quick("sll", splits), splits, out, force=True).already
+
+
+def test_another_configuration_is_refused_with_the_difference(splits, tmp_path):
+    run(quick("sll", splits), splits, tmp_path / "a")
+    with pytest.raises(InvalidInput, match=r"train\.lr: 0\.005 there, 0\.1 asked"):
+        run(quick("sll", splits, lr=0.1), splits, tmp_path / "a")
+    with pytest.raises(InvalidInput, match=r"model\.width: 8 there, 9 asked"):
+        run(quick("sll", splits, width=9), splits, tmp_path / "a")
+
+
+def test_an_interrupted_run_continues(splits, tmp_path):
+    config, out = quick("aol", splits, epochs=3), tmp_path / "aol"
+
+    def interrupt(config, epoch, metrics):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, splits, out, on_epoch=interrupt)
+    assert not (out / LOCK).exists()
+    with pytest.raises(InvalidInput, match="interrupted"):
+        run(config, splits, out, resume=False)
+    seen = []
+    run(config, splits, out, on_epoch=lambda config, epoch, metrics: seen.append(epoch))
+    assert seen == [2, 3]
+    history = json.loads((out / "metrics.json").read_text())["history"]
+    assert len(history) == 3
+    run(config, splits, tmp_path / "straight")
+    assert json.loads((tmp_path / "straight" / "metrics.json").read_text())["history"] == history
+
+
+def test_foreign_directories_are_left_alone(splits, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    for force in (False, True):
+        with pytest.raises(InvalidInput, match="holds no run"):
+            run(quick("sll", splits), splits, tmp_path, force=force)
+    with pytest.raises(InvalidInput, match="is a file"):
+        run(quick("sll", splits), splits, tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_a_directory_in_use_is_refused_and_a_dead_lock_taken_over(splits, tmp_path):
+    tmp_path.joinpath(LOCK).write_text(str(os.getppid()))
+    with pytest.raises(InvalidInput, match=f"in use by process {os.getppid()}"):
+        run(quick("sll", splits), splits, tmp_path)
+    tmp_path.joinpath(LOCK).write_text("999999999")
+    run(quick("sll", splits), splits, tmp_path)
+    assert not tmp_path.joinpath(LOCK).exists()
+
+
+@pytest.mark.parametrize("text", ['{"rows": 3}', '{"format": "sdplip-run-9"}', "[]", "{"])
+def test_damaged_metrics_are_named(splits, tmp_path, text):
+    run(quick("aol", splits), splits, tmp_path / "a")
+    (tmp_path / "a" / "metrics.json").write_text(text)
+    with pytest.raises(InvalidInput, match="a"):
+        run(quick("aol", splits), splits, tmp_path / "a")
+
+
+def test_compare_checks_every_directory_before_training_any(splits, tmp_path):
+    run(quick("sll", splits, lr=0.1), splits, tmp_path / "sll")
+    with pytest.raises(InvalidInput, match="another configuration"):
+        compare([quick("aol", splits), quick("sll", splits)], splits, tmp_path)
+    assert not (tmp_path / "aol").exists()
+
+
+def test_compare_writes_rows_and_pictures(splits, tmp_path):
+    configs = [quick(name, splits) for name in ("aol", "nemon", "unconstrained")]
+    result = compare(configs, splits, tmp_path)
+    stored = json.loads((tmp_path / "compare.json").read_text())
+    assert [row["layer"] for row in stored["rows"]] == ["aol", "nemon", "nemon", "unconstrained"]
+    assert stored["violations"] == result["violations"] == []
+    assert (tmp_path / "accuracy.png").is_file() and (tmp_path / "lipschitz.svg").is_file()
