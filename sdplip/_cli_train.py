@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,6 +95,10 @@ def train(
         float | None, typer.Option(show_default="1e-4", help="Equilibrium tolerance in training.")
     ] = None,
     radii: Radii = None,
+    linf_radii: Annotated[
+        str | None,
+        typer.Option(show_default="0.01,0.03,0.1", help="ℓ∞ radii, where ℓ∞ is bounded."),
+    ] = None,
     images: Images = None,
     verify: Verify = True,
     verify_units: Annotated[
@@ -121,7 +126,8 @@ def train(
         layer, splits, width=width, depth=depth, epochs=epochs, gamma=gamma, normalise=normalise,
         activation=activation, seed=seed, lr=lr, batch_size=batch_size, schedule=schedule,
         loss=loss, offset=offset, temperature=temperature, linf_penalty=linf_penalty, tol=tol,
-        radii=_radii(radii), images=images, verify=verify, verify_units=verify_units,
+        radii=_radii(radii), linf_radii=_radii(linf_radii), images=images, verify=verify,
+        verify_units=verify_units,
     )  # fmt: skip
     out = Path("runs") / data / layer if out is None else out
     prepare(config, out, force=force, resume=resume)
@@ -197,15 +203,16 @@ def _config(layer: str, splits: Splits, **changes: Any) -> RunConfig:
 
 
 def _load(data: str, root: Path | None, download: bool, device: str, threads: int | None) -> Splits:
-    from .train.data import load
-
-    try:
-        from .train.fit import pick_device
-    except ImportError as error:
+    needed = ["lightning", "matplotlib", "torchmetrics"]
+    needed += ["sklearn"] if data == "digits" else ["torchvision"]
+    if missing := [name for name in needed if find_spec(name) is None]:
         raise InvalidInput(
-            f"training needs a package that is not installed ({error.name}). "
+            f"training needs {', '.join(missing)}, which is not installed. "
             "Install it with: pip install 'sdplip[train]'"
-        ) from error
+        )
+    from .train.data import load
+    from .train.fit import pick_device
+
     pick_device(device)
     import torch
 
@@ -224,5 +231,5 @@ def _radii(text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise InvalidInput(
-            f"--radii is {text!r}, but must be numbers separated by commas, as in 0.1,0.5."
+            f"the radii are {text!r}, but must be numbers separated by commas, as in 0.1,0.5."
         ) from error

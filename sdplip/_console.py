@@ -54,6 +54,7 @@ class Progress:
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def finished(self, finished: Finished) -> None:
+        self.said = time.monotonic()
         row = finished.rows[0]
         how = (
             f"finished before, read from {finished.path}; --force starts over"

@@ -99,6 +99,11 @@ def numpy(x: Tensor | None) -> Any:
     return None if x is None else x.detach().double().cpu().numpy()
 
 
+def shown(x: Tensor) -> str:
+    """A scalar for `extra_repr`, which must not fail on the meta device."""
+    return "?" if x.is_meta else f"{float(x.detach()):g}"
+
+
 def saturate(X: Tensor, limit: float | Tensor) -> Tensor:
     """X shrunk to Frobenius norm `limit` where it is larger: a huge one would only cost digits."""
     Y = X.double()

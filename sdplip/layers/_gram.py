@@ -48,7 +48,7 @@ def gershgorin(W: Tensor, log_q: Tensor | None = None) -> Tensor:
     Returns:
         (*batch, columns), at least FLOOR, and 1 where a column is zero (any T is valid there).
 
-    Source: [ARAUJO] Theorem 4; q = 1 is [AOL] Theorem 1.
+    Source: [ARAUJO], the SDP-based Lipschitz layer; q = 1 is [AOL] Theorem 1.
     """
     G = (W.mT @ W).abs()
     if log_q is None:

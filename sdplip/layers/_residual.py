@@ -27,7 +27,7 @@ def residual(W: Tensor, T: Tensor) -> dict[str, Tensor]:
     Args:
         W: (*batch, m, n). T: (*batch, n), positive.
 
-    Source: [ARAUJO] Theorem 3 and its Corollaries.
+    Source: [ARAUJO] Theorem 3.
     """
     Lam = 2 / T
     H = torch.eye(W.shape[-2], dtype=W.dtype, device=W.device)

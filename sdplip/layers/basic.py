@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidInput, ShapeError
 from ..system import System
+from ._base import shown
 
 
 class Normalize(nn.Module):
@@ -86,4 +87,4 @@ class Normalize(nn.Module):
     def extra_repr(self) -> str:
         if self.mean.ndim or self.std.ndim:
             return f"features={max(self.mean.numel(), self.std.numel())}"
-        return f"mean={float(self.mean):g}, std={float(self.std):g}"
+        return f"mean={shown(self.mean)}, std={shown(self.std)}"

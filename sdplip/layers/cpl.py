@@ -32,7 +32,7 @@ class CPLLinear(ResidualLayer):
         InvalidInput: slopes outside [0, 1].
 
     Source: Meunier, Delattre, Araujo, Allauzen, A dynamical system perspective for Lipschitz neural
-    networks (ICML 2022), Theorem 2.
+    networks (ICML 2022).
     """
 
     def _multiplier(self, W: Tensor) -> Tensor:

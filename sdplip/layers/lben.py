@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..activations import Activation
 from ..errors import InvalidInput
-from ._base import fill_uniform, saturate, soft_bound, wide
+from ._base import fill_uniform, saturate, shown, soft_bound, wide
 from ._equilibrium import EquilibriumLayer
 
 LIMIT = 10.0
@@ -49,7 +49,7 @@ def witness(
     Returns:
         A, B, C, D, Lam (the condition's multiplier), rho = γ².
 
-    Source: [LBEN] Theorem 2 and section 5; D = 0 there.
+    Source: [LBEN], the direct parametrisation that follows Theorem 2; D = 0 there.
     """
     n = V.shape[-1]
     scale = LIMIT * math.sqrt(n)
@@ -173,8 +173,8 @@ class LBENLinear(EquilibriumLayer):
 
     def extra_repr(self) -> str:
         learned = ", learn_gamma=True" if hasattr(self, "log_gamma") else ""
-        gamma, eps = self.lipschitz, float(self.eps)
-        return f"{super().extra_repr()}, gamma={gamma:g}, eps={eps:g}{learned}"
+        values = f"gamma={shown(self._gamma())}, eps={shown(self.eps)}"
+        return f"{super().extra_repr()}, {values}{learned}"
 
     def _gamma(self) -> Tensor:
         if hasattr(self, "log_gamma"):

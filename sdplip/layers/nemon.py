@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..activations import Activation
 from ..errors import InvalidInput
-from ._base import fill_uniform, saturate, soft_bound, wide
+from ._base import fill_uniform, saturate, shown, soft_bound, wide
 from ._equilibrium import EquilibriumLayer
 
 LIMIT = 10.0
@@ -30,7 +30,7 @@ def witness(T: Tensor, d: Tensor, c: Tensor) -> dict[str, Tensor]:
     Returns:
         A (*batch, n, n), eta (*batch, n), c.
 
-    Source: [NEMON] section 5.
+    Source: [NEMON], the parametrisation of its training problem.
     """
     T = saturate(T, LIMIT * math.sqrt(T.shape[-1]))
     eta = soft_bound(-d, SPREAD).exp()
@@ -138,7 +138,7 @@ class NEMONLinear(EquilibriumLayer):
             return float(linf_bound(*(w[name].double() for name in "ABCD")))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, c={float(self.c):g}"
+        return f"{super().extra_repr()}, c={shown(self.c)}"
 
     def _closed_form(self) -> dict[str, Tensor]:
         B, C = wide(self.B), wide(self.C)

@@ -30,7 +30,8 @@ class SLLLinear(ResidualLayer):
     Raises:
         InvalidInput: slopes outside [0, 1].
 
-    Source: [ARAUJO] Theorem 4.
+    Source: Araujo, Havens, Delattre, Allauzen, Hu, A unified algebraic perspective on Lipschitz
+    neural networks (ICLR 2023).
     """
 
     def __init__(

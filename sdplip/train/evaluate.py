@@ -121,6 +121,7 @@ def _row(
         verify_seconds=None if certificate is None else certificate.seconds,
         slack=SLACK[torch.float64],
         residual=_residual(system, x),
+        scale=config.model.scale,
         unsound=unsound,
         undecided=undecided,
         note=note,

@@ -71,7 +71,7 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy (%)")
     figure.suptitle(
-        "Certified and attacked accuracy against radius per raw pixel (grey: the other networks)",
+        "Certified and attacked accuracy against radius, pixels in [0, 1] (grey: the others)",
         x=0.02,
         ha="left",
     )

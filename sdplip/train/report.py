@@ -44,8 +44,7 @@ def _accuracy_table(rows: Sequence[Row]) -> Table:
     symbol = "ℓ₂" if rows[0].norm == 2 else "ℓ∞"
     radii = rows[0].radii
     table = _table(
-        f"Accuracy in %, {rows[0].images} test images; at each {symbol} radius: "
-        "certified / under attack"
+        f"Accuracy in %, {rows[0].images} test images: certified/attacked at each {symbol} radius"
     )
     table.add_column("layer")
     table.add_column("clean", justify="right")
@@ -53,8 +52,9 @@ def _accuracy_table(rows: Sequence[Row]) -> Table:
         table.add_column(f"{radius:g}", justify="right")
     for row in rows:
         pairs = zip(row.certified, row.attacked, strict=True)
-        cells = [f"{100 * c:5.1f} / {100 * a:5.1f}" for c, a in pairs]
-        table.add_row(row.layer, f"{100 * row.clean:.1f}", *cells)
+        cells = [f"{100 * c:.1f}/{100 * a:.1f}" for c, a in pairs]
+        digits = 1 if row.images < 2000 else 2
+        table.add_row(row.layer, f"{100 * row.clean:.{digits}f}", *cells)
     return table
 
 
@@ -80,7 +80,12 @@ def _table(title: str) -> Table:
     from rich.table import Table
 
     return Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        min_width=len(title),
     )
 
 
@@ -97,6 +102,14 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "sampled ≤ true constant ≤ verified: a Jacobian found, and the SDP's bound.",
     ]
     lines += [f"{row.label}: {row.note}" for row in rows if row.note]
+    for row in rows:
+        if row.scale != 1:
+            inner = (None if v is None else v * row.scale for v in (row.promised, row.verified))
+            promised, verified = map(number, inner)
+            lines.append(
+                f"{row.label}: for the input as normalised (divided by {row.scale:g}) promised "
+                f"{promised}, verified {verified}."
+            )
     residual = max((row.residual for row in rows), default=0.0)
     if residual > 0:
         lines.append(

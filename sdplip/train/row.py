@@ -16,7 +16,8 @@ class Row:
     `radii`. `promised` is the bound by construction, `verified` the SDP (ℓ₂) or linear-programming
     (ℓ∞) bound, `sampled` a lower bound; None where there is none, and `note` says why.
     `slack` is the part of the largest logit taken off each margin, `residual` the largest
-    equilibrium residual met. `unsound` counts images attacked within their certified radius.
+    equilibrium residual met, `scale` what the model divides its input by.
+    `unsound` counts images attacked within their certified radius.
     """
 
     layer: str
@@ -36,6 +37,7 @@ class Row:
     verify_seconds: float | None
     slack: float
     residual: float
+    scale: float
     unsound: int
     undecided: bool = False
     note: str = ""

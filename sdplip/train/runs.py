@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from .row import Row
 
 FORMAT = "sdplip-run-1"
 LOCK = ".lock"
+RUN_FILES = ("metrics.json", MODEL_FILE, "last.ckpt", "config.json")
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,16 @@ def prepare(config: RunConfig, out: Path, *, force: bool = False, resume: bool =
                 f"{out} is not empty and holds no run. Give --out another directory."
             )
         return
+    stored = read_json(out / "config.json")
+    if not isinstance(stored, dict) or not {"model", "train"} <= stored.keys():
+        raise InvalidInput(
+            f"{out / 'config.json'} is not that of a run. Give --out another directory."
+        )
     if force:
         with _claimed(out):
-            pass
-        shutil.rmtree(out)
+            for name in RUN_FILES:
+                (out / name).unlink(missing_ok=True)
         return
-    stored = read_json(out / "config.json")
     if different := _differences(stored, config.to_dict()):
         raise InvalidInput(
             f"{out} holds a run of another configuration ({different}). "

@@ -207,7 +207,7 @@ def _prove(system: System, problem: Problem, candidates: list[Array]) -> tuple[f
         if not (least < best and (lam > 0).all()):
             continue
         for inflation in first * 10.0 ** np.arange(8):
-            bound = float(max(least * (1 + inflation), 1e-150))
+            bound = float(max(least * (1 + inflation), 1e-30 * problem.gain))
             if bound >= best:
                 break
             if holds(system, 2, bound, lam):

@@ -321,6 +321,10 @@ def test_error_bound_holds_and_is_not_vacuous() -> None:
             assert (distance <= bound * (1 + 1e-9) + 1e-12).all()
             assert (bound <= (2 + L) * (1 + (1 + L) / m) * distance + 1e-10).all()
     assert error_bound(2 * torch.eye(25, dtype=F64), v, v).isinf().all()
+    # One linear unit attains it: z* = v / (1 - a).
+    z, one = torch.tensor([[0.0], [7.0]], dtype=F64), torch.ones(1, dtype=F64)
+    tight = error_bound(0.75 * one[:, None], one, z, "identity")
+    torch.testing.assert_close(tight, (z - 4.0).abs()[:, 0])
 
 
 def test_a_warm_start_is_used_and_garbage_in_it_is_not() -> None:

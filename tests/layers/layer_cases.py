@@ -97,7 +97,10 @@ EXTREMES: dict[str, Callable[[nn.Module], None]] = {
 
 
 def put(layer: nn.Module, extreme: str) -> None:
-    """Give the layer these parameters."""
+    """Give the layer these parameters; those that start at zero are drawn first."""
     torch.manual_seed(1)
     with torch.no_grad():
+        for parameter in layer.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.5)
         EXTREMES[extreme](layer)

@@ -266,6 +266,7 @@ def test_repr_shows_the_arguments(family):
 def test_meta_device(family):
     layer = make(LAYERS[family], device="meta")
     assert all(p.is_meta for p in layer.parameters())
+    assert type(layer).__name__ in repr(layer)
 
 
 @pytest.mark.parametrize("family", FEEDFORWARD)

@@ -8,8 +8,9 @@ import torch
 from layer_cases import EXTREMES, make, put
 
 from sdplip import conditions
+from sdplip.equilibrium import monotonicity
 from sdplip.errors import InvalidInput, NotConverged, NotConvergedWarning
-from sdplip.layers import LBENLinear, NEMONLinear
+from sdplip.layers import ROUNDING, LBENLinear, NEMONLinear
 from sdplip.layers.lben import witness as lben
 from sdplip.layers.nemon import linf_bound
 from sdplip.layers.nemon import witness as nemon
@@ -189,6 +190,35 @@ def test_nemon_is_an_lben(extreme):
     w = layer.witness()
     A, Lam = w["A"].detach().numpy(), layer._metric(w).numpy()
     assert conditions.wellposed.margin(A=A, Lam=Lam, alpha=0.0, beta=1.0) > 0
+
+
+@pytest.mark.parametrize("cls", EQUILIBRIUM)
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_the_solver_gets_a_metric_in_which_the_layer_is_monotone(cls, extreme):
+    layer = make(cls, dtype=torch.float64)
+    put(layer, extreme)
+    w = layer.witness()
+    assert monotonicity(w["A"], layer._metric(w))[0] > 0
+
+
+@pytest.mark.parametrize("cls", EQUILIBRIUM)
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_equilibria_are_accurate_for_any_parameters(cls, extreme):
+    """Free weights saturate, so rounding in A never swamps the equation."""
+    layer = make(cls, dtype=torch.float64)
+    put(layer, extreme)
+    assert layer.solve(draw(4, 5)).residual.max() <= 1e-9
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_rounding_does_not_eat_up_a_small_eps(extreme):
+    torch.manual_seed(0)
+    layer = LBENLinear(20, 60, 10, gamma=0.1, eps=1e-7, feedthrough=True)
+    put(layer, extreme)
+    w = {name: value.detach().double().numpy() for name, value in layer.witness().items()}
+    assert conditions.wellposed.margin(A=w["A"], Lam=w["Lam"], alpha=0.0, beta=1.0) > 0
+    J = w["D"] + w["C"] @ np.linalg.solve(np.eye(60) - w["A"], w["B"])
+    assert np.linalg.norm(J, 2) <= layer.lipschitz * (1 + ROUNDING)
 
 
 @pytest.mark.parametrize("cls", EQUILIBRIUM)

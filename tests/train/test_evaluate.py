@@ -112,7 +112,7 @@ def test_tables_and_pictures(row, tmp_path):
         for table in tables([row, other]):
             console.print(table)
     text = console.export_text()
-    assert "50.0 /  60.0" in text and "nemon (ℓ∞)" in text and "–" in text
+    assert "50.0/60.0" in text and "nemon (ℓ∞)" in text and "–" in text
     pictures = plot([row, other], tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "accuracy.png",

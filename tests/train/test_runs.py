@@ -71,7 +71,17 @@ def test_foreign_directories_are_left_alone(splits, tmp_path):
             run(quick("sll", splits), splits, tmp_path, force=force)
     with pytest.raises(InvalidInput, match="is a file"):
         run(quick("sll", splits), splits, tmp_path / "thesis.tex")
+    (tmp_path / "config.json").write_text('{"editor": "vi"}')
+    with pytest.raises(InvalidInput, match="not that of a run"):
+        run(quick("sll", splits), splits, tmp_path, force=True)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_force_removes_only_what_a_run_wrote(splits, tmp_path):
+    run(quick("sll", splits), splits, tmp_path)
+    (tmp_path / "notes.txt").write_text("keep")
+    assert not run(quick("sll", splits, lr=0.1), splits, tmp_path, force=True).already
+    assert (tmp_path / "notes.txt").read_text() == "keep"
 
 
 def test_a_directory_in_use_is_refused_and_a_dead_lock_taken_over(splits, tmp_path):

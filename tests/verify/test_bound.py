@@ -284,3 +284,11 @@ def test_wide_networks_take_the_structured_method(rng):
     certificate = lipschitz(system, lower=False)
     assert certificate.solver == "interior"
     assert certificate.bound <= certificate.optimum * (1 + 1e-6)
+
+
+def test_a_constant_loop_has_a_negligible_bound():
+    """Slopes (0, 0) in a cycle: the unit cannot move, so the output cannot either."""
+    system = System([[0.5]], [[1.0]], [[2.0]], [[0.0]], alpha=0.0, beta=0.0, activation="unknown")
+    certificate = lipschitz(system)
+    assert 0 <= certificate.bound <= 1e-20
+    check(certificate, system)
