@@ -27,8 +27,9 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
         return System.linear(module.weight, module.bias)
     if isinstance(module, nn.Sequential):
         system = None
-        for name, child in module.named_children():
-            if isinstance(child, PASSES):
+        # Not named_children(), which leaves out a module that is used twice.
+        for name, child in module._modules.items():
+            if child is None or isinstance(child, PASSES):
                 continue
             inner = extract(child, f"{place}.{name}".lstrip("."), features)
             system = inner if system is None else inner @ system

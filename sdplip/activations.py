@@ -38,6 +38,15 @@ class Activation:
     prox: Callable[[Tensor, Tensor | float], Tensor] = field(repr=False, compare=False)
     select: Callable[[Tensor], "Activation"] | None = field(default=None, repr=False, compare=False)
 
+    def __reduce__(self) -> str | tuple[object, ...]:
+        """Pickle by name where the name tells all; functions made here have no other way."""
+        try:
+            if activation(self.name) == self:
+                return activation, (self.name,)
+        except InvalidInput:
+            pass
+        return super().__reduce__()
+
     def __call__(self, v: Tensor) -> Tensor:
         """σ(v), elementwise."""
         return self.function(v)

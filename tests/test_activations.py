@@ -204,3 +204,16 @@ def test_linear_follows_the_rows_it_belongs_to() -> None:
     z = linear(slopes).resolvent(w, 0.3)
     # z + step (z / d - z) = v, multiplied by d.
     torch.testing.assert_close(z * (slopes + 0.3 * (1 - slopes)), slopes * w)
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "leaky_relu(0.25)"])
+def test_activations_pickle_and_copy(name: str) -> None:
+    sigma = activation(name)
+    assert pickle.loads(pickle.dumps(sigma)) == sigma
+    assert copy.deepcopy(sigma) == sigma
+
+
+def test_what_no_name_describes_can_still_be_copied() -> None:
+    mixed = per_unit(["relu", "tanh"])
+    v = torch.randn(3, 2)
+    torch.testing.assert_close(copy.deepcopy(mixed)(v), mixed(v))

@@ -216,3 +216,10 @@ def test_what_precedes_the_first_layer_takes_its_width():
     with pytest.raises(InvalidInput, match="give features="):
         System.from_module(nn.Sequential(nn.ReLU()))
     np.testing.assert_allclose(System.from_module(nn.ReLU(), features=2)(-np.ones((1, 2))), 0)
+
+
+def test_a_module_used_twice_counts_twice():
+    square = nn.Linear(4, 4)
+    net = nn.Sequential(square, nn.ReLU(), square)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(System.from_module(net)(x.double()).float(), net(x))

@@ -37,10 +37,10 @@ class Problem:
         norm = torch.linalg.vector_norm
         return norm(self.defect(z), dim=-1) / (1 + norm(z, dim=-1))
 
-    def rounding(self) -> float:
-        """The residual that rounding alone can cause: 2·eps·(1 + ‖A‖_F)."""
-        size = float(torch.linalg.matrix_norm(self.A))
-        return 2 * torch.finfo(self.A.dtype).eps * (1 + size)
+
+def rounding(A: Tensor) -> float:
+    """The residual that rounding alone can cause in A's dtype: 2·eps·(1 + ‖A‖_F)."""
+    return 2 * torch.finfo(A.dtype).eps * (1 + float(torch.linalg.matrix_norm(A)))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..activations import Activation
 from ..errors import InvalidInput, ShapeError
 from .newton import newton
-from .problem import Problem, Solution, as_activation
+from .problem import Problem, Solution, as_activation, rounding
 from .splitting import Iteration, iterate, iteration, optimal_step
 
 METHODS = ("peaceman_rachford", "douglas_rachford", "forward_backward", "average", "newton")
@@ -77,14 +77,15 @@ def solve(
 ) -> Solution:
     """Solve z = σ(A z + v) for every row of v, each row to its own tolerance.
 
-    A row has converged when ‖z - σ(A z + v)‖₂ / (1 + ‖z‖₂) ≤ tol; a tol below the rounding level
-    2·eps·(1 + ‖A‖_F) of this very expression means that level. No step size and no other row enters
+    A row has converged when ‖z - σ(A z + v)‖₂ / (1 + ‖z‖₂) ≤ tol. Where float32 cannot tell, since
+    rounding alone makes 2·eps·(1 + ‖A‖_F) of this very expression, the solve is done in float64; a
+    tol below the rounding level of float64 means that level. No step size and no other row enters
     the test, and a row that has converged changes no more: its result depends on the rest of the
     batch only by the rounding of batched products (the last bits). Never raises for lack of
     convergence, see `announce`. Not differentiable, see `implicit`.
 
     Args:
-        A: (n, n) float32 or float64; half precision is solved in float32.
+        A: (n, n) float32 or float64; half precision is solved in float32 or better.
         v: (..., n), the drive B x + b. A single sample may be (n,).
         activation: one for all units, or one per unit.
         method: one of METHODS. "newton" goes on below tol, to rounding, and costs O(n³) per row.
@@ -113,6 +114,8 @@ def run(A: Tensor, v: Tensor, sigma: Activation, settings: Settings) -> Solution
     """`solve` with checked arguments."""
     method, batch, work = settings.method, v.shape[:-1], working_dtype(A, v)
     with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
+        if rounding(A.to(work)) > settings.tol:
+            work = torch.float64
         A, flat = A.to(work), v.to(work).reshape(math.prod(batch), v.shape[-1])
         start = torch.zeros_like(flat)
         if settings.z0 is not None:
@@ -120,7 +123,7 @@ def run(A: Tensor, v: Tensor, sigma: Activation, settings: Settings) -> Solution
             start = torch.where(guess.isfinite(), guess, start)
         finite = flat.isfinite().all(-1).nonzero()[:, 0]
         problem = Problem(A, flat[finite], sigma.rows(finite))
-        goal = max(settings.tol, problem.rounding())
+        goal = max(settings.tol, rounding(A))
 
         @functools.cache
         def scheme(kind: str) -> Iteration:

@@ -421,3 +421,14 @@ def test_bad_arguments_are_named() -> None:
                 solve(A, v, **{name: value})
     with pytest.raises(InvalidInput, match="gelu"):
         solve(A, v, "gelu")
+
+
+def test_float32_is_not_taken_at_its_word_where_it_cannot_tell() -> None:
+    """With ‖A‖ in the thousands a float32 residual of 1e-3 is noise, and would pass for converged."""
+    A, metric = lben(40, 0.003, seed=3)
+    v = drive(16, 40, seed=4)
+    solution = solve(A.float(), v.float(), tol=1e-6, metric=metric.float(), fallback="newton")
+    assert float(torch.linalg.matrix_norm(A)) > 1e3
+    assert bool(solution.converged.all()) and float(solution.residual.max()) <= 1e-6
+    exact = solve(A.float().double(), v.float().double(), method="newton", tol=1e-12)
+    torch.testing.assert_close(solution.z.double(), exact.z, rtol=1e-4, atol=1e-5)
