@@ -208,7 +208,7 @@ def test_a_tampered_model_is_refused(cli, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_is_130_and_the_run_can_be_continued(tmp_path):
-    command = [sys.executable, "-m", "sdplip.cli", "train", "--layer", "aol", "--width", "8"]
+    command = [sys.executable, "-m", "sdplip", "train", "--layer", "aol", "--width", "8"]
     command += ["--depth", "1", "--out", "run", "--images", "30"]
     environment = os.environ | {"PYTHONWARNINGS": "default"}
     process = subprocess.Popen(
@@ -235,3 +235,37 @@ def test_the_module_runs_and_help_needs_no_heavy_import():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_solver_that_gives_up_exits_with_3(cli, net):
+    """A solver of linear programs cannot take the semidefinite one."""
+    result = cli("verify", net[0], "--solver", "HIGHS")
+    assert result.exit_code == 3
+    assert "solver='interior'" in result.stderr
+
+
+def test_an_edited_certificate_is_refused_in_json_too(cli, net, tmp_path):
+    certificate = tmp_path / "net.cert.json"
+    assert cli("verify", net[0], "--out", certificate).exit_code == 0
+    certificate.write_text(certificate.read_text().replace('"units": 6', '"units": 7'))
+    result = cli("check", certificate, net[0], "--json")
+    assert result.exit_code == 1
+    answer = one_document(result)
+    assert answer["holds"] is False and "edited" in answer["reason"]
+
+
+def test_verify_prints_every_digit_and_refuses_a_missing_folder_first(cli, net, tmp_path):
+    bound = sdplip.lipschitz(net[1]).bound
+    assert repr(bound) in cli("verify", net[0]).stdout
+    result = cli("verify", net[0], "--out", tmp_path / "none" / "c.json")
+    assert result.exit_code == 2 and "no directory" in result.stderr
+
+
+def test_a_trained_run_can_be_checked_from_its_files(cli, tmp_path):
+    assert cli("train", "--layer", "aol", *SMALL, "--out", tmp_path / "run").exit_code == 0
+    certificate = tmp_path / "run" / "certificate-2.json"
+    assert cli("check", certificate, tmp_path / "run").exit_code == 0
+    assert (
+        cli("train", "--layer", "aol", *SMALL, "--seed", 1, "--out", tmp_path / "2").exit_code == 0
+    )
+    assert cli("check", certificate, tmp_path / "2").exit_code == 1

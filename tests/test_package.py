@@ -18,7 +18,8 @@ ORDER = [
     {"verify"},
     {"layers"},
     {"train"},
-    {"cli", "_cli_train", "_console"},
+    {"cli"},
+    {"__main__"},
 ]
 FORBIDDEN = {("layers", "verify")}
 

@@ -1,6 +1,7 @@
 """Layers with a proven Lipschitz constant, one file per family."""
 
 from ._base import ROUNDING, Layer
+from ._equilibrium import EquilibriumLayer
 from .aol import AOLLinear
 from .basic import Normalize
 from .bounds import lipschitz_bound
@@ -27,6 +28,7 @@ __all__ = [
     "ROUNDING",
     "AOLLinear",
     "CPLLinear",
+    "EquilibriumLayer",
     "LBENLinear",
     "Layer",
     "NEMONLinear",

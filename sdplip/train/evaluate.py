@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from ..equilibrium import solve
 from ..errors import CertificationError, NotWellPosed
-from ..layers import Layer, lipschitz_bound
-from ..layers._equilibrium import EquilibriumLayer
+from ..layers import EquilibriumLayer, Layer, lipschitz_bound
 from ..system import System
 from .attack import pgd, project
 from .certify import (
@@ -125,6 +124,7 @@ def _row(
         unsound=unsound,
         undecided=undecided,
         note=note,
+        certificate=certificate,
         curve={"radius": grid, "certified": [certified_accuracy(found, r) for r in grid]},
     )
 

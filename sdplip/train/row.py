@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..verify import Certificate
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Row:
     undecided: bool = False
     note: str = ""
     curve: dict[str, list[float]] = field(default_factory=dict)
+    certificate: Certificate | None = field(default=None, repr=False, compare=False)
 
     @property
     def label(self) -> str:
@@ -82,7 +86,8 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the norm as 2 or "inf"."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        names = self.__dataclass_fields__.keys() - {"certificate"}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name in names}
         norm = 2 if self.norm == 2 else "inf"
         return values | {"norm": norm, "violations": self.violations()}
 

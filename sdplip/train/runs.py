@@ -2,12 +2,14 @@
 
 RUN/<layer>/config.json        what was asked for, written first
 RUN/<layer>/model.safetensors  the trained model
+RUN/<layer>/certificate-2.json  what proves the verified bound, for `sdplip check` (also -inf)
 RUN/<layer>/metrics.json       rows, history, versions; written last: its presence means done
 RUN/compare.json, *.png, *.svg
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -30,7 +32,8 @@ from .row import Row
 
 FORMAT = "sdplip-run-1"
 LOCK = ".lock"
-RUN_FILES = ("metrics.json", MODEL_FILE, "last.ckpt", "config.json")
+CERTIFICATES = {2.0: "certificate-2.json", math.inf: "certificate-inf.json"}
+RUN_FILES = ("metrics.json", MODEL_FILE, *CERTIFICATES.values(), "last.ckpt", "config.json")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ def run(
             step_ms=result.step_ms,
             train_seconds=result.seconds,
         )
+        for row in rows:
+            if row.certificate is not None:
+                row.certificate.save(out / CERTIFICATES[row.norm])
         metrics = {
             "format": FORMAT,
             "rows": [row.to_dict() for row in rows],

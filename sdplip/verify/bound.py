@@ -80,7 +80,7 @@ def _certify(system: System, norm: float, solver: str, lower: bool, seed: int) -
     multipliers[live] = found
     below = lower_bound(system, norm, seed=seed) if lower else None
     if below is not None and below > bound * (1 + 1e-9):
-        raise CertificationError(
+        raise RuntimeError(
             f"A Jacobian of norm {below!r} contradicts the bound {bound!r}: this is a defect of "
             "sdplip or of the model's description; please report it."
         )

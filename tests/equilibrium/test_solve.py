@@ -424,7 +424,7 @@ def test_bad_arguments_are_named() -> None:
 
 
 def test_float32_is_not_taken_at_its_word_where_it_cannot_tell() -> None:
-    """With ‖A‖ in the thousands a float32 residual of 1e-3 is noise, and would pass for converged."""
+    """With ‖A‖ in the thousands a float32 residual of 1e-3 is noise."""
     A, metric = lben(40, 0.003, seed=3)
     v = drive(16, 40, seed=4)
     solution = solve(A.float(), v.float(), tol=1e-6, metric=metric.float(), fallback="newton")

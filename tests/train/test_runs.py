@@ -24,6 +24,7 @@ def test_a_run_leaves_its_files_and_is_read_back(splits, tmp_path):
     out = tmp_path / "sll"
     first = run(quick("sll", splits), splits, out)
     assert sorted(p.name for p in out.iterdir()) == [
+        "certificate-2.json",
         "config.json",
         "metrics.json",
         "model.safetensors",

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ._cli_train import compare, train
+from ..errors import CertificationError, InvalidInput, NotConverged, NotWellPosed, SdplipError
 from ._console import BAD_INPUT, DOES_NOT_HOLD, INTERRUPTED, UNDECIDED, Json, fail, listing
-from .errors import CertificationError, InvalidInput, NotConverged, NotWellPosed, SdplipError
+from ._train import compare, train
 
 if TYPE_CHECKING:
-    from .system import System
+    from ..system import System
 
 
 class _Group(TyperGroup):
@@ -69,7 +69,7 @@ def _options(
 @app.command()
 def layers(as_json: Json = False) -> None:
     """List the layer families, the condition each satisfies, and its promise."""
-    from .layers import LAYERS
+    from ..layers import LAYERS
 
     rows = [
         (name, cls.condition, "2" if cls.norm == 2 else "inf", _first_line(cls))
@@ -85,8 +85,8 @@ def _first_line(cls: type) -> str:
 @app.command()
 def conditions(as_json: Json = False) -> None:
     """List the conditions, what each claims, and its source."""
-    from . import conditions as module
-    from .lmi import LMI
+    from .. import conditions as module
+    from ..lmi import LMI
 
     named = {value.name: value for value in vars(module).values() if isinstance(value, LMI)}
     rows = [(name, lmi.claim, lmi.source) for name, lmi in named.items()]
@@ -104,32 +104,33 @@ def verify(
     """Find the tightest Lipschitz bound of a network, and a lower bound beside it."""
     if norm not in ("2", "inf"):
         raise InvalidInput(f"--norm is {norm!r}, but must be 2 or inf.")
-    from .train.checkpoint import to_json
-    from .train.report import number
-    from .verify import lipschitz
+    from ..train.checkpoint import to_json
+    from ..verify import lipschitz
 
-    system = _system(model)
-    certificate = lipschitz(system, norm=float(norm), solver=solver)
+    if out is not None and not out.parent.is_dir():
+        raise InvalidInput(f"--out is {out}, but {out.parent} is no directory. Create it first.")
+    certificate = lipschitz(_system(model), norm=float(norm), solver=solver)
     if out is not None:
         certificate.save(out)
     values = {
         "bound": certificate.bound,
         "lower": certificate.lower,
-        "norm": 2 if norm == "2" else "inf",
+        "norm": norm,
         "norm_product": certificate.norm_product,
+        "optimum": certificate.optimum,
         "proven": certificate.proven,
         "solver": certificate.solver,
-        "seconds": certificate.seconds,
-        "units": system.units,
+        "seconds": round(certificate.seconds, 3),
+        "units": certificate.units,
         "certificate": None if out is None else str(out),
     }
     if as_json:
         typer.echo(to_json(values))
-    else:
-        shown = {key: number(v) if isinstance(v, float) else v for key, v in values.items()}
-        for key, value in shown.items():
-            if value is not None:
-                typer.echo(f"{key:<13}{str(value).lower() if isinstance(value, bool) else value}")
+        return
+    # All digits: a bound that is rounded for display may be rounded down.
+    for key, value in values.items():
+        if value is not None:
+            typer.echo(f"{key:<13}{str(value).lower() if isinstance(value, bool) else value}")
 
 
 @app.command()
@@ -139,20 +140,22 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a certificate from its file and the model alone, without any solver."""
-    from .train.checkpoint import to_json
-    from .verify import Certificate
-    from .verify import check as check_certificate
+    from ..train.checkpoint import to_json
+    from ..verify import Certificate
+    from ..verify import check as check_certificate
 
-    system, reason = _system(model), None
+    bound, reason = None, None
+    system = _system(model)
     try:
         loaded = Certificate.load(certificate)
         check_certificate(loaded, system)
+        bound = loaded.bound
     except CertificationError as error:
         reason = str(error)
     if as_json:
-        typer.echo(to_json({"holds": reason is None, "bound": loaded.bound, "reason": reason}))
+        typer.echo(to_json({"holds": reason is None, "bound": bound, "reason": reason}))
     elif reason is None:
-        typer.echo(f"holds: bound {loaded.bound!r} in norm {loaded.norm:g}")
+        typer.echo(f"holds: bound {bound!r} in norm {loaded.norm:g}")
     else:
         typer.echo(f"does not hold: {reason}")
     if reason is not None:
@@ -160,14 +163,14 @@ def check(
 
 
 def _system(path: Path) -> System:
-    from .system import System
+    from ..system import System
 
     if path.suffix == ".npz":
         return System.load(path)
     import math
 
-    from .train.checkpoint import load_model
-    from .train.evaluate import exact_copy
+    from ..train.checkpoint import load_model
+    from ..train.evaluate import exact_copy
 
     model, config = load_model(path)
     return System.from_module(exact_copy(model), features=math.prod(config.input_shape))
@@ -180,7 +183,3 @@ app.command()(compare)
 def main() -> None:
     """The console script."""
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InvalidInput
 from ._console import Json, Progress, show
-from .errors import InvalidInput
 
 if TYPE_CHECKING:
-    from .train.config import RunConfig
-    from .train.data import Splits
-    from .train.row import Row
-    from .train.runs import Finished
+    from ..train.config import RunConfig
+    from ..train.data import Splits
+    from ..train.row import Row
+    from ..train.runs import Finished
 
 Data = Annotated[str, typer.Option(help="digits, mnist or fashionmnist.")]
 DataRoot = Annotated[
@@ -117,8 +117,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one network, then measure what it promises, what is verified and what attacks find."""
-    from .train import models
-    from .train.runs import prepare, run
+    from ..train import models
+    from ..train.runs import prepare, run
 
     models.known_layer(layer)
     splits = _load(data, data_root, download, device, threads)
@@ -134,7 +134,7 @@ def train(
     with Progress() as progress:
         finished = run(config, splits, out, device=device, resume=resume, on_epoch=progress.epoch)
     progress.finished(finished)
-    from .train.report import document
+    from ..train.report import document
 
     show(finished.rows, document(finished.rows, data, [], 0.0) | {"run": str(out)}, as_json)
 
@@ -166,8 +166,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Train every layer family and two baselines, and lay their guarantees side by side."""
-    from .train import models
-    from .train import runs as train_runs
+    from ..train import models
+    from ..train import runs as train_runs
 
     names = list(models.families()) if layers == "all" else [n.strip() for n in layers.split(",")]
     for name in dict.fromkeys(names):
@@ -197,7 +197,7 @@ def compare(
 
 
 def _config(layer: str, splits: Splits, **changes: Any) -> RunConfig:
-    from .train.config import override, preset
+    from ..train.config import override, preset
 
     return override(preset(layer, splits), **changes)
 
@@ -210,8 +210,8 @@ def _load(data: str, root: Path | None, download: bool, device: str, threads: in
             f"training needs {', '.join(missing)}, which is not installed. "
             "Install it with: pip install 'sdplip[train]'"
         )
-    from .train.data import load
-    from .train.fit import pick_device
+    from ..train.data import load
+    from ..train.fit import pick_device
 
     pick_device(device)
     import torch

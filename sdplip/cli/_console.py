@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from .train.config import RunConfig
-    from .train.row import Row
-    from .train.runs import Finished
+    from ..train.config import RunConfig
+    from ..train.row import Row
+    from ..train.runs import Finished
 
 OK, DOES_NOT_HOLD, BAD_INPUT, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 QUIET_SECONDS = 30
@@ -67,8 +67,8 @@ class Progress:
 
 
 def show(rows: list[Row], result: dict[str, Any], as_json: bool) -> None:
-    from .train.checkpoint import to_json
-    from .train.report import notes, tables
+    from ..train.checkpoint import to_json
+    from ..train.report import notes, tables
 
     if as_json:
         typer.echo(to_json(result))
@@ -89,7 +89,7 @@ def show(rows: list[Row], result: dict[str, Any], as_json: bool) -> None:
 
 
 def listing(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: bool) -> None:
-    from .train.checkpoint import to_json
+    from ..train.checkpoint import to_json
 
     if as_json:
         typer.echo(to_json([dict(zip(header, row, strict=True)) for row in rows]))

@@ -1,0 +1,5 @@
+"""`python -m sdplip` is the command `sdplip`."""
+
+from .cli import main
+
+main()
