@@ -99,7 +99,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     lines = [
         "certified: proved by the smaller of promise and verified bound, margins less "
         f"{rows[0].slack:g} of the largest logit; under attack: PGD; same images throughout.",
-        "sampled ≤ true constant ≤ verified: a Jacobian found, and the SDP's bound.",
+        "sampled ≤ true constant ≤ verified: a Jacobian found, and the SDP's bound; figures are "
+        "rounded here, --json and the run directory have every digit.",
     ]
     lines += [f"{row.label}: {row.note}" for row in rows if row.note]
     for row in rows:

@@ -28,8 +28,9 @@ SYMBOLS = {2.0: "Lam", math.inf: "eta"}
 class Certificate:
     """‖f(x) − f(x′)‖ ≤ bound · ‖x − x′‖ for all x, x′, with what shows it.
 
-    The statement is about the stored weights in exact arithmetic; the rounding of a forward pass
-    is not part of it.
+    The statement is about the arrays of the system in exact arithmetic. Not part of it: the
+    rounding of a forward pass, and where a system was composed from layers, the rounding of the
+    products of their float64 matrices (relative 1e-16).
     """
 
     bound: float
