@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,17 @@ from .errors import InvalidInput, ShapeError
 
 Array = NDArray[np.float64]
 MAX_FILE_BYTES = 4 << 30
+
+
+def parse_norm(norm: Any) -> float:
+    """2.0 or inf from 2, 2.0, "2", inf, "inf"."""
+    try:
+        value = float(norm)
+    except (TypeError, ValueError):
+        value = math.nan
+    if value not in (2.0, math.inf):
+        raise InvalidInput(f"norm = {norm!r} is not known; choose 2 or inf.")
+    return value
 
 
 def finite(name: str, value: Any) -> Array:
@@ -56,11 +68,14 @@ def read_npz(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write atomically: a reader sees the old file or the new one, never half of it."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(scratch, "wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -13,15 +13,27 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from .errors import InvalidInput
+from .errors import InvalidInput, ShapeError
 
 
 class NumpyOps:
     """Float64 arrays; also the base of the other kinds, which replace what differs."""
 
-    def array(self, value: Any) -> Any:
+    def array(self, name: str, value: Any) -> Any:
         array = np.asarray(value)
-        return array if array.dtype == object else array.astype(np.float64, copy=False)
+        if array.dtype.kind not in "fiub":
+            raise InvalidInput(f"{name} has dtype {array.dtype}, but must hold real numbers.")
+        return array.astype(np.float64, copy=False)
+
+    def by_entries(self, owner: str, name: str, value: Any) -> tuple[int, ...]:
+        """The shape of a diagonal or vector given by its entries; a square matrix is refused."""
+        shape = self.shape(value)
+        square = len(shape) >= 2 and shape[-1] == shape[-2] > 1
+        if square and not (value * (1 - self.eye(shape[-1]))).any():
+            raise ShapeError(
+                f"{owner}: {name} has shape {shape} and is a diagonal matrix; give its diagonal."
+            )
+        return shape
 
     def number(self, value: Any) -> Any:
         return float(value)
@@ -70,12 +82,17 @@ class NumpyOps:
 
 
 class _TorchOps(NumpyOps):
-    def __init__(self, tensors: list[Any]) -> None:
+    def __init__(self, tensors: list[Any], others: list[Any]) -> None:
         self.torch: Any = sys.modules["torch"]
-        widest = reduce(self.torch.promote_types, (t.dtype for t in tensors))
+        dtypes = [t.dtype for t in tensors]
+        dtypes += [self.torch.as_tensor(o).dtype for o in others if isinstance(o, np.ndarray)]
+        dtypes = [d for d in dtypes if d.is_floating_point or d.is_complex]
+        widest = reduce(self.torch.promote_types, dtypes or [self.torch.get_default_dtype()])
+        if not widest.is_floating_point:
+            raise InvalidInput(f"The tensors have the dtype {widest}, but must be real numbers.")
         self.kind = {"dtype": widest, "device": max(tensors, key=lambda t: t.ndim).device}
 
-    def array(self, value: Any) -> Any:
+    def array(self, name: str, value: Any) -> Any:
         return self.torch.as_tensor(value, **self.kind)
 
     def ones(self, n: int) -> Any:
@@ -105,8 +122,11 @@ class _CvxpyOps(NumpyOps):
     def __init__(self) -> None:
         self.cp: Any = sys.modules["cvxpy"]
 
-    def array(self, value: Any) -> Any:
-        return value if isinstance(value, self.cp.Expression) else super().array(value)
+    def array(self, name: str, value: Any) -> Any:
+        return value if isinstance(value, self.cp.Expression) else super().array(name, value)
+
+    def by_entries(self, owner: str, name: str, value: Any) -> tuple[int, ...]:
+        return _entries_of_column(owner, name, self.shape(value))
 
     def scalar(self, value: Any) -> Any:
         return value
@@ -118,7 +138,7 @@ class _CvxpyOps(NumpyOps):
         return value[:, 0]
 
     def diagonal(self, value: Any) -> Any:
-        return self.cp.diag(value)
+        return self.cp.diag(self.cp.vec(value, order="F"))
 
     def transpose(self, value: Any) -> Any:
         return value.T
@@ -144,8 +164,11 @@ class _CvxpyOps(NumpyOps):
 class _SympyOps(NumpyOps):
     """Exact: numbers stay rational, columns and diagonals are given as n by 1 matrices."""
 
-    def array(self, value: Any) -> Any:
-        return sp.sympify(value)
+    def array(self, name: str, value: Any) -> Any:
+        return sp.Matrix(value) if isinstance(value, np.ndarray) else sp.sympify(value)
+
+    def by_entries(self, owner: str, name: str, value: Any) -> tuple[int, ...]:
+        return _entries_of_column(owner, name, self.shape(value))
 
     def number(self, value: Any) -> Any:
         return value
@@ -199,5 +222,12 @@ def backend(values: Mapping[str, Any]) -> Any:
             return _SympyOps()
     tensors = [v for v in values.values() if torch is not None and isinstance(v, torch.Tensor)]
     if tensors:
-        return _TorchOps(tensors)
+        return _TorchOps(tensors, list(values.values()))
     return NumpyOps()
+
+
+def _entries_of_column(owner: str, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(n,) from (n,) or (n, 1)."""
+    if len(shape) > 1 and shape[1] != 1:
+        raise ShapeError(f"{owner}: {name} has shape {shape}, but is given by its n entries.")
+    return shape[:1]

@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import nn
 
 from .activations import of_module
 from .errors import InvalidInput
 from .system import System
 
-PASSES = (nn.Identity, nn.Flatten, nn.Dropout)
+PASSES: tuple[type[nn.Module], ...] = (nn.Identity, nn.Flatten, nn.Dropout)
 """Modules that are the identity on a flat input in evaluation."""
 
 
@@ -20,16 +21,21 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
     """See `System.from_module`; `place` is where the module stands, for messages."""
     where = f" (at {place!r})" if place else ""
     own: Callable[..., System] | None = getattr(module, "system", None)
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise InvalidInput(
+            f"{type(module).__name__}{where} has forward hooks, which may change what it computes; "
+            "remove them."
+        )
     if own is not None:
         takes_width = "features" in inspect.signature(own).parameters
         return own(features=features) if takes_width else own()
-    if isinstance(module, nn.Linear):
+    if plain(module, nn.Linear):
         return System.linear(module.weight, module.bias)
-    if isinstance(module, nn.Sequential):
+    if plain(module, nn.Sequential):
         system = None
         # Not named_children(), which leaves out a module that is used twice.
         for name, child in module._modules.items():
-            if child is None or isinstance(child, PASSES):
+            if child is None or plain(child, *PASSES):
                 continue
             inner = extract(child, f"{place}.{name}".lstrip("."), features)
             system = inner if system is None else inner @ system
@@ -37,7 +43,7 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
         if system is not None:
             return system
         module = PASSES[0]()
-    passes = isinstance(module, PASSES)
+    passes = plain(module, *PASSES)
     sigma = None if passes else _activation_name(module)
     if sigma is None and not passes:
         raise InvalidInput(
@@ -52,6 +58,33 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
     if sigma is None:
         return System.linear(np.eye(features))
     return System.elementwise(sigma, features)
+
+
+def differs(module: nn.Module, system: System) -> str | None:
+    """How a float64 module and its system differ on random inputs; None where they agree."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, system.inputs, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        expected, actual = module(x), system(x)
+        if expected.shape != actual.shape:
+            return f"have the shapes {tuple(expected.shape)} and {tuple(actual.shape)}"
+        terms = system.hidden(x).abs() @ torch.as_tensor(abs(system.C)).mT
+        terms += x.abs() @ torch.as_tensor(abs(system.D)).mT + torch.as_tensor(abs(system.c))
+    # A module may solve its equilibrium to a tolerance; anything else is float64 arithmetic.
+    relative = 1e-9 if system.is_feedforward else 1e-3
+    allowed = relative * expected.abs().max() + 1e-12 * terms.max()
+    gap = (actual - expected).abs().max()
+    return None if gap <= allowed else f"are {gap:.3g} apart (allowed {allowed:.3g})"
+
+
+def plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module computes what one of these torch.nn kinds computes, nothing around it.
+
+    A subclass may have a forward of its own, and hooks may change what goes in and comes out.
+    """
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        return False
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
 
 
 def _activation_name(module: nn.Module) -> str | None:

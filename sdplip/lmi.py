@@ -98,8 +98,8 @@ class LMI:
                 f"it has {', '.join(symbols)}."
             )
         ops = backend(values)
-        arrays = {name: ops.array(value) for name, value in values.items()}
-        sizes = self._infer_sizes(symbols, arrays)
+        arrays = {name: ops.array(name, value) for name, value in values.items()}
+        sizes = self._infer_sizes(symbols, arrays, ops)
         env: dict[Any, Any] = {}
         for name, symbol in symbols.items():
             value = arrays[name]
@@ -118,7 +118,7 @@ class LMI:
 
     def margin(self, **values: Any) -> Any:
         """Smallest eigenvalue (or entry), shape (*batch,): evidence in float64, not a proof."""
-        matrix = np.asarray(self(**{k: _to_numpy(v) for k, v in values.items()}))
+        matrix = np.asarray(self(**{k: _to_numpy(v) for k, v in values.items()}), dtype=np.float64)
         if self.cone == "nonnegative":
             return matrix.min(axis=-1)
         return np.linalg.eigvalsh((matrix + matrix.swapaxes(-1, -2)) / 2)[..., 0]
@@ -184,25 +184,29 @@ class LMI:
     def _kind(self, name: str) -> Structure:
         return self.structure.get(name, "full")
 
-    def _infer_sizes(self, symbols: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[Any, int]:
+    def _infer_sizes(
+        self, symbols: Mapping[str, Any], arrays: Mapping[str, Any], ops: Any
+    ) -> dict[Any, int]:
         """The value of every size symbol, each fixed by the first array that has it."""
         sizes: dict[Any, int] = {}
         origin: dict[Any, str] = {}
+        batch: tuple[int, ...] = ()
         for name, symbol in symbols.items():
-            shape = tuple(arrays[name].shape) if hasattr(arrays[name], "shape") else ()
-            if not isinstance(symbol, sp.MatrixSymbol):
-                continue
-            by_entries = self._kind(name) in ("diagonal", "vector")
-            dims = symbol.shape[:1] if by_entries else symbol.shape
-            if by_entries and self._kind(name) == "diagonal" and shape == ():
-                continue
-            if by_entries and len(shape) == 2 and shape[1] == 1:
-                shape = shape[:1]
+            shape = ops.shape(arrays[name])
+            dims: tuple[Any, ...] = ()
+            if isinstance(symbol, sp.MatrixSymbol) and self._kind(name) in ("diagonal", "vector"):
+                shape = ops.by_entries(self.name, name, arrays[name])
+                if self._kind(name) == "diagonal" and shape == ():
+                    continue
+                dims = symbol.shape[:1]
+            elif isinstance(symbol, sp.MatrixSymbol):
+                dims = symbol.shape
             if len(shape) < len(dims):
                 raise ShapeError(
                     f"{self.name}: {name} has shape {shape}, but needs {len(dims)} dimensions."
                 )
-            for dim, size in zip(dims, shape[len(shape) - len(dims) :], strict=True):
+            lead = len(shape) - len(dims)
+            for dim, size in zip(dims, shape[lead:], strict=True):
                 known = sizes.setdefault(dim, int(size)) if dim.is_Symbol else int(dim)
                 origin.setdefault(dim, name)
                 if known != size:
@@ -210,6 +214,13 @@ class LMI:
                         f"{self.name}: {name} has shape {shape}, but {dim} = {known}"
                         f" (from {origin[dim]})."
                     )
+            try:
+                batch = np.broadcast_shapes(batch, shape[:lead])
+            except ValueError:
+                raise ShapeError(
+                    f"{self.name}: {name} has the batch dimensions {shape[:lead]}, but the symbols "
+                    f"before it have {batch}."
+                ) from None
         return sizes
 
 
@@ -230,7 +241,9 @@ def _collapse(matrix: MatrixExpr) -> MatrixExpr:
 
 
 def _to_numpy(value: Any) -> Any:
-    return value.detach().cpu().double().numpy() if hasattr(value, "detach") else value
+    if hasattr(value, "detach"):
+        return value.detach().cpu().double().numpy()
+    return value
 
 
 def _evaluate(expr: Any, env: dict[Any, Any], sizes: Mapping[Any, int], ops: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ._arrays import Array, finite, read_npz, vector, write_npz
+from ._arrays import Array, finite, vector, write_atomically
 from .activations import activation
 from .equilibrium import implicit
 from .errors import InvalidInput, ShapeError
@@ -55,10 +56,7 @@ class System:
     def __post_init__(self) -> None:
         put = object.__setattr__
         for name in "ABCD":
-            array = finite(name, getattr(self, name))
-            if array.ndim != 2:
-                raise ShapeError(f"{name} has shape {array.shape}, but must be a matrix.")
-            put(self, name, array)
+            put(self, name, _matrix(name, getattr(self, name)))
         (n, m), p = self.B.shape, self.C.shape[0]
         for name, shape in {"A": (n, n), "C": (p, n), "D": (p, m)}.items():
             if getattr(self, name).shape != shape:
@@ -99,9 +97,7 @@ class System:
     @classmethod
     def linear(cls, W: ArrayLike, b: ArrayLike | None = None) -> System:
         """x ↦ Wx + b with W (p, m): no hidden units."""
-        D = finite("W", W)
-        if D.ndim != 2:
-            raise ShapeError(f"W has shape {D.shape}, but must be a matrix.")
+        D = _matrix("W", W)
         p, m = D.shape
         return cls(np.zeros((0, 0)), np.zeros((0, m)), np.zeros((p, 0)), D, c=b)  # type: ignore[arg-type]
 
@@ -116,8 +112,13 @@ class System:
         activation: str | Sequence[str] = "relu",
     ) -> System:
         """x ↦ Hx + Gσ(Wᵀx + b) + c with H (p, m), G (p, n), W (m, n)."""
-        W = finite("W", W)
-        n = W.shape[-1]
+        H, G, W = _matrix("H", H), _matrix("G", G), _matrix("W", W)
+        m, n = W.shape
+        if H.shape[1] != m or G.shape != (H.shape[0], n):
+            raise ShapeError(
+                f"H has shape {H.shape}, G {G.shape} and W {W.shape}, but they must be (p, m), "
+                "(p, n) and (m, n)."
+            )
         return cls(np.zeros((n, n)), W.T, G, H, b, c, activation=activation)  # type: ignore[arg-type]
 
     @classmethod
@@ -133,9 +134,19 @@ class System:
         biases = [None] * len(weights) if biases is None else biases
         if len(biases) != len(weights):
             raise ShapeError(f"{len(weights)} weights, but {len(biases)} biases.")
-        system = cls.linear(weights[0], biases[0])
-        for W, b in zip(weights[1:], biases[1:], strict=True):
+        system = None
+        for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            W = _matrix(f"W{k}", weight)
+            b = vector(f"b{k}", finite(f"b{k}", 0.0 if bias is None else bias), len(W))
+            if system is None:
+                system = cls.linear(W, b)
+                continue
+            if W.shape[1] != system.outputs:
+                raise ShapeError(
+                    f"W{k} has shape {W.shape}, but W{k - 1} has {system.outputs} rows."
+                )
             system = cls.linear(W, b) @ cls.elementwise(activation, system.outputs) @ system
+        assert system is not None
         return system
 
     @classmethod
@@ -173,30 +184,19 @@ class System:
         Raises:
             InvalidInput: an unknown module, named with its place; or the two disagree.
         """
-        from ._modules import extract
+        from ._modules import differs, extract
 
+        # A copy: evaluation mode, and reading a parametrised weight, may change a module.
+        module = copy.deepcopy(module).cpu().eval()
         if features is None:
             widths = (getattr(m, "in_features", None) for m in module.modules())
             features = next((width for width in widths if width is not None), None)
         system = extract(module, "", features)
-        parameter = next(module.parameters(), None)
-        dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
-        device = None if parameter is None else parameter.device
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(8, system.inputs, generator=generator, dtype=torch.float64)
-        training = module.training
-        try:
-            with torch.no_grad():
-                expected = module.eval()(x.to(dtype=dtype, device=device)).double().cpu()
-        finally:
-            module.train(training)
-        actual = system(x)
-        tolerance = 1e3 * torch.finfo(dtype).eps * (1 + expected.abs().max())
-        if not (actual - expected).abs().max() <= tolerance:
+        twin = module.double()
+        if (gap := differs(twin, extract(twin, "", features))) is not None:
             raise InvalidInput(
-                f"{type(module).__name__}: the extracted system and the module differ by "
-                f"{(actual - expected).abs().max():.3g} on random inputs (allowed "
-                f"{tolerance:.3g}). Its system() does not describe its forward()."
+                f"{type(module).__name__}: on random inputs, the module and its extracted system "
+                f"{gap}. Its system() does not describe its forward()."
             )
         return system
 
@@ -299,6 +299,10 @@ class System:
         """
         if not isinstance(x, Tensor):
             return self(torch.as_tensor(np.asarray(x, dtype=np.float64))).numpy()
+        if not x.is_floating_point():
+            raise InvalidInput(
+                f"x has dtype {x.dtype}, but must be floating point; use x.double()."
+            )
         z = self.hidden(x)
         C, D, c = (torch.as_tensor(a.copy()).to(x) for a in (self.C, self.D, self.c))
         return z @ C.mT + x @ D.mT + c
@@ -338,7 +342,13 @@ class System:
     def save(self, path: str | Path) -> None:
         """Write an `.npz` file, atomically."""
         names = ("A", "B", "C", "D", "b", "c", "alpha", "beta", "activation")
-        write_npz(Path(path), {name: getattr(self, name) for name in names})
+        arrays = {name: getattr(self, name) for name in names}
+
+        def write(scratch: Path) -> None:
+            with scratch.open("wb") as file:
+                np.savez(file, **arrays)
+
+        write_atomically(Path(path), write)
 
     @classmethod
     def load(cls, path: str | Path) -> System:
@@ -350,36 +360,16 @@ class System:
         Raises:
             InvalidInput: unreadable, holding pickled objects, too large, or with unknown arrays.
         """
-        arrays = read_npz(Path(path))
-        if any(name.startswith("K") for name in arrays):
-            raise InvalidInput(
-                f"{path} is a chain of convolutions (arrays {', '.join(sorted(arrays))}); only "
-                "dense systems can be loaded. Unroll it into W0 b0 W1 b1 ..."
-            )
-        slopes = (arrays.pop("alpha", np.zeros(())), arrays.pop("beta", np.ones(())))
-        names = arrays.pop("activation", None)
-        layers = sorted((k for k in arrays if k[0] == "W"), key=lambda k: (len(k), k))
-        known = {f"{k}{i}" for i in range(len(layers)) for k in "Wb"} if layers else set("ABCDbc")
-        if not arrays or not arrays.keys() <= known or len(layers) > len(known & arrays.keys()):
-            raise InvalidInput(
-                f"{path} holds the arrays {', '.join(sorted(arrays)) or '(none)'}; a system file "
-                "has A B C D b c alpha beta activation, or W0 b0 W1 b1 ... alpha beta."
-            )
-        if layers:
-            weights = [arrays[f"W{i}"] for i in range(len(layers))]
-            biases = [arrays.get(f"b{i}") for i in range(len(layers))]
-            system = cls.feedforward(weights, biases, activation=UNKNOWN)
-        else:
-            system = cls(**_fill(arrays), activation=UNKNOWN)  # type: ignore[arg-type]
-        alpha, beta = (
-            vector(k, finite(k, s), system.units)
-            for k, s in zip(("alpha", "beta"), slopes, strict=True)
-        )
-        if names is None:
-            names = np.asarray([_guess(a, b) for a, b in zip(alpha, beta, strict=True)], np.str_)
-        elif names.dtype.kind != "U":
-            raise InvalidInput(f"{path}: activation has dtype {names.dtype}, but must be text.")
-        return replace(system, alpha=alpha, beta=beta, activation=names)
+        from ._files import read_system
+
+        return read_system(Path(path))
+
+
+def _matrix(name: str, value: Any) -> Array:
+    array = finite(name, value)
+    if array.ndim != 2:
+        raise ShapeError(f"{name} has shape {array.shape}, but must be a matrix.")
+    return array
 
 
 def _slopes(name: str) -> tuple[float, float]:
@@ -387,23 +377,3 @@ def _slopes(name: str) -> tuple[float, float]:
         return 0.0, 1.0
     found = activation(name)
     return found.alpha, found.beta
-
-
-def _guess(alpha: float, beta: float) -> str:
-    if (alpha, beta) == (0, 1):
-        return "relu"
-    return f"leaky_relu({float(alpha)!r})" if beta == 1 and 0 < alpha < 1 else UNKNOWN
-
-
-def _fill(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Zero blocks for the missing ones of A, B, C, D; sizes from those present."""
-    sizes: dict[str, int] = {}
-    for name, dims in {"A": "nn", "B": "nm", "C": "pn", "D": "pm", "b": "n", "c": "p"}.items():
-        shape = arrays[name].shape if name in arrays else ()
-        if name in arrays and len(shape) != len(dims):
-            raise ShapeError(f"{name} has shape {shape}, but must have {len(dims)} dimensions.")
-        for dim, size in zip(dims, shape, strict=False):
-            sizes.setdefault(dim, size)
-    n, m, p = (sizes.get(d, 0) for d in "nmp")
-    blocks = {"A": (n, n), "B": (n, m), "C": (p, n), "D": (p, m)}
-    return {**{k: np.zeros(s) for k, s in blocks.items()}, **arrays}

@@ -126,3 +126,41 @@ def test_margin_is_the_smallest_eigenvalue():
     values = draw(1)
     expected = np.linalg.eigvalsh(literal(**values))[0]
     assert conditions.lipschitz.margin(**values) == pytest.approx(expected)
+
+
+def test_a_batch_of_single_units_is_no_column():
+    values = draw(0, n=1, batch=(5,))
+    M = conditions.lipschitz(**{k: torch.as_tensor(v) for k, v in values.items()})
+    np.testing.assert_allclose(conditions.lipschitz(**values), M.numpy(), atol=1e-12)
+    assert M.shape == (5, 4, 4)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor, cp.Constant, sp.Matrix])
+def test_a_diagonal_is_given_by_its_entries(convert):
+    values = {k: convert(v) if np.ndim(v) == 2 else v for k, v in draw(0).items()}
+    with pytest.raises(ShapeError, match="Lam has shape"):
+        conditions.lipschitz(**{**values, "Lam": convert(np.diag(values["Lam"]))})
+
+
+def test_batches_that_do_not_broadcast_are_named():
+    values = draw(0, batch=(5,))
+    with pytest.raises(ShapeError, match=r"D has the batch dimensions \(2,\)"):
+        conditions.lipschitz(**{**values, "D": values["D"][:2]})
+
+
+def test_kinds_of_numbers():
+    whole = conditions.linear(D=torch.tensor([[1]]), rho=1.5)
+    assert whole.item() == 0.5
+    mixed = conditions.linear(D=torch.ones(1, 1), rho=np.array(0.1, dtype=np.float64))
+    assert mixed.dtype == torch.float64
+    assert conditions.linear(D=torch.ones(1, 1).half(), rho=2.0).dtype == torch.float16
+    exact = conditions.linear(D=sp.eye(2), rho=sp.Rational(1, 3))
+    assert exact == -sp.Rational(2, 3) * sp.eye(2)
+    assert conditions.linear.margin(D=sp.eye(2), rho=sp.Rational(1, 3)) == pytest.approx(-2 / 3)
+    both = conditions.residual(
+        H=sp.eye(2), G=np.eye(2), W=np.eye(2), Lam=sp.Matrix([1, 1]), rho=sp.Integer(1)
+    )
+    assert both.shape == (4, 4)
+    for bad in ("abc", np.array([[1j]]), np.array([[None]])):
+        with pytest.raises(InvalidInput, match="D has dtype"):
+            conditions.linear(D=bad, rho=1.0)

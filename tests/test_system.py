@@ -31,8 +31,8 @@ def test_feedforward_is_the_perceptron(seed, depth, activation):
     for W, b in zip(weights, biases, strict=True):
         linear = nn.Linear(*W.shape[::-1], dtype=torch.float64)
         linear.weight.data, linear.bias.data = torch.as_tensor(W), torch.as_tensor(b)
-        kinds = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus,
-                 "leaky_relu": nn.LeakyReLU}  # fmt: skip
+        kinds = {"relu": nn.ReLU, "tanh": nn.Tanh, "leaky_relu": nn.LeakyReLU,
+                 "softplus": lambda: nn.Softplus(threshold=40)}  # fmt: skip
         layers += [linear, kinds[activation]()]
     net = nn.Sequential(*layers[:-1])
     x = torch.as_tensor(rng.normal(size=(7, sizes[0])))
@@ -223,3 +223,79 @@ def test_a_module_used_twice_counts_twice():
     net = nn.Sequential(square, nn.ReLU(), square)
     x = torch.randn(5, 4)
     torch.testing.assert_close(System.from_module(net)(x.double()).float(), net(x))
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Tenfold(nn.Linear):
+    def forward(self, x):
+        return 10 * super().forward(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("module", [Residual(nn.Linear(4, 4)), Tenfold(4, 4)])
+def test_a_subclass_with_its_own_forward_is_not_its_parent(module, dtype):
+    with pytest.raises(InvalidInput, match=type(module).__name__):
+        System.from_module(nn.Sequential(nn.Linear(4, 4), module).to(dtype))
+
+
+def test_hooks_are_refused():
+    linear = nn.Linear(4, 4)
+    linear.register_forward_hook(lambda module, x, y: 100 * y)
+    with pytest.raises(InvalidInput, match="hooks"):
+        System.from_module(nn.Sequential(linear))
+    replaced = nn.Linear(4, 4)
+    replaced.forward = lambda x: 2 * x
+    with pytest.raises(InvalidInput, match="Linear"):
+        System.from_module(replaced)
+
+
+def test_a_lie_of_tiny_size_is_noticed():
+    class Liar(nn.Linear):
+        def system(self):
+            return System.linear(self.weight / 5)
+
+    liar = Liar(4, 4, bias=False)
+    liar.weight.data *= 1e-6
+    with pytest.raises(InvalidInput, match="does not describe"):
+        System.from_module(liar)
+
+
+def test_extraction_leaves_the_module_as_it_is():
+    normed = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+    net = nn.Sequential(normed, nn.Dropout(), nn.Linear(4, 2)).train()
+    net[1].eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    System.from_module(net)
+    assert [m.training for m in net.modules()][1:] != [False] * 5
+    assert net.training and not net[1].training
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_whole_numbers_are_not_evaluated_as_such():
+    system = System.linear([[0.5]])
+    with pytest.raises(InvalidInput, match="floating"):
+        system(torch.tensor([[3]]))
+    np.testing.assert_allclose(system(np.array([[3]])), [[1.5]])
+
+
+def test_errors_name_what_the_caller_gave(tmp_path, rng):
+    with pytest.raises(ShapeError, match=r"W1 has shape \(1, 4\), but W0 has 3 rows"):
+        System.feedforward([np.ones((3, 2)), np.ones((1, 4))])
+    with pytest.raises(InvalidInput, match="W1 contains nan"):
+        System.feedforward([np.ones((3, 2)), np.full((1, 3), np.nan)])
+    with pytest.raises(ShapeError, match=r"b1 has shape \(2,\)"):
+        System.feedforward([np.ones((3, 2)), np.ones((1, 3))], [None, np.ones(2)])
+    with pytest.raises(ShapeError, match=r"G \(2, 3\)"):
+        System.residual(np.eye(2), np.ones((2, 3)), np.ones((2, 4)))
+    path = tmp_path / "named.npz"
+    np.savez(path, W0=np.ones((3, 2)), W1=np.ones((1, 4)))
+    with pytest.raises(ShapeError, match=r"named\.npz: W1 has shape"):
+        System.load(path)
+    np.savez(path, A=np.eye(2), B=np.eye(2))
+    with pytest.raises(InvalidInput, match="sizes of input and output"):
+        System.load(path)

@@ -1,12 +1,14 @@
 """The command line: results on stdout, progress on stderr, the outcome in the exit code.
 
 0 everything asked for holds, 1 ran and something does not hold, 2 usage or bad input,
-3 undecided (a solver gave up), 130 interrupted.
+3 undecided (a solver gave up), 70 a defect of sdplip, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import platform
+import sys
+import traceback
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,11 +17,15 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import CertificationError, InvalidInput, NotConverged, NotWellPosed, SdplipError
-from ._console import BAD_INPUT, DOES_NOT_HOLD, INTERRUPTED, UNDECIDED, Json, fail, listing
+from ._console import BAD_INPUT, DEFECT, DOES_NOT_HOLD, INTERRUPTED, UNDECIDED, Json, fail, listing
 from ._train import compare, train
 
 if TYPE_CHECKING:
     from ..system import System
+
+
+LOOSE = 1e-3
+"""From this relative gap on, `verify` says that its bound is not the tightest."""
 
 
 class _Group(TyperGroup):
@@ -127,6 +133,12 @@ def verify(
     if as_json:
         typer.echo(to_json(values))
         return
+    if (certificate.gap or 0.0) > LOOSE:
+        typer.echo(
+            f"warning: the solver stopped early; the bound is at most {certificate.gap:.1%} above "
+            "the best one",
+            err=True,
+        )
     # All digits: a bound that is rounded for display may be rounded down.
     for key, value in values.items():
         if value is not None:
@@ -182,4 +194,9 @@ app.command()(compare)
 
 def main() -> None:
     """The console script."""
-    app()
+    try:
+        app()
+    except Exception:
+        # Python's own exit code for this, 1, would say that a certificate does not hold.
+        traceback.print_exc()
+        sys.exit(DEFECT)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..train.row import Row
     from ..train.runs import Finished
 
-OK, DOES_NOT_HOLD, BAD_INPUT, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
+DOES_NOT_HOLD, BAD_INPUT, UNDECIDED, DEFECT, INTERRUPTED = 1, 2, 3, 70, 130
 QUIET_SECONDS = 30
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]

@@ -22,9 +22,9 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from .._arrays import write_atomically
 from ..errors import InvalidInput, NotConverged
 from ..layers import lipschitz_bound
-from .checkpoint import write_atomically
 from .config import RunConfig, TrainConfig
 from .data import Splits
 from .loss import margin_cross_entropy

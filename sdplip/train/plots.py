@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checkpoint import write_atomically
+from .._arrays import write_atomically
 from .report import number
 from .row import Row
 

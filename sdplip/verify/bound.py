@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 from torch import nn
 
 from .. import __version__
-from .._arrays import Array
-from ..errors import CertificationError, InvalidInput, NotWellPosed
+from .._arrays import Array, parse_norm
+from ..errors import CertificationError, InvalidInput, NotConverged, NotWellPosed
 from ..system import System
 from . import convex
-from .certificate import Certificate, holds, parse_norm
+from .certificate import Certificate, as_system, holds
 from .interior import minimise
 from .lower import lower_bound
 from .reduce import Problem, least_rho, live_units, normalise, prune, start
 
-CLARABEL_ORDER = 24
-"""Up to this order of M, `auto` takes Clarabel; its cost grows with the sixth power."""
 THREADED_ORDER = 1500
 SECOND_ORDER_UNITS = 2500
 """Above this many units the interior point method's n by n systems take too long."""
@@ -43,10 +41,11 @@ def lipschitz(
             takes.
         norm: 2 (ℓ₂ → ℓ₂, a semidefinite program) or inf (ℓ∞ → ℓ∞, a linear program whose optimum
             has a closed form).
-        solver: for norm 2: "auto", "interior" (own primal-dual method), "recursion" (closed form,
-            loose, acyclic systems only), or a CVXPY solver such as "CLARABEL" or "SCS"; for norm
-            inf: "auto", "closed form" or a CVXPY solver. An inaccurate solver can make the
-            bound looser, never wrong.
+        solver: for norm 2: "interior" (own primal-dual method), "recursion" (closed form, loose,
+            acyclic systems only), or a CVXPY solver such as "CLARABEL" or "SCS", the reference;
+            "auto" is "interior", beyond 2,500 units "recursion" where that is possible. For norm
+            inf: "auto", "closed form" or a CVXPY solver. An inaccurate solver can make the bound
+            looser, never wrong.
         lower: whether to search for a lower bound, too.
         seed: of that search.
 
@@ -58,8 +57,14 @@ def lipschitz(
     began = time.perf_counter()
     norm = parse_norm(norm)
     system = as_system(model)
+    if not (system.inputs and system.outputs):
+        raise InvalidInput(
+            f"The system maps R^{system.inputs} to R^{system.outputs}: there is nothing to bound."
+        )
     # BLAS threads cost more than they give on small matrices, and far more on a busy machine.
-    with threadpool_limits(1 if system.units + system.inputs < THREADED_ORDER else None):
+    threads = 1 if system.units + system.inputs < THREADED_ORDER else None
+    # What overflows or underflows is found out by the proof, which then fails.
+    with threadpool_limits(threads), np.errstate(all="ignore"):
         certificate = _certify(system, norm, solver, lower, seed)
     return replace(certificate, seconds=time.perf_counter() - began)
 
@@ -74,11 +79,14 @@ def _certify(system: System, norm: float, solver: str, lower: bool, seed: int) -
     elif norm == 2:
         used, found, bound, optimum = _euclidean(small, solver)
     else:
-        used, found, bound = _maximum(small, solver)
-        optimum = bound
+        used, found, bound, optimum = _maximum(small, solver)
     multipliers = np.zeros(system.units)
     multipliers[live] = found
-    below = lower_bound(system, norm, seed=seed) if lower else None
+    below = None
+    if lower:
+        # The bound stands whether or not this network can be evaluated everywhere.
+        with contextlib.suppress(NotConverged):
+            below = lower_bound(system, norm, seed=seed)
     if below is not None and below > bound * (1 + 1e-9):
         raise RuntimeError(
             f"A Jacobian of norm {below!r} contradicts the bound {bound!r}: this is a defect of "
@@ -99,18 +107,6 @@ def _certify(system: System, norm: float, solver: str, lower: bool, seed: int) -
         outputs=system.outputs,
         model=system.digest(),
         version=__version__,
-    )
-
-
-def as_system(model: Any) -> System:
-    """The system of a model; a module is checked against what is extracted from it."""
-    if isinstance(model, System):
-        return model
-    if isinstance(model, nn.Module):
-        return System.from_module(model)
-    raise InvalidInput(
-        f"{type(model).__name__} is neither a System nor a torch module; "
-        "build one with System.feedforward, System.equilibrium or System.load."
     )
 
 
@@ -146,17 +142,16 @@ def norm_product(system: System, norm: float | str = 2) -> float | None:
 def _euclidean(system: System, solver: str) -> tuple[str, Array, float, float | None]:
     """Solver, multipliers, proven bound and dual value for ℓ₂."""
     problem = normalise(system)
-    order = len(problem.A) + problem.B.shape[1]
     if solver == "auto":
-        solver = "interior" if order > CLARABEL_ORDER else "CLARABEL"
-        if system.units > SECOND_ORDER_UNITS and problem.levels is not None:
-            solver = "recursion"
+        large = system.units > SECOND_ORDER_UNITS and problem.levels is not None
+        solver = "recursion" if large else "interior"
     if solver == "recursion" and problem.levels is None:
         raise InvalidInput("solver = 'recursion' needs an acyclic system; use 'interior'.")
     rho, interior = start(problem)
-    if not problem.C.any():
+    if not problem.C.any() or not problem.B.any():
         # Only D matters, and any multipliers serve; small ones keep the rest of M out of the way.
-        bound, lam = _prove(system, problem, [interior * 10.0**-k for k in range(0, 26, 2)])
+        scales = 10.0 ** (np.arange(0, 26, 2) * (1 if problem.B.any() else -1))
+        bound, lam = _prove(system, problem, [interior / scale for scale in scales])
         return "closed form", lam, bound, float(np.linalg.norm(system.D, 2))
     candidates, optimum = [interior], None
     if solver == "interior":
@@ -164,13 +159,7 @@ def _euclidean(system: System, solver: str) -> tuple[str, Array, float, float | 
         candidates = _blends(found.lam, interior)
         optimum = problem.gain * math.sqrt(max(found.dual, 0.0))
     elif solver != "recursion":
-        try:
-            candidates = _blends(_polish(problem, convex.solve(problem, solver)), interior)
-        except CertificationError:
-            if solver != "CLARABEL":
-                raise
-            found = minimise(problem.form(), rho, interior)
-            candidates, solver = _blends(found.lam, interior), "interior"
+        candidates = _blends(_polish(problem, convex.solve(problem, solver)), interior)
     bound, lam = _prove(system, problem, candidates)
     return solver, lam, bound, optimum
 
@@ -206,8 +195,9 @@ def _prove(system: System, problem: Problem, candidates: list[Array]) -> tuple[f
         lam = problem.lam(scaled)
         if not (least < best and (lam > 0).all()):
             continue
-        for inflation in first * 10.0 ** np.arange(8):
-            bound = float(max(least * (1 + inflation), 1e-30 * problem.gain))
+        relative = [max(least * (1 + first * 10.0**k), 1e-30 * problem.gain) for k in range(8)]
+        absolute = [least + problem.gain * 10.0**k for k in range(-10, 3)]
+        for bound in map(float, [*relative, *absolute]):
             if bound >= best:
                 break
             if holds(system, 2, bound, lam):
@@ -234,8 +224,12 @@ def _prove_linear(system: System, norm: float, value: float) -> float:
     raise CertificationError(f"The norm {value!r} of the linear map could not be proven.")
 
 
-def _maximum(system: System, solver: str) -> tuple[str, Array, float]:
-    """Solver, η and proven bound for ℓ∞."""
+def _maximum(system: System, solver: str) -> tuple[str, Array, float, float]:
+    """Solver, η, proven bound and optimum for ℓ∞."""
+
+    def top(eta: Array) -> float:
+        return float((abs(system.C) @ eta + abs(system.D).sum(axis=1)).max())
+
     least = _eta(system, 0.0)
     if solver in ("auto", "closed form"):
         solver, eta = "closed form", least
@@ -247,10 +241,9 @@ def _maximum(system: System, solver: str) -> tuple[str, Array, float]:
         if solver != "closed form":
             slack = slack + inflation * scale
         wider = eta + (_eta(system, slack) - least)
-        top = float((abs(system.C) @ wider + abs(system.D).sum(axis=1)).max())
-        bound = max(top * (1 + 1e-12), 1e-300)
+        bound = max(top(wider) * (1 + 1e-12), 1e-300)
         if holds(system, math.inf, bound, wider):
-            return solver, wider, bound
+            return solver, wider, bound, top(least)
     raise CertificationError(
         "A weight vector η was found, but the ℓ∞ bound could not be proven with it in float64."
     )

@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from .. import conditions
-from .._arrays import Array
+from .._arrays import Array, parse_norm, write_atomically
 from ..errors import CertificationError, InvalidInput
 from ..system import System
 from .reduce import live_units, prune
 from .rigorous import Ball, positive_definite
 
 FORMAT = "sdplip certificate 1"
-SYMBOLS = {2.0: "Lam", math.inf: "eta"}
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,8 @@ class Certificate:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON; numbers are exact (shortest text that reads back the same)."""
-        path = Path(path)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        os.replace(scratch, path)
+        text = json.dumps(self.to_json(), indent=1) + "\n"
+        write_atomically(Path(path), lambda scratch: scratch.write_text(text))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document: the fields (norm as text), the format and a hash over them."""
@@ -85,34 +83,75 @@ class Certificate:
         return cls.from_json(content, str(path))
 
     @classmethod
-    def from_json(cls, content: Any, name: str = "The document") -> Certificate:
+    def from_json(cls, content: Any, where: str = "The document") -> Certificate:
         """The certificate in a JSON document; raises as `load`."""
         expected = {"format", "sha256", *(f.name for f in fields(cls))}
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-            raise InvalidInput(f"{name} is not of the format {FORMAT!r}.")
+            raise InvalidInput(f"{where} is not of the format {FORMAT!r}.")
         if content.keys() != expected:
             odd = ", ".join(sorted(content.keys() ^ expected))
-            raise InvalidInput(f"{name} lacks or adds the fields: {odd}.")
+            raise InvalidInput(f"{where} lacks or adds the fields: {odd}.")
         content = dict(content)
         if content.pop("sha256") != _digest(content):
-            raise CertificationError(f"{name} was edited: its hash does not fit its content.")
+            raise CertificationError(f"{where} was edited: its hash does not fit its content.")
         content.pop("format")
-        try:
-            content["norm"] = parse_norm(content["norm"])
-            content["multipliers"] = tuple(float(v) for v in content["multipliers"])
-            content["bound"] = float(content["bound"])
-        except (TypeError, ValueError) as error:
-            raise InvalidInput(f"{name} has a field of the wrong kind: {error}.") from error
+        for name, kinds in _KINDS.items():
+            if not isinstance(content[name], kinds) or isinstance(content[name], bool):
+                raise InvalidInput(f"{where}: {name} = {content[name]!r} is of the wrong kind.")
+        if not all(isinstance(v, float) for v in content["multipliers"]):
+            raise InvalidInput(f"{where}: the multipliers must be numbers with a decimal point.")
+        content["norm"] = parse_norm(content["norm"])
+        content["multipliers"] = tuple(content["multipliers"])
         return cls(**content)
 
+    @property
+    def gap(self) -> float | None:
+        """How far the bound may be above the best one, relative to it: bound / optimum − 1."""
+        return None if not self.optimum else self.bound / self.optimum - 1
 
-def check(certificate: Certificate, system: System) -> None:
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "bound": (float,),
+    "norm": (str,),
+    "multipliers": (list,),
+    "lower": (float, NoneType),
+    "optimum": (float, NoneType),
+    "norm_product": (float, NoneType),
+    "solver": (str,),
+    "seconds": (float,),
+    "inputs": (int,),
+    "units": (int,),
+    "outputs": (int,),
+    "model": (str,),
+    "version": (str,),
+}
+"""What a JSON document must hold, besides the flag `proven`."""
+
+
+def as_system(model: Any) -> System:
+    """The system of a model; a module is checked against what is extracted from it."""
+    if isinstance(model, System):
+        return model
+    if isinstance(model, nn.Module):
+        return System.from_module(model)
+    raise InvalidInput(
+        f"{type(model).__name__} is neither a System nor a torch module; "
+        "build one with System.feedforward, System.equilibrium or System.load."
+    )
+
+
+def check(certificate: Certificate, model: System | nn.Module) -> Certificate:
     """Establish the bound anew from the multipliers and the model alone.
+
+    Returns:
+        The certificate, whose bound, multipliers, norm, sizes and model are then established; its
+        other fields are what the verification reported.
 
     Raises:
         CertificationError: another model, or the condition does not hold (or not by enough for a
             proof in float64); the message says which.
     """
+    system = as_system(model)
     digest = system.digest()
     if certificate.model != digest:
         raise CertificationError(
@@ -120,15 +159,24 @@ def check(certificate: Certificate, system: System) -> None:
             f"is {digest[:12]}…. Verify this model anew."
         )
     multipliers = np.asarray(certificate.multipliers, dtype=np.float64)
-    if multipliers.shape != (system.units,):
+    sizes = (certificate.inputs, certificate.units, certificate.outputs)
+    if multipliers.shape != (system.units,) or sizes != (
+        system.inputs,
+        system.units,
+        system.outputs,
+    ):
         raise CertificationError(
-            f"The certificate has {multipliers.size} multipliers for {system.units} units."
+            f"The certificate is for sizes {sizes} with {multipliers.size} multipliers, the model "
+            f"has {system.inputs} inputs, {system.units} units and {system.outputs} outputs."
         )
+    if certificate.proven is not True or (certificate.lower or 0.0) > certificate.bound:
+        raise CertificationError("The certificate contradicts itself: see proven, lower, bound.")
     if not holds(system, certificate.norm, certificate.bound, multipliers):
         raise CertificationError(
             f"The condition does not hold at bound {certificate.bound!r} with these multipliers: "
             "the bound is not proven."
         )
+    return certificate
 
 
 def holds(system: System, norm: float, bound: float, multipliers: Array) -> bool:
@@ -150,17 +198,6 @@ def holds(system: System, norm: float, bound: float, multipliers: Array) -> bool
     rows = conditions.linf(**arrays, eta=Ball(kept), c=1.0, gamma=bound).lower
     split = 2 * small.units
     return bool((rows[:split] > 0).all() and (rows[split:] >= 0).all())
-
-
-def parse_norm(norm: Any) -> float:
-    """2.0 or inf from 2, 2.0, "2", inf, "inf"."""
-    try:
-        value = float(norm)
-    except (TypeError, ValueError):
-        value = math.nan
-    if value not in SYMBOLS:
-        raise InvalidInput(f"norm = {norm!r} is not known; choose 2 or inf.")
-    return value
 
 
 def _norm_name(norm: float) -> str:

@@ -5,7 +5,7 @@ Every unit's multiplier enters M through one rank-two matrix,
     M(ρ, λ) = ρE + Σ_i λ_i (p_i q_iᵀ + q_i p_iᵀ) − G,   p_i = e_i − α_i c_i,  q_i = e_i − β_i c_i,
 
 with c_i the row of [B A] of unit i, so the Schur complement matrix of the Newton step is a sum of
-four elementwise products. What comes out is a proposal: `certify` re-establishes every bound from
+four elementwise products. What comes out is a proposal: `bound` re-establishes every bound from
 `conditions.lipschitz`.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 
 from .._arrays import Array
 from ..errors import NotWellPosed
@@ -70,7 +71,7 @@ class Problem:
 
     def lam(self, scaled: Array) -> Array:
         """Multipliers of the original system from those of the scaled one."""
-        return scaled * self.gain**2 / self.unit**2
+        return np.asarray(scaled * np.square(self.gain / self.unit))
 
 
 def normalise(system: System) -> Problem:
@@ -86,7 +87,8 @@ def normalise(system: System) -> Problem:
         B, D = B @ basis, D @ basis
     unit = np.ones(system.units)
     if system.levels is None:
-        unit[:] = _norm(B) or 1.0
+        unit = scipy.linalg.matrix_balance(A, permute=False, separate=True)[1][0]
+        unit = unit * (_norm(B / unit[:, None]) or 1.0)
     else:
         for level in system.levels:
             unit[level] = _norm(np.hstack([B[level], A[level] * unit])) or 1.0
@@ -117,6 +119,8 @@ def least_rho(data: Form, lam: Array) -> float:
         return float("inf")
     half = np.linalg.solve(L, scale[:, None] * M[np.ix_(~inputs, inputs)])
     rest = half.T @ half - M[np.ix_(inputs, inputs)]
+    if not rest.size:
+        return 0.0
     return max(float(np.linalg.eigvalsh((rest + rest.T) / 2)[-1]), 0.0)
 
 

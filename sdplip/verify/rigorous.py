@@ -89,8 +89,11 @@ class Ball:
 
 
 class _BallOps(NumpyOps):
-    def array(self, value: Any) -> Any:
+    def array(self, name: str, value: Any) -> Any:
         return _ball(value)
+
+    def by_entries(self, owner: str, name: str, value: Any) -> tuple[int, ...]:
+        return value.shape
 
     def ones(self, n: int) -> Any:
         return Ball(super().ones(n))

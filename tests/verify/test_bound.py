@@ -1,5 +1,6 @@
 """Bounds against independent computations: other solvers, exhaustive search, known optima."""
 
+import contextlib
 import itertools
 
 import cvxpy as cp
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sdplip import System, check, conditions, lipschitz
-from sdplip.errors import InvalidInput, NotWellPosed
+from sdplip.errors import CertificationError, InvalidInput, NotWellPosed
 from sdplip.verify import norm_product
 from sdplip.verify.interior import form, minimise
 from sdplip.verify.reduce import normalise, start
@@ -292,3 +293,53 @@ def test_a_constant_loop_has_a_negligible_bound():
     certificate = lipschitz(system)
     assert 0 <= certificate.bound <= 1e-20
     check(certificate, system)
+
+
+def test_extreme_blocks_get_a_bound_or_a_clear_error(rng):
+    silent = System.equilibrium([[-1.0]], [[0.0]], [[1.0]])
+    assert 0 <= lipschitz(silent).bound <= 1e-10
+    for scale in (1e155, 1e-160):
+        with contextlib.suppress(CertificationError):
+            system = mlp(rng, 2, 3, 2, change=lambda W, k, s=scale: W * (s if k else 1))
+            bound = lipschitz(system, lower=False).bound
+            assert bound >= largest_jacobian(system)
+    for shape in ((0, 2), (2, 0)):
+        with pytest.raises(InvalidInput, match="nothing to bound"):
+            lipschitz(System.linear(np.zeros(shape)))
+
+
+def test_what_cancels_keeps_a_valid_if_loose_bound():
+    """x − x through a unit with slopes [1, 1]: the constant is 0, the condition is degenerate."""
+    system = System.elementwise("identity", 3) + System.linear(-np.eye(3))
+    certificate = lipschitz(system)
+    check(certificate, system)
+    assert 0 <= certificate.bound <= 1e-2
+
+
+@pytest.mark.parametrize("spread", [1e2, 1e4, 1e6])
+def test_badly_scaled_loops_are_balanced_first(rng, spread):
+    base = wellposed(rng, 6, 3, 2)
+    scale = spread ** rng.uniform(-1, 1, size=6)
+    skewed = System.equilibrium(
+        base.A * scale[:, None] / scale, base.B * scale[:, None], base.C / scale
+    )
+    certificate = lipschitz(skewed, lower=False)
+    check(certificate, skewed)
+    assert certificate.bound == pytest.approx(lipschitz(base, lower=False).bound, rel=1e-4)
+
+
+def test_the_optimum_is_below_the_bound(rng):
+    for system in (wellposed(rng, 6, 3, 2, 0.3), mlp(rng, 3, 5, 4, 2)):
+        for norm in (2, np.inf):
+            certificate = lipschitz(system, norm, lower=False)
+            assert certificate.optimum <= certificate.bound
+            assert 0 <= certificate.gap <= 1e-6
+
+
+def test_a_module_that_is_not_what_it_looks_like_gets_no_bound():
+    class Residual(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    with pytest.raises(InvalidInput, match="Residual"):
+        lipschitz(Residual(nn.Linear(4, 4)).half())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from sdplip import Certificate, CertificationError, InvalidInput, System, check, lipschitz
 from sdplip.verify.certificate import _digest
@@ -93,3 +94,30 @@ def test_dead_units_need_no_multiplier(rng):
     certificate = lipschitz(system)
     assert certificate.multipliers[1] == certificate.multipliers[3] == 0
     check(certificate, system)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("lower", "abc"), ("model", None), ("bound", 10**400), ("units", 2.5), ("multipliers", [1])],
+)
+def test_fields_of_the_wrong_kind_are_refused(case, field, value):
+    _, certificate = case
+    content = {**certificate.to_json(), field: value}
+    content.pop("sha256")
+    with pytest.raises(InvalidInput, match=field):
+        Certificate.from_json({**content, "sha256": _digest(content)})
+
+
+@pytest.mark.parametrize(("field", "value"), [("lower", 1e9), ("proven", False), ("units", 7)])
+def test_a_certificate_that_contradicts_itself_or_the_model_is_refused(case, field, value):
+    system, certificate = case
+    content = {**certificate.to_json(), field: value}
+    content.pop("sha256")
+    with pytest.raises(CertificationError):
+        check(Certificate.from_json({**content, "sha256": _digest(content)}), system)
+
+
+def test_modules_can_be_checked_and_the_certificate_comes_back():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    certificate = lipschitz(net)
+    assert check(certificate, net) is certificate
