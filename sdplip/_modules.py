@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from .activations import of_module
 from .errors import InvalidInput
 from .system import System
 
+Kind = TypeVar("Kind", bound=nn.Module)
 PASSES: tuple[type[nn.Module], ...] = (nn.Identity, nn.Flatten, nn.Dropout)
 """Modules that are the identity on a flat input in evaluation."""
 
@@ -77,7 +79,7 @@ def differs(module: nn.Module, system: System) -> str | None:
     return None if gap <= allowed else f"are {gap:.3g} apart (allowed {allowed:.3g})"
 
 
-def plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+def plain(module: nn.Module, *kinds: type[Kind]) -> TypeGuard[Kind]:
     """Whether a module computes what one of these torch.nn kinds computes, nothing around it.
 
     A subclass may have a forward of its own, and hooks may change what goes in and comes out.

@@ -18,6 +18,9 @@ from torch.nn import functional as F
 
 from .errors import InvalidInput, ShapeError
 
+THRESHOLD = 40
+"""Where torch.nn.Softplus may turn into v: the jump down, exp(-40), is below float64's rounding."""
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -90,8 +93,9 @@ class Activation:
                 f"activation {self.name!r} has no torch.nn module. Use one of {', '.join(_MODULES)}"
                 " or leaky_relu."
             )
-        # PyTorch's default threshold of 20 makes a softplus that jumps down by 2e-9 there.
-        return nn.Softplus(threshold=40) if self.name == "softplus" else _MODULES[self.name]()
+        if self.name == "softplus":
+            return nn.Softplus(threshold=THRESHOLD)
+        return _MODULES[self.name]()
 
 
 def activation(name: str | Activation) -> Activation:
@@ -122,18 +126,24 @@ def of_module(module: nn.Module) -> Activation:
     """The activation that a torch.nn module computes.
 
     Raises:
-        InvalidInput: none of ReLU, Tanh, Sigmoid, Softplus(beta=1), Identity, LeakyReLU, or a
-            negative slope outside [0, 1].
+        InvalidInput: none of ReLU, Tanh, Sigmoid, Softplus(beta=1, threshold ≥ 40), Identity,
+            LeakyReLU, or a negative slope outside [0, 1].
     """
-    if isinstance(module, nn.LeakyReLU):
+    if type(module) is nn.LeakyReLU:
         return leaky_relu(module.negative_slope)
-    plain = not isinstance(module, nn.Softplus) or (module.beta == 1 and module.threshold >= 20)
+    if isinstance(module, nn.Softplus) and (module.beta != 1 or module.threshold < THRESHOLD):
+        raise InvalidInput(
+            f"Softplus has beta = {module.beta} and threshold = {module.threshold}, but slopes in "
+            f"[0, 1] need beta = 1 and a threshold of {THRESHOLD} or more: it jumps down by "
+            "exp(-threshold) there, 2e-9 by default. "
+            f"Use torch.nn.Softplus(threshold={THRESHOLD})."
+        )
     for name, kind in _MODULES.items():
-        if type(module) is kind and plain:
+        if type(module) is kind:
             return ACTIVATIONS[name]
     raise InvalidInput(
         f"{module} is no activation with known slopes in [0, 1]. "
-        "Use ReLU, Tanh, Sigmoid, Softplus(beta=1), Identity or LeakyReLU."
+        f"Use ReLU, Tanh, Sigmoid, Softplus(threshold={THRESHOLD}), Identity or LeakyReLU."
     )
 
 

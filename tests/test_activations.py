@@ -160,11 +160,30 @@ def test_unknown_names_are_named(name: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [nn.GELU(), nn.Softplus(beta=2), nn.LeakyReLU(1.5), nn.LeakyReLU(-0.1), nn.Linear(1, 1)],
+    [
+        nn.GELU(),
+        nn.Softplus(beta=2, threshold=40),
+        nn.LeakyReLU(1.5),
+        nn.LeakyReLU(-0.1),
+        nn.Linear(1, 1),
+    ],
 )
 def test_modules_without_known_slopes_are_refused(module: nn.Module) -> None:
     with pytest.raises(InvalidInput):
         of_module(module)
+
+
+@pytest.mark.parametrize("threshold", [20, 30, 39.9, 40, 50])
+def test_only_a_softplus_without_a_jump_is_accepted(threshold: float) -> None:
+    """At PyTorch's default threshold of 20 its softplus jumps down by 2e-9."""
+    module = nn.Softplus(threshold=threshold)
+    if threshold < 40:
+        with pytest.raises(InvalidInput, match=r"Use torch\.nn\.Softplus\(threshold=40\)"):
+            of_module(module)
+        return
+    assert of_module(module) == ACTIVATIONS["softplus"]
+    v = threshold + torch.linspace(-1e-9, 1e-9, 20_001, dtype=torch.float64)
+    assert (module(v).diff() >= 0).all()
 
 
 @pytest.mark.parametrize("step", [0.0, -1.0, float("nan"), float("inf")])
@@ -217,3 +236,12 @@ def test_what_no_name_describes_can_still_be_copied() -> None:
     mixed = per_unit(["relu", "tanh"])
     v = torch.randn(3, 2)
     torch.testing.assert_close(copy.deepcopy(mixed)(v), mixed(v))
+
+
+def test_a_subclass_may_compute_something_else() -> None:
+    class Double(nn.LeakyReLU):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    with pytest.raises(InvalidInput):
+        of_module(Double())

@@ -9,6 +9,8 @@ import time
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import sdplip
@@ -200,10 +202,17 @@ def test_a_violated_invariant_is_exit_code_1(cli, tmp_path):
 def test_a_tampered_model_is_refused(cli, tmp_path):
     assert cli("train", "--layer", "aol", *SMALL, "--out", "run").exit_code == 0
     path = tmp_path / "run" / "model.safetensors"
-    content = path.read_bytes()
-    path.write_bytes(content[:-4] + np.float32(np.nan).tobytes())
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    weight = next(key for key in tensors if key.endswith("weight"))
+    tensors[weight][0, 0] = float("nan")
+    save_file(tensors, path, metadata)
     result = cli("verify", "run")
     assert result.exit_code == 2 and "not finite" in result.stderr
+    path.write_bytes(path.read_bytes()[:-4])
+    result = cli("verify", "run")
+    assert result.exit_code == 2 and str(path.name) in result.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

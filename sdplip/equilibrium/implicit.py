@@ -4,13 +4,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from ..activations import Activation, linear
-from .problem import Problem, Solution, announce, as_activation, check_on_failure
+from ..errors import InvalidInput
+from .problem import Solution, announce, as_activation, check_on_failure
 from .solve import Settings, run, working_dtype
 from .splitting import optimal_step
 
@@ -22,41 +24,109 @@ class _Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
         A: Tensor,
         v: Tensor,
+        metric: Tensor | None,
+        z0: Tensor | None,
         sigma: Activation,
         settings: Settings,
         report: Report,
     ) -> Tensor:
-        solution = run(A, v, sigma, settings)
+        solution = run(A, v, sigma, replace(settings, metric=metric, z0=z0))
         report(solution, "")
-        ctx.save_for_backward(A, v, solution.z)
-        ctx.how = sigma, settings, report  # type: ignore[attr-defined]
         return solution.z
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
+        A, v, metric, _, *how = inputs
+        ctx.save_for_backward(A, v, metric, output)
+        ctx.how = how  # type: ignore[attr-defined]
+
+    @staticmethod
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
-        A, v, z = ctx.saved_tensors  # type: ignore[attr-defined]
+        A, v, metric, z = ctx.saved_tensors  # type: ignore[attr-defined]
         sigma, settings, report = ctx.how  # type: ignore[attr-defined]
         with torch.autocast(v.device.type, enabled=False):
             known = z.isfinite().all(-1, keepdim=True)
-            slopes = sigma.derivative(Problem(A, v, sigma).preactivation(z))
+            z, v = torch.where(known, z, 0), torch.where(known, v, 0)
+            slopes = torch.where(known, sigma.derivative(z @ A.mT + v), 0)
+            dual = None if metric is None else 1 / metric
+            asked = torch.where(known, g, 0)
+            u = _Adjoint.apply(A.mT, slopes, asked, dual, settings, report)
             # A row without an equilibrium has no gradient, but where nothing asks for one.
-            g = torch.where(known | (g == 0).all(-1, keepdim=True), g, torch.nan)
-            size = g.abs().sum(-1, keepdim=True)
-            size = torch.where(size > 0, size, 1)
-            metric = None if settings.metric is None else 1 / settings.metric
-            adjoint = replace(settings, metric=metric, z0=None)
-            solution = run(A.mT, g / size, linear(torch.where(known, slopes, 0)), adjoint)
-            report(solution, " (gradient)")
-            u = size * solution.z
+            by_v = torch.where(known | (g == 0).all(-1, keepdim=True), u, torch.nan)
             if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-                return None, u, None, None, None
-            usable = known & u.isfinite().all(-1, keepdim=True)
-            by_A = torch.where(usable, u, 0).mT @ torch.where(usable, z, 0)
-        return by_A, u, None, None, None
+                return None, by_v, None, None, None, None, None
+            by_A = torch.where(u.isfinite().all(-1, keepdim=True), u, 0).mT @ z
+        return by_A, by_v, None, None, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        A: Tensor,
+        v: Tensor,
+        metric: Tensor | None,
+        z0: Tensor | None,
+        *how: Any,
+    ) -> tuple[Tensor, int]:
+        v, z0 = _flat(info, in_dims[1], v), None if z0 is None else _flat(info, in_dims[3], z0)
+        z = _Equilibrium.apply(A, v, metric, z0, *how)
+        return z.reshape(info.batch_size, len(z) // info.batch_size, len(A)), 0
+
+
+class _Adjoint(torch.autograd.Function):
+    """u = D(g + M u), D = diag(slopes): linear, so its derivatives are again of this kind."""
+
+    @staticmethod
+    def forward(
+        M: Tensor,
+        slopes: Tensor,
+        g: Tensor,
+        metric: Tensor | None,
+        settings: Settings,
+        report: Report,
+    ) -> Tensor:
+        size = g.abs().sum(-1, keepdim=True)
+        size = torch.where(size > 0, size, 1)
+        how = replace(settings, metric=metric, z0=None)
+        solution = run(M, g / size, linear(slopes), how)
+        # The samples of a bad input have been taken out; another g that is not finite is a failure.
+        report(replace(solution, finite=torch.ones_like(solution.finite)), " (gradient)")
+        return size * solution.z
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
+        M, slopes, g, metric, *how = inputs
+        ctx.save_for_backward(M, slopes, g, metric, output)
+        ctx.how = how  # type: ignore[attr-defined]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, h: Tensor) -> tuple[Tensor | None, ...]:
+        M, slopes, g, metric, u = ctx.saved_tensors  # type: ignore[attr-defined]
+        dual = None if metric is None else 1 / metric
+        p = _Adjoint.apply(M.mT, slopes, h, dual, *ctx.how)  # type: ignore[attr-defined]
+        return p.mT @ u, (h + p @ M) * (g + u @ M.mT), p, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        M: Tensor,
+        slopes: Tensor,
+        g: Tensor,
+        metric: Tensor | None,
+        *how: Any,
+    ) -> tuple[Tensor, int]:
+        slopes, g = _flat(info, in_dims[1], slopes), _flat(info, in_dims[2], g)
+        u = _Adjoint.apply(M, slopes, g, metric, *how)
+        return u.reshape(info.batch_size, len(u) // info.batch_size, len(M)), 0
+
+
+def _flat(info: Any, dim: int | None, x: Tensor) -> Tensor:
+    """The rows (k, n) of every sample of a vmap, below each other."""
+    x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.reshape(math.prod(x.shape[:2]), x.shape[2])
 
 
 def implicit(
@@ -74,16 +144,19 @@ def implicit(
     on_failure: str = "raise",
     layer_name: str = "equilibrium",
 ) -> Tensor:
-    """The equilibrium z = σ(A z + v), differentiable once with respect to A and v.
+    """The equilibrium z = σ(A z + v), differentiable with respect to A and v.
 
     With g the cotangent of z and D = diag σ'(A z + v), the adjoint u = D(g + Aᵀu) is found by the
     same method, step and tolerance (g being scaled to ‖g‖₁ = 1 in each row); then ∂v = u and
-    ∂A = Σ u zᵀ over the rows. Nothing of the iterations is recorded; differentiating twice raises.
+    ∂A = Σ u zᵀ over the rows. Nothing of the iterations is recorded. Further derivatives are those
+    of the adjoint, almost everywhere. torch.func: grad, vjp, jacrev, and vmap over v (and z0) with
+    one A; no forward mode (jvp, jacfwd, hessian), no vmap over A or metric.
 
-    Rows whose z or u is not finite: with on_failure="raise" they raise, in the backward pass too.
-    Otherwise such a row has a NaN gradient in v (zero where its cotangent is zero, so masking it
-    out of a loss works) and is left out of the gradient of A. A row that is finite but did not
-    converge is announced and counts.
+    A row of v that is not finite has z = NaN and is warned of (unless on_failure="ignore"), in the
+    forward pass alone. With on_failure="raise" any other row whose z or u is not finite raises, in
+    the backward pass too. A row without a finite z or u has a NaN gradient in v (zero where its
+    cotangent is zero, so masking it out of a loss works) and is left out of the gradient of A. A
+    row that is finite but did not converge is announced and counts.
 
     Args:
         A, v, activation, method, tol, max_steps, step, metric, z0, fallback: as for `solve`.
@@ -99,17 +172,26 @@ def implicit(
     """
     check_on_failure(on_failure)
     settings = Settings(method, tol, max_steps, step, metric, z0, fallback)
-    settings.check(A, v)
+    try:
+        settings.check(A, v)
+    except RuntimeError as error:
+        # The check reads the values of A and metric, which vmap refuses for what it maps over.
+        if "vmap" not in str(error):
+            raise
+        raise InvalidInput(
+            "A or metric differs between the samples of torch.func.vmap, but one A serves all rows "
+            "of v. Map over v alone, or loop over the matrices."
+        ) from error
     rows = (math.prod(v.shape[:-1]), v.shape[-1])
-    settings = replace(
-        settings,
-        step=optimal_step(A, method, metric) if step is None and method != "newton" else step,
-        metric=None if metric is None else metric.detach(),
-        z0=None if z0 is None else z0.detach().reshape(rows),
-    )
+    if step is None and method != "newton":
+        step = optimal_step(A, method, metric)
+    settings = replace(settings, step=step, metric=None, z0=None)
+    metric = None if metric is None else metric.detach()
+    z0 = None if z0 is None else z0.detach().reshape(rows)
     work, sigma = working_dtype(A, v), as_activation(activation, rows[1])
     report = partial(_report, layer_name, on_failure)
-    z: Tensor = _Equilibrium.apply(A.to(work), v.to(work).reshape(rows), sigma, settings, report)
+    A, flat = A.to(work), v.to(work).reshape(rows)
+    z: Tensor = _Equilibrium.apply(A, flat, metric, z0, sigma, settings, report)
     return z.reshape(v.shape).to(v.dtype)
 
 

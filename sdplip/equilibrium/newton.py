@@ -37,11 +37,12 @@ def newton(
         if not len(live):
             break
         part, before = problem.rows(live), residual[live]
+        unsolved = ~part.solved(best[live], before, tol)
         y = point[live] + _direction(part, point[live])
         error = part.residual(y)
         helped = error < before / 2
         sweeping[live[helped]] = False
-        lost = (~helped & (before > tol)).nonzero()[:, 0]
+        lost = (~helped & unsolved).nonzero()[:, 0]
         if len(lost):
             scheme, rows, rest = rescue(), live[lost], part.rows(lost)
             u, drive = scheme.start(rest, point[rows])
@@ -54,7 +55,7 @@ def newton(
         point[live], steps[live] = y, done
         better = error < before
         best[live[better]], residual[live[better]] = y[better], error[better]
-        going = torch.where(before > tol, error.isfinite(), helped)
+        going = torch.where(unsolved, error.isfinite(), helped)
         live = live[going & (residual[live] > floor)]
     return best, residual, steps
 

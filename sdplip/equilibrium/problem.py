@@ -14,6 +14,9 @@ from .splitting import monotonicity
 
 ON_FAILURE = ("raise", "warn", "ignore")
 
+MAX_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""The largest residual that may pass for rounding: beyond it nothing has been solved."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -37,6 +40,22 @@ class Problem:
         norm = torch.linalg.vector_norm
         return norm(self.defect(z), dim=-1) / (1 + norm(z, dim=-1))
 
+    def solved(self, z: Tensor, residual: Tensor, tol: float) -> Tensor:
+        """The rows whose residual is at most tol, or at most what rounding alone makes of it.
+
+        That is 2·eps·‖ |z| + |A| |z| + |v| ‖₂ / (1 + ‖z‖₂), of the numbers that the row itself
+        adds up, and never more than MAX_ROUNDING.
+        """
+        done = residual <= tol
+        near = (~done & (residual <= MAX_ROUNDING[z.dtype])).nonzero()[:, 0]
+        if len(near):
+            size = z[near].abs()
+            total = size + torch.addmm(self.v[near].abs(), size, self.A.mT.abs())
+            norm = torch.linalg.vector_norm
+            level = 2 * torch.finfo(z.dtype).eps * norm(total, dim=-1) / (1 + norm(size, dim=-1))
+            done[near] = residual[near] <= level
+        return done
+
 
 def rounding(A: Tensor) -> float:
     """The residual that rounding alone can cause in A's dtype: 2·eps·(1 + ‖A‖_F)."""
@@ -51,7 +70,8 @@ class Solution:
         z: (..., n) in the dtype of v. NaN in the rows whose v is not finite or which overflowed.
         residual: (...,) ‖z - σ(A z + v)‖₂ / (1 + ‖z‖₂), measured in the precision of the solve.
         steps: (...,) iterations that the row took part in.
-        converged: (...,) whether the residual reached the tolerance.
+        converged: (...,) whether the residual reached the tolerance, or the row's rounding level.
+        finite: (...,) whether the row's v is finite; where it is not, nothing was solved.
         method: the method, with "+newton" where the fallback was used.
     """
 
@@ -59,24 +79,39 @@ class Solution:
     residual: Tensor
     steps: Tensor
     converged: Tensor
+    finite: Tensor
     method: str
 
 
 def announce(solution: Solution, layer_name: str, on_failure: str = "raise") -> None:
     """Say that samples of `solution` did not converge, if any did not.
 
+    A sample whose v is NaN or Inf has no equilibrium to find: it is named in a NotConvergedWarning
+    and costs its neighbours nothing, with "raise" too.
+
     Args:
         layer_name: for the message.
         on_failure: "raise", "warn" or "ignore".
 
     Raises:
-        NotConverged: a sample did not converge (with "warn": NotConvergedWarning is issued).
+        NotConverged: a sample with a finite v did not converge (with "warn": NotConvergedWarning
+            is issued).
         InvalidInput: another on_failure.
     """
     check_on_failure(on_failure)
     if on_failure == "ignore" or bool(solution.converged.all()):
         return
-    failed = ~solution.converged
+    if not bool(solution.finite.all()):
+        warnings.warn(
+            f"{layer_name}: {int((~solution.finite).sum())} of {solution.finite.numel()} samples "
+            "have an input with NaN or Inf, and NaN is their equilibrium. Look at these samples; "
+            "the others are not affected.",
+            NotConvergedWarning,
+            stacklevel=3,
+        )
+    failed = solution.finite & ~solution.converged
+    if not bool(failed.any()):
+        return
     residual, steps = solution.residual[failed], int(solution.steps[failed].max())
     finite = residual[residual.isfinite()]
     worst = f"worst residual {float(finite.max()):.2e}" if finite.numel() else "none of them finite"

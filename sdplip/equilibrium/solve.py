@@ -41,8 +41,8 @@ class Settings:
         kinds = {A.dtype, v.dtype}
         if kinds - HALF - FULL or kinds == FULL or A.device != v.device:
             raise ShapeError(
-                f"A is {A.dtype} on {A.device} and v is {v.dtype} on {v.device}. "
-                "Give both one floating-point dtype and one device."
+                f"A is {A.dtype} on {A.device} and v is {v.dtype} on {v.device}, but both must be "
+                "real floating point, on one device. Give both float32, or both float64."
             )
         for name, x, shape in (("metric", self.metric, (n,)), ("z0", self.z0, v.shape)):
             if x is not None and x.shape != shape:
@@ -78,11 +78,13 @@ def solve(
     """Solve z = σ(A z + v) for every row of v, each row to its own tolerance.
 
     A row has converged when ‖z - σ(A z + v)‖₂ / (1 + ‖z‖₂) ≤ tol. Where float32 cannot tell, since
-    rounding alone makes 2·eps·(1 + ‖A‖_F) of this very expression, the solve is done in float64; a
-    tol below the rounding level of float64 means that level. No step size and no other row enters
-    the test, and a row that has converged changes no more: its result depends on the rest of the
-    batch only by the rounding of batched products (the last bits). Never raises for lack of
-    convergence, see `announce`. Not differentiable, see `implicit`.
+    rounding alone may make 2·eps·(1 + ‖A‖_F) of this very expression, the solve is done in float64.
+    A row that misses tol has still converged when rounding hides the rest: when its residual is at
+    most 2·eps·‖ |z| + |A| |z| + |v| ‖₂ / (1 + ‖z‖₂), what its own sums can lose, and at most 1e-6
+    (1e-3 in float32). No step size and no other row enters the test, and a row that has converged
+    changes no more: its result depends on the rest of the batch only by the rounding of batched
+    products (the last bits). A row of v with NaN or Inf has z = NaN and is not converged. Never
+    raises for lack of convergence, see `announce`. Not differentiable, see `implicit`.
 
     Args:
         A: (n, n) float32 or float64; half precision is solved in float32 or better.
@@ -123,7 +125,6 @@ def run(A: Tensor, v: Tensor, sigma: Activation, settings: Settings) -> Solution
             start = torch.where(guess.isfinite(), guess, start)
         finite = flat.isfinite().all(-1).nonzero()[:, 0]
         problem = Problem(A, flat[finite], sigma.rows(finite))
-        goal = max(settings.tol, rounding(A))
 
         @functools.cache
         def scheme(kind: str) -> Iteration:
@@ -132,15 +133,15 @@ def run(A: Tensor, v: Tensor, sigma: Activation, settings: Settings) -> Solution
 
         newtons = functools.partial(scheme, "peaceman_rachford")
         if method == "newton":
-            found = newton(problem, start[finite], goal, settings.max_steps or 50, newtons)
+            found = newton(problem, start[finite], settings.tol, settings.max_steps or 50, newtons)
         else:
-            sweeps = functools.partial(scheme, method)
-            found = iterate(problem, sweeps, start[finite], goal, settings.max_steps or 1000)
+            sweeps, limit = functools.partial(scheme, method), settings.max_steps or 1000
+            found = iterate(problem, sweeps, start[finite], settings.tol, limit)
         z, residual, steps = found
-        failed = (~(residual <= goal)).nonzero()[:, 0]
+        failed = (~problem.solved(z, residual, settings.tol)).nonzero()[:, 0]
         if settings.fallback and method != "newton" and len(failed):
             again = torch.where((residual[failed] < 0.1)[:, None], z[failed], 0)
-            found = newton(problem.rows(failed), again, goal, 50, newtons)
+            found = newton(problem.rows(failed), again, settings.tol, 50, newtons)
             z[failed], residual[failed] = found[:2]
             steps[failed] += found[2]
             method += "+newton"
@@ -149,11 +150,14 @@ def run(A: Tensor, v: Tensor, sigma: Activation, settings: Settings) -> Solution
         z[broken], residual[broken] = torch.nan, torch.nan
         full, residuals = torch.full_like(flat, torch.nan), flat.new_full((len(flat),), torch.nan)
         counts = torch.zeros(len(flat), dtype=torch.long, device=v.device)
+        converged = torch.zeros(len(flat), dtype=torch.bool, device=v.device)
         full[finite], residuals[finite], counts[finite] = z, residual, steps
+        converged[finite] = problem.solved(z, residual, settings.tol)
         return Solution(
             full.to(v.dtype).reshape(v.shape),
             residuals.reshape(batch),
             counts.reshape(batch),
-            (residuals <= goal).reshape(batch),
+            converged.reshape(batch),
+            flat.isfinite().all(-1).reshape(batch),
             method,
         )

@@ -143,13 +143,13 @@ def iteration(A: Tensor, method: str, step: float) -> Iteration:
 def iterate(
     problem: "Problem", build: Callable[[], Iteration], z: Tensor, tol: float, max_steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sweep every row until its own residual is at most tol; then the row leaves the batch.
+    """Sweep every row until it is `solved` to tol; then the row leaves the batch.
 
     Returns z, residual and steps. A row ends early when its residual is no longer finite.
     """
     z, residual = z.clone(), problem.residual(z)
     steps = torch.zeros(len(z), dtype=torch.long, device=z.device)
-    live = ((residual > tol) & residual.isfinite()).nonzero()[:, 0]
+    live = (~problem.solved(z, residual, tol) & residual.isfinite()).nonzero()[:, 0]
     if not len(live):
         return z, residual, steps
     problem, scheme = problem.rows(live), build()
@@ -163,7 +163,7 @@ def iterate(
         point = scheme.point(problem.sigma, state)
         error = problem.residual(point)
         z[live], residual[live], steps[live] = point, error, done
-        stay = ((error > tol) & error.isfinite()).nonzero()[:, 0]
+        stay = (~problem.solved(point, error, tol) & error.isfinite()).nonzero()[:, 0]
         if len(stay) < len(live):
             problem, live, state, drive = problem.rows(stay), live[stay], state[stay], drive[stay]
     return z, residual, steps

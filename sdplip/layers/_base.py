@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -11,15 +13,21 @@ from torch import Tensor, nn
 from ..activations import Activation, activation
 from ..errors import InvalidInput, ShapeError
 from ..system import System
+from ._state import pack, unpack
 
 ROUNDING = 1e-6
 """By how much float32 weights may exceed a bound, relative to it: they are rounded after they were
-computed. In float64 the excess is below 1e-12; in half precision, under autocast too, the products
-themselves are off by up to 2⁻⁸, and TensorFloat-32 products by 2⁻¹¹."""
+computed. In float64 the excess is below 1e-12. A layer in half precision counts the rounding of
+its weights in `lipschitz`; what no constant counts is that of the products, which are off by up to
+2⁻⁸ in half precision, under autocast too, and by 2⁻¹¹ in TensorFloat-32."""
 
 
 class Layer(nn.Module):
     """A map with a proven Lipschitz constant.
+
+    The constant is that of the weights which are applied; see `ROUNDING` for what rounding adds.
+    A state_dict also holds what the map depends on besides parameters, such as the activation:
+    a layer refuses the state of one that computes another map.
 
     Attributes:
         condition: the name in `sdplip.conditions` of the matrix condition that `witness` satisfies.
@@ -38,8 +46,13 @@ class Layer(nn.Module):
 
     @property
     def lipschitz(self) -> float:
-        """The promised Lipschitz constant in `norm`, for every value of the parameters."""
-        return 1.0
+        """The promised Lipschitz constant in `norm`, for all finite values of the parameters.
+
+        Raises:
+            InvalidInput: a parameter that is NaN or Inf, or on the meta device.
+        """
+        self._check_parameters()
+        return self._promise()
 
     def witness(self) -> dict[str, Tensor]:
         """Every symbol of the condition as the parameters give it, differentiable.
@@ -50,7 +63,41 @@ class Layer(nn.Module):
         return self._tensors()
 
     def system(self) -> System:
-        """The map that forward computes, in float64."""
+        """The map that forward computes, in float64.
+
+        Raises:
+            InvalidInput: a parameter that is NaN or Inf, or on the meta device.
+        """
+        self._check_parameters()
+        return self._system()
+
+    def get_extra_state(self) -> Tensor:
+        return pack(self._options())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        owner, own = type(self).__name__, self._options()
+        found = unpack(owner, state)
+        for name, value in own.items():
+            if isinstance(value, float):
+                setattr(self, name, found.get(name))
+            elif found.get(name) != value:
+                raise InvalidInput(
+                    f"{owner}: the checkpoint is of a layer with {name} = {found.get(name)!r}, but "
+                    f"this one has {name} = {value!r}: it would compute another map. "
+                    "Build the layer that was saved."
+                )
+
+    def _options(self) -> dict[str, str | float]:
+        """What the map depends on besides parameters. Strings must agree when a state is loaded,
+        numbers are taken over."""
+        return {"layer": type(self).__name__}
+
+    def _promise(self) -> float:
+        """`lipschitz`, the parameters being finite."""
+        return 1.0
+
+    def _system(self) -> System:
+        """`system`, the parameters being finite."""
         raise NotImplementedError
 
     def _closed_form(self) -> dict[str, Tensor]:
@@ -61,7 +108,15 @@ class Layer(nn.Module):
         with full_precision(next(self.parameters())):
             return self._closed_form()
 
+    def _check_parameters(self) -> None:
+        check_finite(type(self).__name__, dict(self.named_parameters()))
+
     def _check(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise InvalidInput(
+                f"{type(self).__name__}: the input is {x.dtype}, but must be floating-point. "
+                "Convert it, e.g. with x.float()."
+            )
         if x.shape[-1:] != (self.in_features,):
             raise ShapeError(
                 f"{type(self).__name__}: the input has shape {tuple(x.shape)}, but in_features = "
@@ -72,6 +127,22 @@ class Layer(nn.Module):
 def check_size(owner: str, name: str, size: int) -> None:
     if size < 1:
         raise InvalidInput(f"{owner}: {name} = {size}, but must be at least 1.")
+
+
+def check_finite(owner: str, tensors: Mapping[str, Tensor | None]) -> None:
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.is_meta:
+            raise InvalidInput(
+                f"{owner}: {name} is on the meta device and has no values. Move the module with "
+                "to_empty(device=...) and load or reset its parameters."
+            )
+        if not tensor.isfinite().all():
+            raise InvalidInput(
+                f"{owner}: {name} contains NaN or Inf, for which no bound holds. The training "
+                "diverged or the file is damaged; load other weights."
+            )
 
 
 def slopes_in_unit_interval(owner: str, name: str | Activation) -> str | Activation:
@@ -85,9 +156,12 @@ def slopes_in_unit_interval(owner: str, name: str | Activation) -> str | Activat
     return name
 
 
-def full_precision(like: Tensor) -> Any:
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """A context without autocast, which would round closed forms to half precision."""
-    return torch.autocast(like.device.type, enabled=False)
+    device = like.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def wide(x: Tensor) -> Tensor:

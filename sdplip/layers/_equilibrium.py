@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..activations import Activation, activation
 from ..equilibrium import Solution, implicit, solve
+from ..errors import InvalidInput
 from ..system import System
 from ._base import (
     Layer,
@@ -111,8 +112,18 @@ class EquilibriumLayer(Layer):
                 fallback=self.fallback,
             )
 
-    def system(self) -> System:
-        """The map that forward computes at the exact equilibrium, in float64."""
+    def _options(self) -> dict[str, str | float]:
+        return super()._options() | {"activation": activation(self.activation).name}
+
+    def _check(self, x: Tensor) -> None:
+        super()._check(x)
+        if x.is_meta:
+            raise InvalidInput(
+                f"{type(self).__name__}: no equilibrium can be computed on the meta device, which "
+                "holds no values. Move the layer and its input to another one."
+            )
+
+    def _system(self) -> System:
         w = {name: numpy(value) for name, value in self._tensors().items()}
         return System.equilibrium(
             w["A"],

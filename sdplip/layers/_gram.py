@@ -29,12 +29,15 @@ def spectral(W: Tensor) -> Tensor:
         W: (*batch, rows, columns).
 
     Returns:
-        (*batch,), zero for W = 0.
+        (*batch,), zero for W = 0, NaN where WᵀW is not finite.
     """
     X = W.double()
     X = X if X.shape[-2] >= X.shape[-1] else X.mT
     with torch.no_grad():
-        v = torch.linalg.eigh(X.mT @ X).eigenvectors[..., -1:]
+        G = X.mT @ X
+        finite = G.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+        # eigh raises on NaN, where forward is to return NaN as nn.Linear does.
+        v = torch.linalg.eigh(G.where(finite, 0)).eigenvectors[..., -1:].where(finite, torch.nan)
     return _upwards((X @ v).square().sum(dim=(-2, -1)), W).to(W.dtype)
 
 
@@ -56,7 +59,7 @@ def gershgorin(W: Tensor, log_q: Tensor | None = None) -> Tensor:
     else:
         q = soft_bound(log_q - log_q.mean(dim=-1, keepdim=True), SPREAD).exp()
         T = (G @ q.unsqueeze(-1)).squeeze(-1) / q
-    return torch.where(T > 0, _upwards(T, W).clamp(min=FLOOR), 1)
+    return torch.where(T == 0, 1, _upwards(T, W).clamp(min=FLOOR))
 
 
 def _upwards(T: Tensor, like: Tensor) -> Tensor:

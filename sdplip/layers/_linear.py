@@ -11,7 +11,10 @@ from ._base import Layer, fill_orthogonal, fill_uniform, numpy
 
 
 class LinearLayer(Layer):
-    """nn.Linear whose free `weight` (out_features, in_features) becomes D by a closed form."""
+    """nn.Linear whose free `weight` (out_features, in_features) becomes D by a closed form.
+
+    In half precision D is rounded, and `lipschitz` is its norm where that exceeds 1.
+    """
 
     condition = "linear"
 
@@ -41,8 +44,14 @@ class LinearLayer(Layer):
         self._check(x)
         return F.linear(x, self._applied(), self.bias)
 
-    def system(self) -> System:
-        """The map that forward computes, in float64."""
+    def _promise(self) -> float:
+        if self.weight.dtype not in (torch.float16, torch.bfloat16):
+            return 1.0
+        with torch.no_grad():
+            norm = torch.linalg.matrix_norm(self._applied().double(), ord=2)
+        return max(1.0, float(norm) * (1 + 1e-12))
+
+    def _system(self) -> System:
         return System.linear(numpy(self._applied()), numpy(self.bias))
 
     def extra_repr(self) -> str:

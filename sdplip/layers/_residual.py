@@ -77,8 +77,10 @@ class ResidualLayer(Layer):
         h = activation(self.activation)(F.linear(x, W.mT, self.bias))
         return x - 2 * F.linear((h / tensors["T"]).to(W.dtype), W)
 
-    def system(self) -> System:
-        """The map that forward computes, in float64."""
+    def _options(self) -> dict[str, str | float]:
+        return super()._options() | {"activation": activation(self.activation).name}
+
+    def _system(self) -> System:
         tensors = self._tensors()
         exact = residual(tensors["W"].double(), tensors["T"].double())
         H, G, W = (numpy(exact[name]) for name in "HGW")

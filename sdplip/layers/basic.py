@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidInput, ShapeError
 from ..system import System
-from ._base import shown
+from ._base import check_finite, shown
 
 
 class Normalize(nn.Module):
@@ -39,14 +39,17 @@ class Normalize(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         buffers = [torch.as_tensor(x, device=device, dtype=dtype).clone() for x in (mean, std)]
         for name, value in zip(("mean", "std"), buffers, strict=True):
-            if not value.isfinite().all():
-                raise InvalidInput(f"Normalize: {name} = {value}, but must be finite.")
             self.register_buffer(name, value)
         if self.mean.ndim and self.std.ndim and self.mean.shape != self.std.shape:
             raise ShapeError(
                 f"Normalize: mean has shape {tuple(self.mean.shape)}, but std has shape "
                 f"{tuple(self.std.shape)}. Give both per feature, or one as a scalar."
             )
+        self._validate()
+
+    def _validate(self) -> None:
+        """Also on use: a checkpoint may have brought other values."""
+        check_finite("Normalize", {"mean": self.mean, "std": self.std})
         if not (self.std > 0).all():
             raise InvalidInput(
                 f"Normalize: std has the entry {float(self.std.min()):g}, but must be positive. "
@@ -56,6 +59,7 @@ class Normalize(nn.Module):
     @property
     def lipschitz(self) -> float:
         """1 / min(std)."""
+        self._validate()
         return 1 / float(self.std.min())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,6 +74,7 @@ class Normalize(nn.Module):
         Raises:
             InvalidInput: the width is unknown, or contradicts mean and std.
         """
+        self._validate()
         mean, std = (x.detach().double().cpu().numpy() for x in (self.mean, self.std))
         shape = np.broadcast_shapes(mean.shape, std.shape)
         if len(shape) > 1 or (shape and features not in (None, *shape)):

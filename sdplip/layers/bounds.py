@@ -2,67 +2,80 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
+from .._arrays import parse_norm
+from .._modules import plain
 from ..activations import of_module
 from ..errors import InvalidInput
+from ._base import check_finite
 from .basic import Normalize
 
 
-def lipschitz_bound(model: nn.Module, norm: float = 2) -> float:
+def lipschitz_bound(model: nn.Module, norm: Any = 2) -> float:
     """The product of the layers' constants through nn.Sequential, a bound for ℓ_norm to ℓ_norm.
 
-    nn.Linear counts with its operator norm in float64, an activation with its largest slope,
-    Flatten and Identity with 1, Dropout in evaluation with 1; a layer of this package, or any
-    module with attributes `lipschitz` and `norm`, with what it declares. `sdplip.lipschitz` gives
-    a tighter bound where it can.
+    nn.Linear counts with its operator norm in float64 (parametrised: with that of its weight in
+    evaluation), an activation with its largest slope, Flatten and Identity with 1, Dropout in
+    evaluation with 1; a layer of this package, or any module with attributes `lipschitz` and
+    `norm`, with what it declares. Nothing is changed. `sdplip.lipschitz` gives a tighter bound
+    where it can.
 
     Args:
-        norm: 2 or inf.
+        norm: 2 or inf, as a number or by name.
 
     Raises:
-        InvalidInput: a module without a known constant in this norm, named with its place.
+        InvalidInput: a module without a known constant in this norm, named with its place, which
+            includes subclasses with a forward of their own and modules with hooks; NaN or Inf.
     """
-    if norm not in (2, math.inf):
-        raise InvalidInput(f"lipschitz_bound: norm = {norm}, but must be 2 or inf.")
-    return _bound(model, norm, "")
+    return _bound(model, parse_norm(norm), "")
 
 
 def _bound(module: nn.Module, norm: float, path: str) -> float:
-    if isinstance(module, nn.Sequential):
-        return math.prod(
-            _bound(child, norm, f"{path}.{i}".lstrip(".")) for i, child in enumerate(module)
+    place = f'{type(module).__name__} (at "{path}")' if path else type(module).__name__
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise InvalidInput(
+            f"lipschitz_bound: {place} has hooks, which may change what goes in and comes out. "
+            "Remove them, or use parametrizations where they compute a weight."
         )
-    if isinstance(module, nn.Linear):
-        weight = module.weight.detach().double()
-        if not weight.isfinite().all():
-            raise InvalidInput(f"lipschitz_bound: {_place(module, path)} has weights NaN or Inf.")
-        return float(torch.linalg.matrix_norm(weight, ord=norm))
-    if isinstance(module, nn.Flatten | nn.Identity):
+    if isinstance(module, nn.Sequential) and plain(module, nn.Sequential):
+        factors = [_bound(child, norm, f"{path}.{i}".lstrip(".")) for i, child in enumerate(module)]
+        # A constant map stays constant behind one without a bound.
+        return 0.0 if 0 in factors else math.prod(factors)
+    if isinstance(module, nn.Linear) and plain(module, nn.Linear):
+        # Reading the weight in training would advance the power iteration of spectral_norm.
+        layer = copy.deepcopy(module).eval()
+        check_finite(f"lipschitz_bound: {place}", {"weight": layer.weight, "bias": layer.bias})
+        return float(torch.linalg.matrix_norm(layer.weight.detach().double(), ord=norm))
+    if plain(module, nn.Flatten, nn.Identity):
         return 1.0
-    if isinstance(module, nn.Dropout) and not module.training:
+    if plain(module, nn.Dropout) and not module.training:
         return 1.0
-    if isinstance(module, Normalize):
+    if isinstance(module, Normalize) and plain(module, Normalize):
         return module.lipschitz
     if hasattr(module, "lipschitz") and hasattr(module, "norm"):
         if module.norm != norm:
             raise InvalidInput(
-                f"lipschitz_bound: {_place(module, path)} promises a constant for norm = "
-                f"{module.norm}, none for norm = {norm}. Use sdplip.lipschitz(model, norm={norm})."
+                f"lipschitz_bound: {place} promises a constant for norm = {module.norm}, none for "
+                f"norm = {norm:g}. Use sdplip.lipschitz(model, norm={norm:g})."
             )
-        return float(module.lipschitz)  # type: ignore[arg-type]
+        declared = float(module.lipschitz)  # type: ignore[arg-type]
+        if not declared >= 0:
+            raise InvalidInput(
+                f"lipschitz_bound: {place} declares lipschitz = {declared}, but a constant is "
+                "never negative or NaN."
+            )
+        return declared
     try:
         sigma = of_module(module)
     except InvalidInput as error:
         raise InvalidInput(
-            f"lipschitz_bound: {_place(module, path)} has no known constant. Fold it into its "
-            "neighbours, or give it the attributes lipschitz and norm."
+            f"lipschitz_bound: {place} has no known constant. Fold it into its neighbours, or give "
+            "it the attributes lipschitz and norm."
         ) from error
     return max(abs(sigma.alpha), abs(sigma.beta))
-
-
-def _place(module: nn.Module, path: str) -> str:
-    return f'{type(module).__name__} (at "{path}")' if path else type(module).__name__

@@ -11,10 +11,14 @@ from ..activations import Activation
 from ..errors import InvalidInput
 from ._base import fill_uniform, saturate, shown, soft_bound, wide
 from ._equilibrium import EquilibriumLayer
+from ._state import Constant
 
 LIMIT = 10.0
 """Free matrices saturate at Frobenius norm LIMIT·√n (B and C times √min(γ, 1)): far above what
 training uses, and small enough that the equilibrium can be computed for any parameters."""
+
+GAMMA = (1e-9, 1e9)
+"""γ stays within, where neither γ² nor 1/γ leaves float32."""
 
 SPREAD = 4.0
 """|ψ| stays below: the entries of Λ differ by at most e^8."""
@@ -31,7 +35,7 @@ def witness(
     C: Tensor,
     D: Tensor | None,
     gamma: Tensor,
-    eps: Tensor,
+    eps: float | Tensor,
 ) -> dict[str, Tensor]:
     """A with Λ(I - A) = (CᵀC + NR⁻¹Nᵀ) / 2γ + VᵀV + εI + S - Sᵀ, which solves the condition.
 
@@ -65,7 +69,7 @@ def witness(
     else:
         X = saturate(D, CONTRACTION)
         identity = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
-        L = torch.linalg.cholesky(identity + X @ X.mT)
+        L = torch.linalg.cholesky_ex(identity + X @ X.mT).L  # cholesky raises on NaN
         K = torch.linalg.solve_triangular(L, X, upper=False)
         N = N + C.mT @ K
         P = N @ X.mT
@@ -73,7 +77,8 @@ def witness(
         D = torch.where(free, D, torch.where(free, 1, gamma) * K)
     target = bound / (2 * gamma) + V.mT @ V + S - S.mT
     # Rounding of A must not eat up ε, so it grows with what is rounded.
-    rounding = 8 * torch.finfo(V.dtype).eps * torch.linalg.matrix_norm(target.detach())
+    size = torch.linalg.matrix_norm(target.detach()) + Lam.detach().amax(dim=-1)
+    rounding = 8 * torch.finfo(V.dtype).eps * size
     identity = torch.eye(n, dtype=V.dtype, device=V.device)
     target = target + (eps + rounding)[..., None, None] * identity
     A = identity - target / Lam.unsqueeze(-1)
@@ -86,25 +91,29 @@ class LBENLinear(EquilibriumLayer):
 
     Args:
         in_features, hidden, out_features: m, n, p.
-        gamma: the Lipschitz constant; inf for an equilibrium that is only well-posed.
-        learn_gamma: make it a parameter, through its logarithm.
-        eps: the margin of the condition. Smaller is freer and slower to solve.
+        gamma: the Lipschitz constant, in [1e-9, 1e9]; inf for an equilibrium that is only
+            well-posed. Learning starts from it.
+        learn_gamma: learn the constant, through its logarithm, within the same range.
+        eps: the margin of the condition, in (0, 1e9]. Smaller is freer and slower to solve.
         feedthrough: add the direct path D, with ‖D‖₂ < γ.
         activation: a name, or an `Activation`, with slopes in [0, 1].
         method, tol, max_steps: of `sdplip.equilibrium.solve`.
 
-    `gamma` and `eps` are in the state_dict. The bound is that of the exact equilibrium; two
+    `gamma` and `eps` come back with the state_dict. The bound is that of the exact equilibrium; two
     computed outputs can differ by what their residuals allow on top of it.
 
     Raises:
-        InvalidInput: gamma or eps not positive, slopes outside [0, 1].
+        InvalidInput: gamma or eps out of range, slopes outside [0, 1].
 
     Source: Revay, Wang, Manchester, Lipschitz bounded equilibrium networks (arXiv 2010.01732).
     """
 
     condition = "equilibrium"
-    gamma: Tensor
-    eps: Tensor
+    gamma = Constant(
+        lambda gamma: GAMMA[0] <= gamma <= GAMMA[1] or gamma == math.inf,
+        "must be in [1e-9, 1e9] or inf. Give a bound such as 1.0, or inf for none.",
+    )
+    eps = Constant(lambda eps: 0 < eps <= 1e9, "must be in (0, 1e9]. Use e.g. 1.0.")
 
     def __init__(
         self,
@@ -137,24 +146,17 @@ class LBENLinear(EquilibriumLayer):
             device=device,
             dtype=dtype,
         )
-        if not gamma > 0 or (learn_gamma and math.isinf(gamma)):
+        self.gamma, self.eps = gamma, eps
+        if learn_gamma and math.isinf(self.gamma):
             raise InvalidInput(
-                f"LBENLinear: gamma = {gamma}, but must be positive, and finite to be learned. "
-                "Give a bound such as 1.0, or inf with learn_gamma=False for none."
-            )
-        if not 0 < eps < math.inf:
-            raise InvalidInput(
-                f"LBENLinear: eps = {eps}, but must be positive and finite. Use e.g. 1.0."
+                "LBENLinear: gamma = inf, but must be finite to be learned. "
+                "Give a bound such as 1.0, or learn_gamma=False."
             )
         self.psi = nn.Parameter(torch.empty(hidden, device=device, dtype=dtype))
         self.V = nn.Parameter(torch.empty(hidden, hidden, device=device, dtype=dtype))
         self.S = nn.Parameter(torch.empty(hidden, hidden, device=device, dtype=dtype))
-        self.register_buffer("eps", torch.tensor(float(eps), device=device, dtype=dtype))
         if learn_gamma:
-            log_gamma = torch.tensor(math.log(gamma), device=device, dtype=dtype)
-            self.log_gamma = nn.Parameter(log_gamma)
-        else:
-            self.register_buffer("gamma", torch.tensor(float(gamma), device=device, dtype=dtype))
+            self.log_gamma = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -165,26 +167,30 @@ class LBENLinear(EquilibriumLayer):
         super().reset_parameters()
         fill_uniform(self.V, self.S, fan_in=self.hidden)
         nn.init.zeros_(self.psi)
-
-    @property
-    def lipschitz(self) -> float:
-        """γ: the map is γ-Lipschitz from ℓ₂ to ℓ₂."""
-        return float(self._gamma().detach())
+        if hasattr(self, "log_gamma"):
+            nn.init.constant_(self.log_gamma, math.log(self.gamma))
 
     def extra_repr(self) -> str:
         learned = ", learn_gamma=True" if hasattr(self, "log_gamma") else ""
-        values = f"gamma={shown(self._gamma())}, eps={shown(self.eps)}"
+        values = f"gamma={shown(self._gamma())}, eps={self.eps:g}"
         return f"{super().extra_repr()}, {values}{learned}"
+
+    def _options(self) -> dict[str, str | float]:
+        return super()._options() | {"gamma": self.gamma, "eps": self.eps}
+
+    def _promise(self) -> float:
+        return float(self._gamma().detach())
 
     def _gamma(self) -> Tensor:
         if hasattr(self, "log_gamma"):
-            return wide(self.log_gamma).clamp(-20, 20).exp()
-        return wide(self.gamma)
+            low, high = (math.log(limit) for limit in GAMMA)
+            return wide(self.log_gamma).clamp(low, high).exp()
+        return wide(self.B).new_full((), self.gamma)
 
     def _closed_form(self) -> dict[str, Tensor]:
         psi, V, S, B, C = (wide(p) for p in (self.psi, self.V, self.S, self.B, self.C))
         D = None if self.D is None else wide(self.D)
-        return witness(psi, V, S, B, C, D, self._gamma(), wide(self.eps))
+        return witness(psi, V, S, B, C, D, self._gamma(), self.eps)
 
     def _metric(self, w: dict[str, Tensor]) -> Tensor:
         return w["Lam"].detach()

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation
-from ..errors import InvalidInput
-from ._base import fill_uniform, saturate, shown, soft_bound, wide
+from ..errors import NotWellPosed
+from ._base import fill_uniform, saturate, soft_bound, wide
 from ._equilibrium import EquilibriumLayer
+from ._state import Constant
 
 LIMIT = 10.0
 """T saturates at Frobenius norm LIMIT·√n: far above what training uses."""
@@ -25,19 +26,21 @@ def witness(T: Tensor, d: Tensor, c: Tensor) -> dict[str, Tensor]:
     Row i of (cI - ⌈A⌉)η is (|T_ii| - T_ii) η_i ≥ 0; the row sums are rounded upwards.
 
     Args:
-        T: (*batch, n, n), arbitrary. d: (*batch, n). c: scalar below 1.
+        T: (*batch, n, n), arbitrary. d: (*batch, n). c: scalar below 1, by rounding at least.
 
     Returns:
         A (*batch, n, n), eta (*batch, n), c.
 
     Source: [NEMON], the parametrisation of its training problem.
     """
+    margin = 16 * torch.finfo(T.dtype).eps
+    c = c.clamp(max=1 - margin)
     T = saturate(T, LIMIT * math.sqrt(T.shape[-1]))
     eta = soft_bound(-d, SPREAD).exp()
     diagonal = T.diagonal(dim1=-2, dim2=-1)
     off = T - torch.diag_embed(diagonal)
     size = T.abs().sum(dim=-1)
-    shift = size + 16 * torch.finfo(T.dtype).eps * (size + c.abs())
+    shift = size + margin * (size + c.abs())
     A = off * eta.unsqueeze(-1) / eta.unsqueeze(-2) + torch.diag_embed(diagonal - shift + c)
     return {"A": A, "eta": eta, "c": c}
 
@@ -48,15 +51,20 @@ def metzler(A: Tensor) -> Tensor:
     return (A - diagonal).abs() + diagonal
 
 
+def reach(A: Tensor, v: Tensor) -> Tensor:
+    """(I - ⌈A⌉)⁻¹v for v (*batch, n, k)."""
+    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    return torch.linalg.solve(identity - metzler(A), v)
+
+
 def linf_bound(A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """‖ |C| (I - ⌈A⌉)⁻¹ |B| + |D| ‖_∞, a bound for ℓ∞ to ℓ∞ when μ_{∞,η}(A) < 1 for some η.
 
     |Δz| ≤ ⌈A⌉|Δz| + |B||Δx| entrywise for slopes in [0, 1], and I - ⌈A⌉ is an M-matrix, whose
     inverse is non-negative. No better weights η exist. Differentiable; shapes (*batch, ·, ·).
     """
-    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    reach = torch.linalg.solve(identity - metzler(A), B.abs().sum(dim=-1, keepdim=True))
-    return ((C.abs() @ reach).squeeze(-1) + D.abs().sum(dim=-1)).amax(dim=-1)
+    size = reach(A, B.abs().sum(dim=-1, keepdim=True))
+    return ((C.abs() @ size).squeeze(-1) + D.abs().sum(dim=-1)).amax(dim=-1)
 
 
 class NEMONLinear(EquilibriumLayer):
@@ -67,13 +75,13 @@ class NEMONLinear(EquilibriumLayer):
 
     Args:
         in_features, hidden, out_features: m, n, p.
-        c: the bound on the matrix measure, below 1.
+        c: the bound on the matrix measure, in [-1e9, 1); it comes back with the state_dict.
         feedthrough: add the direct path D.
         activation: a name, or an `Activation`, with slopes in [0, 1].
         method, tol, max_steps: of `sdplip.equilibrium.solve`.
 
     Raises:
-        InvalidInput: c not below 1, slopes outside [0, 1].
+        InvalidInput: c out of range, slopes outside [0, 1].
 
     Source: Jafarpour, Davydov, Proskurnikov, Bullo, Robust implicit networks via non-Euclidean
     contractions (NeurIPS 2021).
@@ -81,7 +89,7 @@ class NEMONLinear(EquilibriumLayer):
 
     condition = "measure"
     norm = math.inf
-    c: Tensor
+    c = Constant(lambda c: -1e9 <= c < 1, "must be in [-1e9, 1). Use e.g. 0.")
 
     def __init__(
         self,
@@ -112,11 +120,9 @@ class NEMONLinear(EquilibriumLayer):
             device=device,
             dtype=dtype,
         )
-        if not -math.inf < c < 1:
-            raise InvalidInput(f"NEMONLinear: c = {c}, but must be finite and below 1. Use e.g. 0.")
+        self.c = c
         self.T = nn.Parameter(torch.empty(hidden, hidden, device=device, dtype=dtype))
         self.d = nn.Parameter(torch.empty(hidden, device=device, dtype=dtype))
-        self.register_buffer("c", torch.tensor(float(c), device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -132,22 +138,40 @@ class NEMONLinear(EquilibriumLayer):
 
     @property
     def lipschitz(self) -> float:
-        """`linf_bound()` of the applied weights, in float64."""
-        with torch.no_grad():
-            w = self._tensors()
-            return float(linf_bound(*(w[name].double() for name in "ABCD")))
+        """`linf_bound()` of the applied weights, in float64.
+
+        Raises:
+            InvalidInput: a parameter that is NaN or Inf, or on the meta device.
+            NotWellPosed: I - ⌈A⌉ is no M-matrix, after rounding.
+        """
+        return super().lipschitz
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, c={shown(self.c)}"
+        return f"{super().extra_repr()}, c={self.c:g}"
+
+    def _options(self) -> dict[str, str | float]:
+        return super()._options() | {"c": self.c}
+
+    def _promise(self) -> float:
+        with torch.no_grad():
+            A, B, C, D = (w.double() for w in map(self._tensors().__getitem__, "ABCD"))
+            zeta = reach(A, A.new_ones(len(A), 1))
+            # (I - ⌈A⌉)ζ > 0 for a ζ > 0 is what makes it an M-matrix.
+            if not ((zeta > 0) & (zeta > metzler(A) @ zeta)).all():
+                raise NotWellPosed(
+                    f"NEMONLinear: no weights show a matrix measure below 1 for c = {self.c}. "
+                    "Lower c."
+                )
+            return float(linf_bound(A, B, C, D))
 
     def _closed_form(self) -> dict[str, Tensor]:
         B, C = wide(self.B), wide(self.C)
         D = C.new_zeros(self.out_features, self.in_features) if self.D is None else wide(self.D)
-        return {**witness(wide(self.T), wide(self.d), wide(self.c)), "B": B, "C": C, "D": D}
+        c = C.new_full((), self.c)
+        return {**witness(wide(self.T), wide(self.d), c), "B": B, "C": C, "D": D}
 
     def _metric(self, w: dict[str, Tensor]) -> Tensor:
         """Λ = diag(ξ/ζ), ξ = (I - ⌈A⌉)⁻ᵀ1, ζ = (I - ⌈A⌉)⁻¹1: then ΛA + AᵀΛ ≺ 2Λ."""
         A = w["A"].detach().double()
-        M = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - metzler(A)
-        ones = A.new_ones(A.shape[-1], 1)
-        return (torch.linalg.solve(M.mT, ones) / torch.linalg.solve(M, ones)).squeeze(-1)
+        ones = A.new_ones(len(A), 1)
+        return (reach(A.mT, ones) / reach(A, ones)).squeeze(-1)

@@ -73,6 +73,9 @@ class OrthogonalLinear(LinearLayer):
         nn.init.normal_(self.weight, std=min(self.in_features, self.out_features) ** -0.5)
         fill_uniform(self.bias, fan_in=self.in_features)
 
+    def _options(self) -> dict[str, str | float]:
+        return super()._options() | {"map": self.map}
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, map={self.map}"
 

@@ -18,7 +18,7 @@ def witness(W: Tensor) -> dict[str, Tensor]:
     """
     W = normalised(W)
     T = spectral(W)
-    T = T.where(T > 0, 1).unsqueeze(-1).expand(*W.shape[:-2], W.shape[-1])
+    T = T.where(T != 0, 1).unsqueeze(-1).expand(*W.shape[:-2], W.shape[-1])
     return {"D": W / T.sqrt().unsqueeze(-2), "W": W, "T": T, "rho": W.new_ones(())}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..layers.nemon import linf_bound, metzler
+from ..layers.nemon import linf_bound, reach
 from ..system import System
 
 SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -45,8 +45,7 @@ def linf_pairs(system: System) -> Tensor:
     Returns a float64 (K, K) matrix.
     """
     A, B, C, D = (torch.as_tensor(M.copy()) for M in (system.A, system.B, system.C, system.D))
-    ones = torch.ones(len(A), 1, dtype=A.dtype)
-    eta = torch.linalg.solve(torch.eye(len(A), dtype=A.dtype) - metzler(A), ones)
+    eta = reach(A, torch.ones(len(A), 1, dtype=A.dtype))
     # A positive η with (I − ⌈A⌉)η = 1 is what makes it an M-matrix.
     if (system.alpha < 0).any() or (system.beta > 1).any() or not (eta > 0).all():
         return torch.full((len(C), len(C)), torch.inf, dtype=A.dtype).fill_diagonal_(0)

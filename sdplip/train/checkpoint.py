@@ -96,7 +96,10 @@ def load_model(path: str | Path) -> tuple[nn.Sequential, ModelConfig]:
     config = _config(file, metadata.get("sdplip"))
     model = build(config, seed=0)
     _check_tensors(file, tensors, model.state_dict())
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except InvalidInput as error:
+        raise InvalidInput(f"{file}: {error}") from error
     return model.eval(), config
 
 

@@ -146,11 +146,54 @@ def test_low_precision_and_autocast(dtype: torch.dtype) -> None:
         )
 
 
-def test_differentiating_twice_is_an_error() -> None:
-    A, v = leaves(lben(4, 1.0)[0], drive(2, 4))
-    (grad,) = torch.autograd.grad(implicit(A, v).square().sum(), v, create_graph=True)
-    with pytest.raises(RuntimeError, match="twice"):
-        grad.sum().backward()
+@pytest.mark.parametrize("name", [*ACTIVATIONS, ["relu", "tanh", "sigmoid", "softplus"]])
+@pytest.mark.parametrize("method", ["peaceman_rachford", "newton"])
+def test_second_derivatives(name: str | list[str], method: str) -> None:
+    A, Lam = lben(4, 1.0)
+    assert torch.autograd.gradgradcheck(
+        lambda A, v: implicit(A, v, name, method=method, metric=Lam, tol=1e-12),
+        leaves(A, drive(2, 4)),
+    )
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+def test_function_transforms_agree_with_autograd(name: str) -> None:
+    A, Lam = lben(5, 1.0)
+    v, z0 = drive(3, 5), drive(3, 5, seed=6)
+
+    def f(A: Tensor, v: Tensor) -> Tensor:
+        return implicit(A, v, name, metric=Lam, tol=1e-12)
+
+    jacrev, vmap = torch.func.jacrev, torch.func.vmap
+    expected = [torch.autograd.functional.jacobian(f, (A, row)) for row in v]
+    for k in (0, 1):
+        each = torch.stack([jacobian[k] for jacobian in expected])
+        torch.testing.assert_close(jacrev(f, k)(A, v[0]), each[0])
+        torch.testing.assert_close(vmap(jacrev(f, k), (None, 0))(A, v), each)
+    by_A = jacrev(lambda A: vmap(lambda row: f(A, row), 1)(v.mT))(A)
+    torch.testing.assert_close(by_A, torch.stack([jacobian[0] for jacobian in expected]))
+    hessian = jacrev(jacrev(lambda row: f(A, row).sum()))(v[0])
+    twice = torch.autograd.functional.hessian(lambda row: f(A, row).sum(), v[0])
+    torch.testing.assert_close(hessian, twice)
+
+    nested = vmap(vmap(lambda row: f(A, row)))(v.expand(2, 3, 5))
+    torch.testing.assert_close(nested, f(A, v).expand(2, 3, 5))
+    started = vmap(lambda row, z: implicit(A, row, name, metric=Lam, z0=z, tol=1e-12))(v, z0)
+    torch.testing.assert_close(started, f(A, v))
+    with pytest.raises(InvalidInput, match=r"vmap.* Map over v alone"):
+        vmap(f, (0, None))(torch.stack([A, A]), v[0])
+
+
+def test_a_metric_that_depends_on_what_is_differentiated() -> None:
+    A, Lam = lben(5, 1.0)
+    row = drive(1, 5)[0]
+
+    def f(scale: Tensor) -> Tensor:
+        return implicit(scale * A, row, metric=scale * Lam, tol=1e-12)
+
+    one = torch.tensor(1.0, dtype=F64)
+    expected = torch.autograd.functional.jacobian(f, one)
+    torch.testing.assert_close(torch.func.jacrev(f)(one), expected)
 
 
 def test_a_model_that_was_trained_can_be_copied() -> None:
@@ -211,20 +254,48 @@ def test_a_bad_row_does_not_poison_the_gradients(name: str, method: str) -> None
     (implicit(*clean, name, **options) * weight[rest]).sum().backward()
 
     v[5, 2] = torch.nan
-    with pytest.raises(NotConverged, match="1 not finite"):
-        implicit(A, v, name, **options)
-
-    dirty = leaves(A, v)
-    z = implicit(*dirty, name, **options, on_failure="ignore")
-    (z * weight).sum().backward()
-    assert dirty[1].grad[5].isnan().all()
-    torch.testing.assert_close(dirty[1].grad[rest], clean[1].grad, atol=1e-10, rtol=0)
-    torch.testing.assert_close(dirty[0].grad, clean[0].grad, atol=1e-10, rtol=0)
+    for on_failure in ("raise", "warn", "ignore"):
+        dirty = leaves(A, v)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            z = implicit(*dirty, name, **options, on_failure=on_failure)
+            (z * weight).sum().backward()
+        expected = [] if on_failure == "ignore" else ["equilibrium: 1 of 8 samples have an input"]
+        assert [str(w.message).split(" with ")[0] for w in said] == expected
+        assert z[5].isnan().all()
+        assert dirty[1].grad[5].isnan().all()
+        torch.testing.assert_close(dirty[1].grad[rest], clean[1].grad, atol=1e-10, rtol=0)
+        torch.testing.assert_close(dirty[0].grad, clean[0].grad, atol=1e-10, rtol=0)
 
     masked = leaves(A, v)
     (implicit(*masked, name, **options, on_failure="ignore")[rest] * weight[rest]).sum().backward()
     assert (masked[1].grad[5] == 0).all()
     torch.testing.assert_close(masked[0].grad, clean[0].grad, atol=1e-10, rtol=0)
+
+
+def test_a_bad_row_does_not_hide_an_unconverged_one() -> None:
+    A, Lam = lben(30, 0.1, spread=1.0)
+    v = drive(6, 30)
+    v[2, 0] = torch.inf
+    with (
+        pytest.warns(NotConvergedWarning, match="1 of 6 samples have an input with NaN or Inf"),
+        pytest.raises(NotConverged, match="5 of 6"),
+    ):
+        implicit(A, v, metric=Lam, max_steps=2, tol=1e-9, fallback=None)
+
+
+def test_a_bad_row_does_not_poison_second_derivatives() -> None:
+    A, Lam = lben(6, 1.0)
+    v, rest = drive(4, 6), [0, 1, 3]
+    clean, seconds = leaves(A, v[rest]), []
+    v[2, 1] = torch.nan
+    dirty = leaves(A, v)
+    for inputs, rows in ((clean, [0, 1, 2]), (dirty, rest)):
+        z = implicit(*inputs, "tanh", metric=Lam, tol=1e-12, on_failure="ignore")
+        (grad,) = torch.autograd.grad(z[rows].square().sum(), inputs[1], create_graph=True)
+        grad.square().sum().backward()
+        seconds.append((inputs[0].grad, inputs[1].grad[rows]))
+    torch.testing.assert_close(seconds[1], seconds[0])
 
 
 def test_a_bad_cotangent_does_not_poison_the_gradients() -> None:

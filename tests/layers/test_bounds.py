@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from sdplip.errors import InvalidInput, ShapeError
 from sdplip.layers import LBENLinear, NEMONLinear, Normalize, SLLLinear, lipschitz_bound
@@ -97,13 +98,74 @@ def test_dropout_counts_in_evaluation_only():
     assert lipschitz_bound(model.eval()) == 1.0
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Skip(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Negated(nn.Flatten):
+    def forward(self, x):
+        return -9 * x
+
+
+@pytest.mark.parametrize(
+    "module", [Doubled(3, 3), Skip(nn.Linear(3, 3)), Negated()], ids=lambda m: type(m).__name__
+)
+def test_a_subclass_with_its_own_forward_is_unknown(module):
+    with pytest.raises(InvalidInput, match=rf'{type(module).__name__} \(at "0"\) has no known'):
+        lipschitz_bound(nn.Sequential(module))
+
+
+def test_a_subclass_with_the_same_forward_is_known():
+    class Net(nn.Sequential):
+        pass
+
+    assert lipschitz_bound(Net(nn.ReLU(), nn.Flatten())) == 1.0
+
+
+HOOKABLE = [nn.Sequential(), nn.Linear(3, 3), nn.ReLU(), nn.Flatten(), SLLLinear(3)]
+
+
+@pytest.mark.parametrize("module", HOOKABLE, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_are_refused(module, kind):
+    handle = getattr(module, kind)(lambda module, inputs, output=None: None)
+    with pytest.raises(InvalidInput, match=rf'{type(module).__name__} \(at "1"\) has hooks'):
+        lipschitz_bound(nn.Sequential(nn.Identity(), module))
+    handle.remove()
+    assert lipschitz_bound(nn.Sequential(nn.Identity(), module)) > 0
+
+
+def test_parametrised_weights_count_and_stay_as_they_are():
+    layer = parametrizations.spectral_norm(nn.Linear(5, 4))
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    bound = lipschitz_bound(layer)
+    assert all(torch.equal(state[name], value) for name, value in layer.state_dict().items())
+    assert layer.training
+    assert bound == lipschitz_bound(layer.eval())
+    assert abs(bound / torch.linalg.matrix_norm(layer.weight.double(), ord=2).item() - 1) <= 1e-12
+
+
+def test_norms_by_name():
+    layer = nn.Linear(3, 2)
+    assert lipschitz_bound(layer, norm="inf") == lipschitz_bound(layer, math.inf)
+    assert lipschitz_bound(layer, norm="2") == lipschitz_bound(layer)
+    with pytest.raises(InvalidInput, match="norm = 'fro'"):
+        lipschitz_bound(layer, norm="fro")
+
+
 def test_other_norms_and_broken_weights_are_refused():
     with pytest.raises(InvalidInput, match="norm = 1"):
         lipschitz_bound(nn.Linear(2, 2), 1)
     layer = nn.Linear(2, 2)
     with torch.no_grad():
         layer.weight[0, 0] = math.nan
-    with pytest.raises(InvalidInput, match="NaN"):
+    with pytest.raises(InvalidInput, match="Linear: weight contains NaN"):
         lipschitz_bound(layer)
 
 
@@ -112,3 +174,14 @@ def test_a_declared_constant_is_taken():
         lipschitz, norm = 3.0, 2
 
     assert lipschitz_bound(nn.Sequential(Scale(), Scale())) == 9.0
+    for nonsense in (-1.0, math.nan):
+        Scale.lipschitz = nonsense
+        with pytest.raises(InvalidInput, match="Scale declares lipschitz = "):
+            lipschitz_bound(Scale())
+
+
+def test_a_constant_map_stays_one_behind_an_unbounded_layer():
+    zero = nn.Linear(4, 2)
+    with torch.no_grad():
+        zero.weight.zero_()
+    assert lipschitz_bound(nn.Sequential(LBENLinear(3, 5, 4, gamma=math.inf), zero)) == 0.0

@@ -11,7 +11,7 @@ from layer_cases import DTYPES, EXTREMES, make, put, variants
 from torch.func import functional_call
 
 from sdplip import conditions
-from sdplip.errors import ShapeError
+from sdplip.errors import InvalidInput, ShapeError
 from sdplip.layers import LAYERS, ROUNDING
 
 VARIANTS = dict(variants())
@@ -263,10 +263,11 @@ def test_repr_shows_the_arguments(family):
 
 
 @every_family
-def test_meta_device(family):
-    layer = make(LAYERS[family], device="meta")
-    assert all(p.is_meta for p in layer.parameters())
-    assert type(layer).__name__ in repr(layer)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64], ids=str)
+def test_input_that_is_not_floating_point_is_refused(family, dtype):
+    layer = make(LAYERS[family])
+    with pytest.raises(InvalidInput, match=f"input is {dtype}.*floating-point"):
+        layer(torch.ones(2, layer.in_features, dtype=dtype))
 
 
 @pytest.mark.parametrize("family", FEEDFORWARD)

@@ -61,27 +61,14 @@ def test_lben_reaches_its_bound():
     assert 1.9 < gain.item() <= 2.0
 
 
-def test_gamma_and_eps_come_back_with_the_checkpoint():
-    """The public code keeps neither: a model trained for γ = 1 silently loads as 5."""
-    trained, fresh = make(LBENLinear, gamma=1.0, eps=0.25), make(LBENLinear, gamma=5.0)
-    fresh.load_state_dict(trained.state_dict())
-    assert (fresh.lipschitz, float(fresh.eps)) == (1.0, 0.25)
-    x = torch.randn(3, 5)
-    assert torch.equal(fresh(x), trained(x))
-
-
-def test_nemon_c_comes_back_with_the_checkpoint():
-    fresh = make(NEMONLinear, c=0.0)
-    fresh.load_state_dict(make(NEMONLinear, c=-1.0).state_dict())
-    assert float(fresh.c) == -1.0
-
-
 def test_gamma_is_learned_through_its_logarithm():
     layer = make(LBENLinear, gamma=3.0, learn_gamma=True, dtype=torch.float64)
     assert abs(layer.lipschitz - 3) <= 1e-12
     layer(draw(4, 5)).square().sum().backward()
     assert layer.log_gamma.grad.abs() > 0
-    assert "gamma" not in layer.state_dict()
+    for exponent, limit in ((-100, 1e-9), (100, 1e9)):
+        layer.log_gamma.data.fill_(exponent)
+        assert abs(layer.lipschitz / limit - 1) <= 1e-12
 
 
 @pytest.mark.parametrize("direct", [False, True])
@@ -99,31 +86,8 @@ def test_infinite_gamma_is_only_well_posed(direct):
     assert (w["D"] == (7.0 if direct else 0.0)).all()
 
 
-@pytest.mark.parametrize("gamma", [0.0, -1.0, math.nan])
-def test_gamma_must_be_positive(gamma):
-    with pytest.raises(InvalidInput, match=r"gamma = "):
-        LBENLinear(3, 4, 2, gamma=gamma)
-
-
-def test_infinite_gamma_cannot_be_learned():
-    with pytest.raises(InvalidInput, match="finite to be learned"):
-        LBENLinear(3, 4, 2, gamma=math.inf, learn_gamma=True)
-
-
-@pytest.mark.parametrize("eps", [0.0, -1.0, math.nan, math.inf])
-def test_eps_must_be_positive(eps):
-    with pytest.raises(InvalidInput, match="eps = "):
-        LBENLinear(3, 4, 2, eps=eps)
-
-
-@pytest.mark.parametrize("c", [1.0, 2.0, math.nan, -math.inf])
-def test_nemon_measure_must_be_below_one(c):
-    with pytest.raises(InvalidInput, match="c = "):
-        NEMONLinear(3, 4, 2, c=c)
-
-
 @pytest.mark.parametrize("extreme", EXTREMES)
-@pytest.mark.parametrize("c", [0.0, 0.99, -3.0])
+@pytest.mark.parametrize("c", [0.0, 0.99, -3.0, 1 - 1e-9])
 def test_matrix_measure_by_definition(extreme, c):
     """The official NEMON convolution asks for 0 and gets 4.1."""
     layer = make(NEMONLinear, c=c)
@@ -134,7 +98,8 @@ def test_matrix_measure_by_definition(extreme, c):
     A, eta = w["A"].tolist(), w["eta"].tolist()
     n = range(len(A))
     measure = max(A[i][i] + sum(abs(A[i][j]) * eta[j] / eta[i] for j in n if j != i) for i in n)
-    assert measure <= float(layer.c) + 1e-12
+    assert measure <= layer.c + 1e-7 * abs(layer.c)
+    assert measure < 1
 
 
 def test_nemon_is_the_published_parametrisation():
@@ -219,6 +184,13 @@ def test_rounding_does_not_eat_up_a_small_eps(extreme):
     assert conditions.wellposed.margin(A=w["A"], Lam=w["Lam"], alpha=0.0, beta=1.0) > 0
     J = w["D"] + w["C"] @ np.linalg.solve(np.eye(60) - w["A"], w["B"])
     assert np.linalg.norm(J, 2) <= layer.lipschitz * (1 + ROUNDING)
+
+
+def test_an_eps_below_rounding_leaves_the_layer_well_posed():
+    layer = make(LBENLinear, eps=1e-30)
+    put(layer, "zero")
+    w = {name: value.detach().double().numpy() for name, value in layer.witness().items()}
+    assert conditions.wellposed.margin(A=w["A"], Lam=w["Lam"], alpha=0.0, beta=1.0) > 0
 
 
 @pytest.mark.parametrize("cls", EQUILIBRIUM)

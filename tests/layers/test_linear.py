@@ -126,6 +126,19 @@ def test_rounding_never_costs_the_bound(multiplier, tight, dtype):
         assert torch.linalg.matrix_norm(applied, ord=2) <= 1 + 1e-14
 
 
+@pytest.mark.parametrize("cls", [OrthogonalLinear, SpectralLinear])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["half", "bfloat16"])
+def test_half_precision_counts_the_rounding_of_the_weights(cls, dtype):
+    torch.manual_seed(0)
+    layer = cls(64, 64).to(dtype)
+    exact = np.linalg.norm(layer.system().D, 2)
+    assert exact > 1
+    assert exact <= layer.lipschitz <= exact * (1 + 1e-9)
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert layer.lipschitz >= 1
+
+
 def test_gershgorin_of_a_zero_column_is_one_and_of_a_tiny_one_is_bounded_below():
     W = torch.tensor([[0.0, 1.0, 1e-20]])
     T = gershgorin(W)

@@ -1,0 +1,61 @@
+"""What a layer keeps in a state_dict besides its parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidInput
+
+
+class Constant:
+    """A float that forward uses, checked whenever it is set: by a caller or from a checkpoint.
+
+    It is no buffer, because casting the module to half precision must not round it across a bound.
+
+    Args:
+        holds: what must be true of it.
+        rule: the same in words, as the end of a sentence, with what to do.
+    """
+
+    def __init__(self, holds: Callable[[float], bool], rule: str) -> None:
+        self.holds, self.rule = holds, rule
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: nn.Module, owner: type | None = None) -> float:
+        return layer.__dict__[self.name]
+
+    def __set__(self, layer: nn.Module, value: Any) -> None:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not self.holds(number):
+            raise InvalidInput(f"{type(layer).__name__}: {self.name} = {value}, but {self.rule}")
+        layer.__dict__[self.name] = number
+
+
+def pack(options: Mapping[str, str | float]) -> Tensor:
+    """Options as JSON in a uint8 tensor, since files such as safetensors hold tensors only."""
+    return torch.tensor(list(json.dumps(options).encode()), dtype=torch.uint8)
+
+
+def unpack(owner: str, state: Any) -> dict[str, Any]:
+    """The inverse of `pack`; InvalidInput for anything else."""
+    try:
+        options = json.loads(bytes(state.tolist()))
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise InvalidInput(
+            f"{owner}: _extra_state in the checkpoint is not what a layer writes there. "
+            "The file was changed or is damaged."
+        )
+    return options
