@@ -295,7 +295,7 @@ class System:
         Raises:
             ShapeError: the last dimension is not m.
             InvalidInput: a unit's activation is unknown.
-            NotConverged: the equilibrium was not found.
+            NotConverged: an equilibrium was not found (rows of x with NaN only warn).
         """
         if not isinstance(x, Tensor):
             return self(torch.as_tensor(np.asarray(x, dtype=np.float64))).numpy()

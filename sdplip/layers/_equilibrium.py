@@ -27,7 +27,8 @@ class EquilibriumLayer(Layer):
     Attributes:
         method, tol, max_steps, fallback: of `sdplip.equilibrium.solve`; change them at any time.
         on_failure: what happens to samples that do not reach `tol`: "raise", "warn", "ignore", or
-            None for "warn" in training and "raise" in evaluation.
+            None for "warn" in training and "raise" in evaluation. A sample whose input is NaN or
+            Inf comes back as NaN with a warning, and leaves its neighbours alone.
     """
 
     on_failure: str | None = None
