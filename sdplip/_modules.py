@@ -23,10 +23,10 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
     """See `System.from_module`; `place` is where the module stands, for messages."""
     where = f" (at {place!r})" if place else ""
     own: Callable[..., System] | None = getattr(module, "system", None)
-    if module._forward_hooks or module._forward_pre_hooks:
+    if altered(module):
         raise InvalidInput(
-            f"{type(module).__name__}{where} has forward hooks, which may change what it computes; "
-            "remove them."
+            f"{type(module).__name__}{where} has forward hooks or a replaced forward, which may "
+            "change what it computes; remove them."
         )
     if own is not None:
         takes_width = "features" in inspect.signature(own).parameters
@@ -79,14 +79,19 @@ def differs(module: nn.Module, system: System) -> str | None:
     return None if gap <= allowed else f"are {gap:.3g} apart (allowed {allowed:.3g})"
 
 
+def altered(module: nn.Module) -> bool:
+    """Whether this one instance computes, or may compute, something else than its class."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def plain(module: nn.Module, *kinds: type[Kind]) -> TypeGuard[Kind]:
     """Whether a module computes what one of these torch.nn kinds computes, nothing around it.
 
     A subclass may have a forward of its own, and hooks may change what goes in and comes out.
     """
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-        return False
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
+    return not altered(module) and any(
+        isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds
+    )
 
 
 def _activation_name(module: nn.Module) -> str | None:

@@ -166,16 +166,9 @@ class LMI:
     def block(self, *indices: int) -> LMI:
         """The principal submatrix of these block rows and columns (implied by the whole)."""
         blocks = self.matrix.blocks
-        if self.cone == "nonnegative":
-            matrix = sp.BlockMatrix([[blocks[i, 0]] for i in indices])
-        else:
-            matrix = sp.BlockMatrix([[blocks[i, j] for j in indices] for i in indices])
-        return replace(
-            self,
-            matrix=blocks[indices[0], 0 if self.cone == "nonnegative" else indices[0]]
-            if len(indices) == 1
-            else matrix,
-        )
+        columns = indices if self.cone == "psd" else (0,)
+        grid = [[blocks[i, j] for j in columns] for i in indices]
+        return replace(self, matrix=grid[0][0] if len(indices) == 1 else sp.BlockMatrix(grid))
 
     def named(self, name: str, claim: str, source: str) -> LMI:
         """The same condition under another name, claim and source."""

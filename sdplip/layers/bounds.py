@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .._arrays import parse_norm
-from .._modules import plain
+from .._modules import altered, plain
 from ..activations import of_module
 from ..errors import InvalidInput
 from ._base import check_finite
@@ -38,16 +38,16 @@ def lipschitz_bound(model: nn.Module, norm: Any = 2) -> float:
 
 def _bound(module: nn.Module, norm: float, path: str) -> float:
     place = f'{type(module).__name__} (at "{path}")' if path else type(module).__name__
-    if module._forward_hooks or module._forward_pre_hooks:
+    if altered(module):
         raise InvalidInput(
-            f"lipschitz_bound: {place} has hooks, which may change what goes in and comes out. "
+            f"lipschitz_bound: {place} has hooks or a replaced forward, which may change its map. "
             "Remove them, or use parametrizations where they compute a weight."
         )
-    if isinstance(module, nn.Sequential) and plain(module, nn.Sequential):
+    if plain(module, nn.Sequential):
         factors = [_bound(child, norm, f"{path}.{i}".lstrip(".")) for i, child in enumerate(module)]
         # A constant map stays constant behind one without a bound.
         return 0.0 if 0 in factors else math.prod(factors)
-    if isinstance(module, nn.Linear) and plain(module, nn.Linear):
+    if plain(module, nn.Linear):
         # Reading the weight in training would advance the power iteration of spectral_norm.
         layer = copy.deepcopy(module).eval()
         check_finite(f"lipschitz_bound: {place}", {"weight": layer.weight, "bias": layer.bias})
@@ -56,7 +56,7 @@ def _bound(module: nn.Module, norm: float, path: str) -> float:
         return 1.0
     if plain(module, nn.Dropout) and not module.training:
         return 1.0
-    if isinstance(module, Normalize) and plain(module, Normalize):
+    if plain(module, Normalize):
         return module.lipschitz
     if hasattr(module, "lipschitz") and hasattr(module, "norm"):
         if module.norm != norm:

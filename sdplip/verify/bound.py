@@ -215,10 +215,9 @@ def _prove(system: System, problem: Problem, candidates: list[Array]) -> tuple[f
 
 
 def _prove_linear(system: System, norm: float, value: float) -> float:
-    if value == 0:
-        return 0.0
-    for inflation in 10.0 ** np.arange(-13, -2):
-        bound = float(value * (1 + inflation))
+    # 0 is proven by D = 0 alone, not by a norm that underflowed.
+    for bound in [value, *(value * (1 + 10.0 ** np.arange(-13, -2)))]:
+        bound = float(bound)
         if holds(system, norm, bound, np.zeros(0)):
             return bound
     raise CertificationError(f"The norm {value!r} of the linear map could not be proven.")

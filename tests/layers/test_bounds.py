@@ -185,3 +185,10 @@ def test_a_constant_map_stays_one_behind_an_unbounded_layer():
     with torch.no_grad():
         zero.weight.zero_()
     assert lipschitz_bound(nn.Sequential(LBENLinear(3, 5, 4, gamma=math.inf), zero)) == 0.0
+
+
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3))])
+def test_a_replaced_forward_is_refused(module):
+    module.forward = lambda x: 100 * x
+    with pytest.raises(InvalidInput, match="replaced forward"):
+        lipschitz_bound(nn.Sequential(module))

@@ -343,3 +343,10 @@ def test_a_module_that_is_not_what_it_looks_like_gets_no_bound():
 
     with pytest.raises(InvalidInput, match="Residual"):
         lipschitz(Residual(nn.Linear(4, 4)).half())
+
+
+@pytest.mark.parametrize("norm", [2, np.inf])
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-160, 1e-120])
+def test_a_tiny_linear_map_never_gets_the_bound_zero(norm, size):
+    with contextlib.suppress(CertificationError):
+        assert lipschitz(System.linear([[size, size]]), norm).bound >= size
