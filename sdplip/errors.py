@@ -27,3 +27,7 @@ class CertificationError(SdplipError):
 
 class NotConvergedWarning(UserWarning):
     """The training-time form of `NotConverged`."""
+
+
+class DerivationError(SdplipError):
+    """A step of a derivation that is not valid; the message names the step and what it met."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -261,8 +262,11 @@ def _evaluate(expr: Any, env: dict[Any, Any], sizes: Mapping[Any, int], ops: Any
                 value = value @ ops.transpose(ops.column(ops.ones(_number(expr.shape[1], sizes))))
         case sp.Transpose():
             value = ops.transpose(go(expr.arg))
-        case sp.Inverse():
-            value = ops.inverse(go(expr.arg))
+        case sp.DiagMatrix():
+            value = ops.diagonal(ops.entries(go(expr.arg)))
+        case sp.MatPow() if expr.exp.is_Integer:
+            base = ops.inverse(go(expr.base)) if expr.exp < 0 else go(expr.base)
+            value = reduce(lambda x, y: x @ y, [base] * abs(int(expr.exp)))
         case Metzler():
             value = ops.metzler(go(expr.args[0]))
         case Absolute():

@@ -32,10 +32,12 @@ class Layer(nn.Module):
     Attributes:
         condition: the name in `sdplip.conditions` of the matrix condition that `witness` satisfies.
         norm: 2 or inf, the norm of input and output that `lipschitz` is about.
+        free: the parameters of the closed form, with the names of their sizes.
     """
 
     condition: ClassVar[str]
     norm: ClassVar[float] = 2
+    free: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -103,6 +105,13 @@ class Layer(nn.Module):
     def _closed_form(self) -> dict[str, Tensor]:
         """What forward applies, from the parameters; called with autocast off."""
         raise NotImplementedError
+
+    def _register(
+        self, sizes: Mapping[str, int], device: torch.device | str | None, dtype: Any
+    ) -> None:
+        for name, shape in self.free.items():
+            empty = torch.empty([sizes[size] for size in shape], device=device, dtype=dtype)
+            setattr(self, name, nn.Parameter(empty))
 
     def _tensors(self) -> dict[str, Tensor]:
         with full_precision(next(self.parameters())):

@@ -31,6 +31,7 @@ class EquilibriumLayer(Layer):
             Inf comes back as NaN with a warning, and leaves its neighbours alone.
     """
 
+    free = {"B": ("hidden", "in_features"), "C": ("out_features", "hidden")}  # noqa: RUF012
     on_failure: str | None = None
     fallback: str | None = "newton"
 
@@ -59,8 +60,8 @@ class EquilibriumLayer(Layer):
         def free(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        self.B = free(hidden, in_features)
-        self.C = free(out_features, hidden)
+        sizes = {"in_features": in_features, "hidden": hidden, "out_features": out_features}
+        self._register(sizes, device, dtype)
         self.D = free(out_features, in_features) if feedthrough else None
         self.bias = free(hidden) if bias else None
         self.out_bias = free(out_features) if bias else None
@@ -71,6 +72,11 @@ class EquilibriumLayer(Layer):
         fill_uniform(self.C, self.out_bias, fan_in=self.hidden)
         if self.D is not None:
             nn.init.zeros_(self.D)
+
+    @property
+    def feedthrough(self) -> bool:
+        """Whether there is a direct path D."""
+        return self.D is not None
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
@@ -90,7 +96,7 @@ class EquilibriumLayer(Layer):
                 layer_name=type(self).__name__,
             )
             y = F.linear(z, w["C"], _wide(self.out_bias))
-            if self.D is not None:
+            if self.feedthrough:
                 y = y + F.linear(wide(x), w["D"])
         return y.to(x.dtype)
 
@@ -140,7 +146,7 @@ class EquilibriumLayer(Layer):
         return (
             f"in_features={self.in_features}, hidden={self.hidden}, "
             f"out_features={self.out_features}, bias={self.bias is not None}, "
-            f"feedthrough={self.D is not None}, activation={activation(self.activation).name}"
+            f"feedthrough={self.feedthrough}, activation={activation(self.activation).name}"
         )
 
     def _metric(self, w: dict[str, Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ class LinearLayer(Layer):
     """
 
     condition = "linear"
+    free = {"weight": ("out_features", "in_features")}  # noqa: RUF012
 
     def __init__(
         self,
@@ -27,9 +28,7 @@ class LinearLayer(Layer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features)
-        self.weight = nn.Parameter(
-            torch.empty(out_features, in_features, device=device, dtype=dtype)
-        )
+        self._register({"in_features": in_features, "out_features": out_features}, device, dtype)
         self.bias = (
             nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         )
@@ -45,7 +44,7 @@ class LinearLayer(Layer):
         return F.linear(x, self._applied(), self.bias)
 
     def _promise(self) -> float:
-        if self.weight.dtype not in (torch.float16, torch.bfloat16):
+        if next(self.parameters()).dtype not in (torch.float16, torch.bfloat16):
             return 1.0
         with torch.no_grad():
             norm = torch.linalg.matrix_norm(self._applied().double(), ord=2)
@@ -61,4 +60,4 @@ class LinearLayer(Layer):
         )
 
     def _applied(self) -> Tensor:
-        return self._tensors()["D"].to(self.weight.dtype)
+        return self._tensors()["D"].to(next(self.parameters()).dtype)

@@ -42,6 +42,11 @@ class Constant:
         layer.__dict__[self.name] = number
 
 
+def between(low: float, high: float) -> Constant:
+    """A constant strictly between these two."""
+    return Constant(lambda value: low < value < high, f"must lie between {low:g} and {high:g}.")
+
+
 def pack(options: Mapping[str, str | float]) -> Tensor:
     """Options as JSON in a uint8 tensor, since files such as safetensors hold tensors only."""
     return torch.tensor(list(json.dumps(options).encode()), dtype=torch.uint8)

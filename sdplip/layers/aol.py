@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from ._base import wide
-from ._gram import gershgorin, normalised
 from ._linear import LinearLayer
+from .closed_forms import gershgorin, normalised
 
 
 def witness(W: Tensor) -> dict[str, Tensor]:

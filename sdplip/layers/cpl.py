@@ -2,19 +2,13 @@
 
 from torch import Tensor
 
-from ._gram import FLOOR, spectral
 from ._residual import ResidualLayer, residual
-
-
-def multiplier(W: Tensor) -> Tensor:
-    """T = ‖W‖₂² I ⪰ WᵀW for W (*batch, m, n), as its diagonal (*batch, n)."""
-    T = spectral(W).clamp(min=FLOOR)
-    return T.unsqueeze(-1).expand(*W.shape[:-2], W.shape[-1])
+from .closed_forms import spectral
 
 
 def witness(W: Tensor) -> dict[str, Tensor]:
     """Every symbol of the residual condition from an arbitrary W (*batch, m, n)."""
-    return residual(W, multiplier(W))
+    return residual(W, spectral(W))
 
 
 class CPLLinear(ResidualLayer):
@@ -36,4 +30,4 @@ class CPLLinear(ResidualLayer):
     """
 
     def _multiplier(self, W: Tensor) -> Tensor:
-        return multiplier(W)
+        return spectral(W)

@@ -57,6 +57,12 @@ def reach(A: Tensor, v: Tensor) -> Tensor:
     return torch.linalg.solve(identity - metzler(A), v)
 
 
+def metric(A: Tensor) -> Tensor:
+    """Λ = diag(ξ/ζ), ξ = (I - ⌈A⌉)⁻ᵀ1, ζ = (I - ⌈A⌉)⁻¹1: then ΛA + AᵀΛ ≺ 2Λ (*batch, n)."""
+    ones = torch.ones_like(A[..., :1])
+    return (reach(A.mT, ones) / reach(A, ones)).squeeze(-1)
+
+
 def linf_bound(A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """‖ |C| (I - ⌈A⌉)⁻¹ |B| + |D| ‖_∞, a bound for ℓ∞ to ℓ∞ when μ_{∞,η}(A) < 1 for some η.
 
@@ -171,7 +177,4 @@ class NEMONLinear(EquilibriumLayer):
         return {**witness(wide(self.T), wide(self.d), c), "B": B, "C": C, "D": D}
 
     def _metric(self, w: dict[str, Tensor]) -> Tensor:
-        """Λ = diag(ξ/ζ), ξ = (I - ⌈A⌉)⁻ᵀ1, ζ = (I - ⌈A⌉)⁻¹1: then ΛA + AᵀΛ ≺ 2Λ."""
-        A = w["A"].detach().double()
-        ones = A.new_ones(len(A), 1)
-        return (reach(A.mT, ones) / reach(A, ones)).squeeze(-1)
+        return metric(w["A"].detach().double())

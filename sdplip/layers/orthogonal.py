@@ -33,10 +33,15 @@ def witness(X: Tensor, map: Map = "cayley") -> dict[str, Tensor]:
     Source: Trockman, Kolter (ICLR 2021) and Wang, Manchester (ICML 2023) for the Cayley map of
     rectangular matrices; Lezcano-Casado, Martínez-Rubio (ICML 2019) for the exponential.
     """
+    return {"D": semi_orthogonal(X, map), "rho": X.new_ones(())}
+
+
+def semi_orthogonal(X: Tensor, map: Map = "cayley") -> Tensor:
+    """Q(X) of `witness`."""
     lying = X.shape[-2] < X.shape[-1]
     Y = (X.mT if lying else X).double()
     Q = _refined(_MAPS[map](saturate(Y, LIMIT * Y.shape[-1] ** 0.5)))
-    return {"D": (Q.mT if lying else Q).to(X.dtype), "rho": X.new_ones(())}
+    return (Q.mT if lying else Q).to(X.dtype)
 
 
 class OrthogonalLinear(LinearLayer):

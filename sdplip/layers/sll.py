@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..activations import Activation
 from ._base import wide
-from ._gram import gershgorin
 from ._residual import ResidualLayer, residual
+from .closed_forms import gershgorin
 
 
 def witness(W: Tensor, log_q: Tensor | None = None) -> dict[str, Tensor]:

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from ._base import wide
-from ._gram import normalised, spectral
 from ._linear import LinearLayer
+from .closed_forms import normalised, spectral
 
 
 def witness(W: Tensor) -> dict[str, Tensor]:
@@ -18,7 +18,6 @@ def witness(W: Tensor) -> dict[str, Tensor]:
     """
     W = normalised(W)
     T = spectral(W)
-    T = T.where(T != 0, 1).unsqueeze(-1).expand(*W.shape[:-2], W.shape[-1])
     return {"D": W / T.sqrt().unsqueeze(-2), "W": W, "T": T, "rho": W.new_ones(())}
 
 

@@ -1,0 +1,182 @@
+"""The closed forms that layers are made of; emitted layers import them from here.
+
+Each is differentiable, takes leading batch dimensions, and rounds so that what it promises holds
+for its value in floating point.
+"""
+
+import torch
+from torch import Tensor
+
+from ._base import saturate, soft_bound
+from ._state import between
+from .orthogonal import semi_orthogonal
+
+__all__ = [
+    "between",
+    "block_dominant",
+    "bounded",
+    "cayley",
+    "dominant",
+    "eye",
+    "gershgorin",
+    "gram_power",
+    "normalised",
+    "ones",
+    "ratios",
+    "spectral",
+    "spectral_square",
+    "weights",
+    "zeros",
+]
+
+FLOOR = 1e-12
+"""A T below it is raised to it: a larger T is as sound, a smaller one overflows as 1/T."""
+
+SPREAD = 5.0
+"""|log q| stays below: only ratios of q matter, and e^10 between two of them is plenty."""
+
+LOG_RANGE = 4.0
+"""|log Λ| stays below for weights whose size matters: entries differ by at most e^8."""
+
+LIMIT = 10.0
+"""Bounded matrices saturate at Frobenius norm LIMIT·√k, k the smaller side."""
+
+
+def eye(n: int, like: Tensor) -> Tensor:
+    return torch.eye(n, dtype=like.dtype, device=like.device)
+
+
+def ones(n: int, like: Tensor) -> Tensor:
+    return torch.ones(n, dtype=like.dtype, device=like.device)
+
+
+def zeros(rows: int, columns: int, like: Tensor) -> Tensor:
+    return torch.zeros(rows, columns, dtype=like.dtype, device=like.device)
+
+
+def normalised(W: Tensor) -> Tensor:
+    """W / max|W|: where only W's direction matters, its squares neither over- nor underflow."""
+    scale = W.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    return W / torch.where(scale > 0, scale, 1)
+
+
+def bounded(X: Tensor) -> Tensor:
+    """X, shrunk where its Frobenius norm exceeds LIMIT·√k: larger ones would only cost digits."""
+    return saturate(X, LIMIT * min(X.shape[-2:]) ** 0.5)
+
+
+def ratios(log_q: Tensor) -> Tensor:
+    """q > 0 of which only ratios matter, from its logarithm (*batch, n)."""
+    return soft_bound(log_q - log_q.mean(dim=-1, keepdim=True), SPREAD).exp()
+
+
+def weights(log_q: Tensor) -> Tensor:
+    """q > 0 from its logarithm (*batch, n), within e^±LOG_RANGE."""
+    return soft_bound(log_q, LOG_RANGE).exp()
+
+
+def cayley(X: Tensor) -> Tensor:
+    """The semi-orthogonal matrix (*batch, p, m) that the Cayley map makes of X."""
+    return semi_orthogonal(X, "cayley")
+
+
+def spectral(W: Tensor) -> Tensor:
+    """T = ‖W‖₂² ⪰ WᵀW as the diagonal (*batch, columns), for W (*batch, rows, columns).
+
+    See `spectral_square` for how it is computed; at least FLOOR, and 1 for W = 0.
+    """
+    return _floored(spectral_square(W)).unsqueeze(-1).expand(*W.shape[:-2], W.shape[-1])
+
+
+def spectral_square(W: Tensor) -> Tensor:
+    """‖W‖₂² = ‖Wv‖², v the top eigenvector of the smaller Gram matrix, rounded upwards.
+
+    An error in v enters squared, so this is as good as the eigenvalue; computed in float64. The
+    gradient holds v fixed: exact where the largest singular value is simple, a subgradient and
+    finite where it is not. Second derivatives leave out the motion of v.
+
+    Args:
+        W: (*batch, rows, columns).
+
+    Returns:
+        (*batch,), zero for W = 0, NaN where WᵀW is not finite.
+    """
+    X = W.double()
+    X = X if X.shape[-2] >= X.shape[-1] else X.mT
+    with torch.no_grad():
+        G = X.mT @ X
+        finite = G.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+        # eigh raises on NaN, where forward is to return NaN as nn.Linear does.
+        v = torch.linalg.eigh(G.where(finite, 0)).eigenvectors[..., -1:].where(finite, torch.nan)
+    return _upwards((X @ v).square().sum(dim=(-2, -1)), W).to(W.dtype)
+
+
+def dominant(S: Tensor, q: Tensor | None = None) -> Tensor:
+    """T_i = Σ_j |S_ij| q_j / q_i, rounded upwards: T - S is diagonally dominant for q > 0.
+
+    Args:
+        S: (*batch, n, n), symmetric. q: (*batch, n); None is all ones.
+
+    Returns:
+        (*batch, n), at least FLOOR, and 1 where a row is zero (any T is valid there).
+
+    Source: [ARAUJO], the SDP-based Lipschitz layer; q = 1 is [AOL] Theorem 1.
+    """
+    S = S.abs()
+    T = S.sum(dim=-1) if q is None else (S @ q.unsqueeze(-1)).squeeze(-1) / q
+    return _floored(_upwards(T, S))
+
+
+def gram_power(S: Tensor, q: Tensor | None = None, power: int = 2) -> Tensor:
+    """T_i = (Σ_j |Sᵖ|_ij q_j / q_i)^{1/p}, rounded upwards, for a Gram matrix S and p = 2, 4, 8, …
+
+    By Löwner-Heinz T ⪰ S, tighter than p = 1 for most S.
+
+    Args:
+        S: (*batch, n, n), positive semidefinite. q: (*batch, n); None is all ones.
+        power: a power of two.
+    """
+    # Squaring repeatedly would overflow, and a zero S would give 0^(1/p) with infinite gradient.
+    size = S.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    size = torch.where(size > 0, size, 1)
+    P = S / size
+    scale = torch.ones_like(size)
+    steps = power.bit_length() - 1
+    for _ in range(steps):
+        P = P @ P
+        peak = P.detach().abs().amax(dim=(-2, -1), keepdim=True)
+        peak = torch.where(peak > 0, peak, 1)
+        P, scale = P / peak, scale * scale * peak
+    row = P.abs()
+    T = row.sum(dim=-1) if q is None else (row @ q.unsqueeze(-1)).squeeze(-1) / q
+    root = (torch.where(T > 0, T, 1) * scale.squeeze(-1)) ** (1 / power) * size.squeeze(-1)
+    return _floored(_upwards(torch.where(T > 0, root, 0), S))
+
+
+def block_dominant(S: Tensor, q: Tensor | None = None, size: int = 1) -> Tensor:
+    """T_i = Σ_j ‖S_ij‖₂ q_j / q_i on blocks of `size` rows, rounded upwards: T - S ⪰ 0.
+
+    Args:
+        S: (*batch, n, n), symmetric, n a multiple of `size`. q: (*batch, n), constant on blocks.
+    """
+    count = S.shape[-1] // size
+    blocks = S.unflatten(-1, (count, size)).unflatten(-3, (count, size)).transpose(-3, -2)
+    norms = spectral_square(blocks).clamp(min=0)
+    # √ has an infinite slope at 0, where a zero block has nothing to say.
+    norms = torch.where(norms > 0, norms, 1).sqrt() * (norms > 0)
+    T = dominant(norms, None if q is None else q[..., ::size])
+    return T.repeat_interleave(size, dim=-1)
+
+
+def gershgorin(W: Tensor, log_q: Tensor | None = None) -> Tensor:
+    """`dominant` of WᵀW for W (*batch, rows, columns) and log q (*batch, columns)."""
+    return dominant(W.mT @ W, None if log_q is None else ratios(log_q))
+
+
+def _floored(T: Tensor) -> Tensor:
+    return torch.where(T == 0, 1, T.clamp(min=FLOOR))
+
+
+def _upwards(T: Tensor, like: Tensor) -> Tensor:
+    """T enlarged by more than rounding T and applying W can cost the bound."""
+    return T * (1 + 16 * torch.finfo(like.dtype).eps)

@@ -1,0 +1,207 @@
+"""Bases for layers given by a closed form alone: what derivations emit and users write by hand.
+
+A subclass has a table `free` of parameters and `closed_form`, a function of them that returns every
+symbol of its condition; a derivation writes both (`Derivation.layer`, `sdplip derive --emit`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..activations import Activation, activation
+from ..errors import InvalidInput
+from ..system import System
+from ._base import Layer, check_size, fill_orthogonal, fill_uniform, numpy, wide
+from ._equilibrium import EquilibriumLayer
+from ._linear import LinearLayer
+from .nemon import linf_bound, metric
+
+
+class ClosedForm(Layer):
+    """What the bases below share.
+
+    Attributes:
+        constants: names of attributes that `closed_form` takes after the parameters.
+        slopes: the range of slopes that the proof covers; other activations are refused.
+    """
+
+    constants: ClassVar[tuple[str, ...]] = ()
+    slopes: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    @staticmethod
+    def closed_form(*arguments: Any) -> dict[str, Tensor]:
+        """Every symbol of the condition, from the parameters in the order of `free` (float64),
+        then the constants; diagonal matrices by their entries."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Draw matrices with orthonormal rows or columns; vectors and biases as nn.Linear does."""
+        for name in self.free:
+            parameter = getattr(self, name)
+            if parameter.ndim == 2:
+                fill_orthogonal(parameter)
+            else:
+                nn.init.zeros_(parameter)
+        fill_uniform(*(getattr(self, n, None) for n in ("bias", "out_bias")), fan_in=self._fan_in())
+
+    def _fan_in(self) -> int:
+        return self.in_features
+
+    def _options(self) -> dict[str, str | float]:
+        return super()._options() | {name: getattr(self, name) for name in self.constants}
+
+    def _closed_form(self) -> dict[str, Tensor]:
+        parameters = [getattr(self, name) for name in self.free]
+        constants = [getattr(self, name) for name in self.constants]
+        tensors = self.closed_form(*(p.double() for p in parameters), *constants)
+        dtype = wide(parameters[0]).dtype
+        return {name: value.to(dtype) for name, value in tensors.items()}
+
+    def _promise(self) -> float:
+        return max(math.sqrt(self._tensors()["rho"].detach().double()), super()._promise())
+
+    def _slopes_covered(self, name: str | Activation) -> str | Activation:
+        sigma, (low, high) = activation(name), self.slopes
+        if not low <= sigma.alpha <= sigma.beta <= high:
+            raise InvalidInput(
+                f"{type(self).__name__}: {sigma.name} has slopes in [{sigma.alpha:g}, "
+                f"{sigma.beta:g}], outside [{low:g}, {high:g}], where the bound fails. "
+                "Use an activation within."
+            )
+        return name
+
+
+class ClosedFormLinear(ClosedForm, LinearLayer):
+    """x ↦ Dx + b. Arguments as in nn.Linear."""
+
+
+class ClosedFormResidual(ClosedForm):
+    """x ↦ Hx + Gσ(Wᵀx + b) + c.
+
+    Args:
+        in_features, hidden, out_features: m, n, p.
+        bias: with b; c is there only where out_features differs from in_features.
+    """
+
+    condition = "residual"
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        activation: str | Activation = "relu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features)
+        check_size(type(self).__name__, "hidden", hidden)
+        self.hidden = hidden
+        self.activation = self._slopes_covered(activation)
+        sizes = {"in_features": in_features, "hidden": hidden, "out_features": out_features}
+        self._register(sizes | {"features": in_features}, device, dtype)
+        self.bias = (
+            nn.Parameter(torch.empty(hidden, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        w = {name: value.to(x.dtype) for name, value in self._applied().items()}
+        W = w["W"].mT if "W" in w else w["B"]
+        h = activation(self.activation)(F.linear(x, W, self.bias))
+        return F.linear(x, w["H"]) + F.linear(h, w["G"])
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, hidden={self.hidden}, "
+            f"out_features={self.out_features}, bias={self.bias is not None}, "
+            f"activation={activation(self.activation).name}"
+        )
+
+    def _applied(self) -> dict[str, Tensor]:
+        """H, G and W, also where the condition names them D, C and Bᵀ."""
+        w = self._tensors()
+        if "H" in w:
+            return {name: w[name] for name in "HGW"}
+        return {"H": w["D"], "G": w["C"], "W": w["B"].mT}
+
+    def _options(self) -> dict[str, str | float]:
+        return super()._options() | {"activation": activation(self.activation).name}
+
+    def _system(self) -> System:
+        H, G, W = (numpy(value) for value in self._applied().values())
+        name = activation(self.activation).name
+        return System.residual(H, G, W, numpy(self.bias), activation=name)
+
+
+class ClosedFormEquilibrium(ClosedForm, EquilibriumLayer):
+    """x ↦ Cz + Dx + c at z = σ(Az + Bx + b).
+
+    Args:
+        in_features, hidden, out_features: m, n, p.
+        activation: a name, or an `Activation`, with slopes in [0, 1].
+        method, tol, max_steps: of `sdplip.equilibrium.solve`.
+
+    Attributes:
+        feedthrough: whether the closed form gives a direct path D.
+    """
+
+    condition = "equilibrium"
+    feedthrough: ClassVar[bool] = False  # type: ignore[misc]
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        activation: str | Activation = "relu",
+        method: str = "peaceman_rachford",
+        tol: float = 1e-5,
+        max_steps: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_features,
+            hidden,
+            out_features,
+            bias=bias,
+            feedthrough=False,
+            activation=activation,
+            method=method,
+            tol=tol,
+            max_steps=max_steps,
+            device=device,
+            dtype=dtype,
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """nn.Linear's initialisation throughout; vectors start at zero."""
+        super().reset_parameters()
+        for name in self.free:
+            parameter = getattr(self, name)
+            if parameter.ndim == 2:
+                fill_uniform(parameter, fan_in=parameter.shape[-1])
+
+    def _promise(self) -> float:
+        with torch.no_grad():
+            w = {name: value.double() for name, value in self._tensors().items()}
+            if self.norm == 2:
+                return math.sqrt(w["rho"])
+            return float(linf_bound(w["A"], w["B"], w["C"], w["D"]))
+
+    def _metric(self, w: dict[str, Tensor]) -> Tensor:
+        if "Lam" in w:
+            return w["Lam"].detach()
+        return metric(w["A"].detach().double())
