@@ -8,6 +8,7 @@ NeurIPS 2021.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import sympy as sp
@@ -35,6 +36,7 @@ lipschitz = LMI(
         rho * _input - _output.T * _output - _units.T * _slopes * _units
     ).xreplace({X.T: X for X in (Lam, alpha, beta)}),
     structure={"Lam": "diagonal", "alpha": "diagonal", "beta": "diagonal"},
+    signed=("Lam",),
     claim="M ⪰ 0 with Λ ≥ 0 diagonal: ‖Δy‖₂ ≤ √ρ ‖Δx‖₂ for every two solutions.",
     source="S-procedure on 2(Δz − αΔv)ᵀΛ(βΔv − Δz) ≥ 0; [LIPSDP] Theorem 2, [LBEN] Theorem 2",
 )
@@ -57,8 +59,15 @@ linear = (
     .named("linear", "M ⪰ 0: x ↦ Dx is √ρ-Lipschitz from ℓ₂ to ℓ₂.", "DᵀD ⪯ ρI")
 )
 
+
+
+def unit_slopes(units: sp.Expr) -> dict[str, sp.MatrixExpr]:
+    """alpha and beta for slopes in [0, 1]."""
+    return {"alpha": ZeroMatrix(units, units), "beta": Identity(units)}
+
+
 _H, _G, _W = MatrixSymbol("H", p, m), MatrixSymbol("G", p, n), MatrixSymbol("W", m, n)
-_unit_slopes = {"alpha": ZeroMatrix(n, n), "beta": Identity(n)}
+_unit_slopes = unit_slopes(n)
 
 residual = lipschitz.substitute(A=ZeroMatrix(n, n), B=_W.T, C=_G, D=_H, **_unit_slopes).named(
     "residual",
@@ -98,7 +107,7 @@ def feedforward(depth: int) -> LMI:
 
     first = [[weights[0]]] + [[ZeroMatrix(h, sizes[0])] for h in hidden[1:]]
     last = [[*(ZeroMatrix(sizes[-1], h) for h in hidden[:-1]), weights[-1]]]
-    return lipschitz.substitute(
+    tall = lipschitz.substitute(
         A=grid(lambda i, j: weights[i] if j == i - 1 else zero(i, j)),
         B=weights[0] if depth == 1 else BlockMatrix(first),
         C=weights[-1] if depth == 1 else BlockMatrix(last),
@@ -107,7 +116,8 @@ def feedforward(depth: int) -> LMI:
         alpha=low * Identity(total),
         beta=high * Identity(total),
         structure={f"Lam{k}": "diagonal" for k in range(1, depth + 1)},
-    ).named(
+    )
+    return replace(tall, signed=tuple(f"Lam{k}" for k in range(1, depth + 1))).named(
         f"feedforward({depth})",
         "M ⪰ 0 with Λ ≥ 0 diagonal: the multilayer perceptron is √ρ-Lipschitz.",
         "[LIPSDP] Theorem 2, LipSDP-Neuron",
@@ -130,6 +140,7 @@ linf = LMI(
     ),
     structure={"alpha": "diagonal", "beta": "diagonal", "eta": "vector"},
     cone="nonnegative",
+    signed=("eta",),
     claim=(
         "All entries ≥ 0 at c = 1 with η > 0, the first two blocks > 0: well-posed, and "
         "‖Δy‖∞ ≤ γ ‖Δx‖∞ with |Δz| ≤ η ‖Δx‖∞."

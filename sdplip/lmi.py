@@ -52,6 +52,7 @@ class LMI:
         structure: per symbol "diagonal" or "vector" (given by its entries, shape (*batch, n)) or
             "symmetric"; a symbol not listed is a full matrix, shape (*batch, rows, columns).
         cone: "psd" for a linear matrix inequality, "nonnegative" for entrywise inequalities.
+        signed: names of the symbols that the claim needs ≥ 0, as multipliers are.
 
     A scalar given for a diagonal symbol stands for that multiple of the identity.
     """
@@ -62,6 +63,7 @@ class LMI:
     source: str
     structure: Mapping[str, Structure] = field(default_factory=dict)
     cone: Literal["psd", "nonnegative"] = "psd"
+    signed: tuple[str, ...] = ()
 
     @property
     def symbols(self) -> dict[str, Any]:
@@ -162,7 +164,9 @@ class LMI:
             for s in matrix.atoms(sp.MatrixSymbol)
             if kept.get(s.name) in ("diagonal", "symmetric")
         }
-        return replace(self, matrix=_collapse(matrix.xreplace(own)), structure=kept)
+        signed = tuple(name for name in self.signed if name not in expressions)
+        matrix = _collapse(matrix.xreplace(own))
+        return replace(self, matrix=matrix, structure=kept, signed=signed)
 
     def block(self, *indices: int) -> LMI:
         """The principal submatrix of these block rows and columns (implied by the whole)."""
@@ -263,7 +267,7 @@ def _evaluate(expr: Any, env: dict[Any, Any], sizes: Mapping[Any, int], ops: Any
         case sp.Transpose():
             value = ops.transpose(go(expr.arg))
         case sp.DiagMatrix():
-            value = ops.diagonal(ops.entries(go(expr.arg)))
+            value = ops.diagonal(ops.entries(go(expr.args[0])))
         case sp.MatPow() if expr.exp.is_Integer:
             base = ops.inverse(go(expr.base)) if expr.exp < 0 else go(expr.base)
             value = reduce(lambda x, y: x @ y, [base] * abs(int(expr.exp)))

@@ -64,7 +64,7 @@ class Writer:
             case sp.MatrixSymbol():
                 return Code(expr.name, self.kinds[expr.name], True)
             case sp.DiagMatrix():
-                return Code(self(expr.arg).text, "diagonal")
+                return Code(self(expr.args[0]).text, "diagonal")
             case sp.Identity():
                 return Code(self._call("ones", self._size(expr.shape[0])), "diagonal", True)
             case sp.ZeroMatrix():
@@ -181,7 +181,7 @@ def source(derivation: Derivation, name: str) -> str:
     tensors = [f for f in derivation.free if f.domain != "constant"]
     table = {
         f.parameter: tuple(
-            names[str(derivation.canonical(d))] for d in f.symbol.shape if d != 1
+            names[str(d)] for d in f.symbol.shape if d != 1
         )
         for f in tensors
     }
@@ -317,9 +317,8 @@ def _definition(d: Any, writer: Writer) -> str:
         code = writer(a)
         arguments.append(code.text if code.kind != "diagonal" or d.code == "torch.sqrt"
                          else f"torch.diag_embed({code.text})")
-    arguments += [repr(o) for o in d.options]
     if "." not in d.code:
         writer.used.add(d.code)
-    if d.options and len(d.arguments) == 1 and d.code in ("gram_power", "block_dominant"):
-        arguments.insert(1, "None")
+    if d.code in ("gram_power", "block_dominant"):
+        arguments += ["None"] * (len(d.arguments) == 1) + [repr(o) for o in d.options]
     return f"{d.code}({', '.join(arguments)})"

@@ -33,6 +33,7 @@ class Definition:
         facts: of `algebra.FACTS`, what the lemma says of the symbol.
         concludes: each ⪰ 0 by the lemma.
         rules: equations that hold by the lemma.
+        options: further arguments of `code`; for "orthogonality" whether Q is "lying".
         exact: from exact arguments an exact value that satisfies the lemma's hypothesis; where the
             closed form is irrational, a rational one beyond it.
         code: the function of `sdplip.layers.closed_forms` that computes it, called with the
@@ -209,6 +210,13 @@ LEMMAS: dict[str, Lemma] = {
             _dominance,
         ),
         Lemma(
+            "root",
+            "R = T^{1/2} has R² = T for a positive diagonal T.",
+            "Entry by entry.",
+            "",
+            _no_identity,
+        ),
+        Lemma(
             "inverse",
             "Y = E⁻¹ is symmetric and positive definite for E = cI + Σ FᵀF, c > 0.",
             "vᵀEv ≥ c‖v‖² makes E invertible, and vᵀYv = (Yv)ᵀE(Yv) ≥ 0.",
@@ -356,6 +364,7 @@ def orthogonal(name: str, X: MatrixSymbol, tall: bool = True) -> Definition:
 
     Args:
         tall: p ≥ m is stated, so that QᵀQ = I may be used; otherwise QQᵀ = I for p ≤ m.
+            I − QᵀQ ⪰ 0 is concluded for every shape.
     """
     p, m = X.shape
     Q = MatrixSymbol(name, p, m)
@@ -374,6 +383,7 @@ def orthogonal(name: str, X: MatrixSymbol, tall: bool = True) -> Definition:
         (rule,),
         exact=_exact_cayley,
         code="cayley",
+        options=() if tall else ("lying",),
     )
 
 
@@ -384,7 +394,7 @@ def root(name: str, T: Definition) -> Definition:
     R = MatrixSymbol(name, *T.symbol.shape)
     return Definition(
         R,
-        "",
+        "root",
         (T.symbol,),
         rf"{sp.latex(T.symbol)}^{{1/2}}",
         None,
@@ -427,11 +437,11 @@ def inverse(name: str, E: MatrixExpr) -> Definition:
     )
 
 
-def define(name: str, value: MatrixExpr, *facts: str) -> Definition:
-    """A symbol for an expression; `facts` are checked on instances, not proved."""
-    return Definition(
-        MatrixSymbol(name, *value.shape), "", (), sp.latex(value), value, tuple(facts)
-    )
+def define(name: str, value: MatrixExpr) -> Definition:
+    """A name for an expression."""
+    symbol = MatrixSymbol(name, *value.shape)
+    rule = Rule(symbol, value, f"{name} stands for it")
+    return Definition(symbol, "", (value,), sp.latex(value), value, rules=(rule,))
 
 
 def squares_of(P: MatrixExpr, algebra: Algebra) -> list[tuple[MatrixExpr, MatrixExpr]] | None:

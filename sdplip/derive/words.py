@@ -23,7 +23,8 @@ class Words:
     def __init__(self, facts: Mapping[str, Sequence[str]], rules: Sequence[Sequence[Any]]) -> None:
         self.diagonal = {n for n, f in facts.items() if "diagonal" in f}
         self.symmetric = self.diagonal | {n for n, f in facts.items() if "symmetric" in f}
-        self.invertible = {n for n, f in facts.items() if {"invertible", "positive"} & set(f)}
+        self.positive = {n for n, f in facts.items() if "positive" in f}
+        self.invertible = self.positive | {n for n, f in facts.items() if "invertible" in f}
         self.rules: list[tuple[Any, Poly]] = []
         oriented: list[tuple[Any, Poly]] = []
         for left, right in rules:
@@ -136,3 +137,189 @@ def _single(p: Poly, tree: Any) -> tuple[Any, Fraction]:
 
 def _places(word: Any, left: Any) -> list[int]:
     return [i for i in range(len(word) - len(left) + 1) if word[i : i + len(left)] == left]
+
+
+# --- a whole proof object ---
+
+
+def check(document: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the symbolic part of a proof object; an empty list if it proves its claim.
+
+    Every fact and rule is derived here from how the symbols were declared, none is taken over.
+
+    Raises:
+        InvalidInput: something that is no proof object.
+    """
+    try:
+        return [p for goal in document["goals"] for p in _check_goal(document, goal)]
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"Not a proof object: {type(error).__name__} {error}.") from error
+
+
+def _check_goal(document: Mapping[str, Any], goal: Mapping[str, Any]) -> list[str]:
+    engine = _engine(document)
+    positive = {name for name, d in document["free"].items() if d.get("positive")}
+    problems = []
+    if goal["kind"] == "rows":
+        for row in goal["rows"]:
+            problems += _check_row(row, document)
+        return problems
+    blocks = [[_insert(e, document["ansatz"]) for e in row] for row in goal["blocks"]]
+    for name in goal["signed"]:
+        value = engine.reduce(engine.read(_insert(["sym", name], document["ansatz"])))
+        for (scalars, word), c in value.items():
+            letters = {n for n, *_ in word}
+            signed = engine.diagonal & engine.positive
+            if c < 0 or not letters <= signed or not {n for n, _ in scalars} <= positive:
+                problems.append(f"{name} is not seen to be diagonal and ≥ 0")
+    for i, row in enumerate(blocks):
+        for j, entry in enumerate(row):
+            squares = [
+                ["mul", ["num", "-1"], ["t", s["row"][i]], s["weight"], s["row"][j]]
+                for s in goal["squares"]
+            ]
+            if not engine.zero(entry, *squares):
+                problems.append(f"block ({i + 1}, {j + 1}) is not the sum of the squares")
+    for number, square in enumerate(goal["squares"], 1):
+        weight = engine.reduce(engine.read(square["weight"]))
+        if square["by"] == "positive":
+            known = [_positive(engine, k, c, positive) for k, c in weight.items()]
+        else:
+            known = [_proportional(weight, engine, _conclusion(document, square["by"]), positive)]
+        if not all(known):
+            problems.append(f"weight {number} is not seen to be ⪰ 0 ({square['by']})")
+    if goal.get("strict"):
+        plain = [s for s in goal["squares"] if s["by"] == "positive" and len(s["row"]) == 1]
+        if not any(engine.zero(s["row"][0], ["num", "-1"]) for s in plain):
+            problems.append("no square is positive definite, which the claim needs")
+    return problems
+
+
+def _check_row(row: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+    """A row's letters commute; x and |x| are u − v and u + v with u, v ≥ 0 of their own."""
+    letters = [n for n in row["letters"] if isinstance(n, str)]
+    signs: dict[str, Any] = {}
+    for x in letters:
+        if x.endswith("_ii") and not x.startswith("|"):
+            up, down = ["sym", f"{x}⁺"], ["sym", f"{x}⁻"]
+            signs[x] = ["add", up, ["mul", ["num", "-1"], down]]
+            signs[f"|{x}|"] = ["add", up, down]
+    engine = Words({n: ["diagonal", "invertible"] for n in (*letters, *signs)}, [])
+    value, terms = _insert(row["value"], signs), _insert(row["terms"], signs)
+    problems = []
+    if not engine.zero(value, ["mul", ["num", "-1"], terms]):
+        problems.append(f"{row['name']}: the row is not the sum that is claimed")
+    vectors = {n for n, d in document["free"].items() if d.get("positive")}
+    vectors |= {d["symbol"] for d in document["definitions"] if d["lemma"] == "M-matrix"}
+    sure = {f"{n}_i" for n in vectors} | vectors
+    for (_, word), c in engine.reduce(engine.read(terms)).items():
+        for name in {n for n, *_ in word}:
+            if not (name in sure or name.startswith(("|", "Σ")) or name[-1] in "⁺⁻"):
+                problems.append(f"{row['name']}: {name} may be negative")
+        if c < 0:
+            problems.append(f"{row['name']}: a term may be negative")
+    return problems
+
+
+def _positive(engine: Words, key: Any, c: Fraction, scalars: set[str]) -> bool:
+    powers, word = key
+    names = {n for n, *_ in word}
+    kind = engine.symmetric if len(word) == 1 else engine.diagonal
+    return c > 0 and {n for n, _ in powers} <= scalars and names <= engine.positive & kind
+
+
+def _proportional(weight: Poly, engine: Words, tree: Any, scalars: set[str]) -> bool:
+    known = engine.reduce(engine.read(tree))
+    (s, w), c = next(iter(known.items()))
+    ratios = [(t, a / c) for (t, v), a in weight.items() if v == w]
+    if len(ratios) != 1 or ratios[0][1] <= 0 or s or not {n for n, _ in ratios[0][0]} <= scalars:
+        return False
+    return weight == times({(ratios[0][0], ()): ratios[0][1]}, known)
+
+
+def _definition(document: Mapping[str, Any], name: str) -> Any:
+    return next(d for d in document["definitions"] if d["symbol"] == name)
+
+
+def _conclusion(document: Mapping[str, Any], name: str) -> Any:
+    """What the lemma behind this symbol says is ⪰ 0."""
+    d = _definition(document, name)
+    T, first, minus = ["sym", name], d["arguments"][0], ["num", "-1"]
+    match d["lemma"]:
+        case "diagonal dominance" | "block diagonal dominance" | "Gram power":
+            return ["add", T, ["mul", minus, first]]
+        case "spectral norm":
+            return ["add", T, ["mul", minus, ["t", first], first]]
+        case "orthogonality":
+            return ["add", ["num", "1"], ["mul", minus, ["t", T], T]]
+    raise InvalidInput(f"{name} is defined by {d['lemma']!r}, which concludes nothing.")
+
+
+def _engine(document: Mapping[str, Any]) -> Words:
+    """Facts and rules from the declarations alone."""
+    facts: dict[str, list[str]] = {}
+    rules: list[list[Any]] = []
+    for name, d in document["free"].items():
+        if d["domain"] in ("weights", "ratios"):
+            facts[f"diag({name})"] = ["diagonal", "positive"]
+    for d in document["definitions"]:
+        name = d["symbol"]
+        S, first = ["sym", name], d["arguments"][0]
+        match d["lemma"]:
+            case "diagonal dominance" | "block diagonal dominance" | "spectral norm":
+                facts[name] = ["diagonal", "positive"]
+            case "Gram power":
+                gram = Words(facts, rules)
+                if not all(_mirrored(gram, k, c) for k, c in gram.read(first).items()):
+                    raise InvalidInput(f"{name}: the matrix whose power is taken is not seen ⪰ 0.")
+                facts[name] = ["diagonal", "positive"]
+            case "root":
+                if {"diagonal", "positive"} - set(facts.get(first[1], [])):
+                    raise InvalidInput(f"{name} is the root of {first}, not seen to be positive.")
+                facts[name] = ["diagonal", "positive"]
+                rules.append([first, ["mul", S, S]])
+            case "orthogonality":
+                lying = "lying" in d["options"]
+                rules.append([["mul", S, ["t", S]] if lying else ["mul", ["t", S], S], ["num", "1"]])
+            case "inverse":
+                facts[name] = ["symmetric", "positive"]
+                rules += _inverse_rules(Words(facts, rules), S, first)
+            case "":
+                rules.append([S, first])
+            case other:
+                raise InvalidInput(f"{name} is defined by {other!r}, which is no known lemma.")
+    return Words(facts, rules)
+
+
+def _inverse_rules(engine: Words, Y: Any, E: Any) -> list[list[Any]]:
+    terms = engine.read(E)
+    seen = all(_mirrored(engine, key, c) for key, c in terms.items())
+    if not seen or not any(not s and not w for s, w in terms):
+        raise InvalidInput(f"{Y[1]} is the inverse of what is not seen to be positive definite.")
+    (_, lead), c = max(terms.items(), key=lambda t: len(t[0][1]))
+    first = ["mul", *(["t", ["sym", n]] if t else ["sym", n] for n, t, _ in lead)]
+    rest = ["add", E, ["mul", ["num", str(-c)], first]]
+    scale = ["num", str(1 / c)]
+    return [
+        [["mul", *pair], ["mul", scale, ["add", ["num", "1"], ["mul", ["num", "-1"], *other]]]]
+        for pair, other in (((first, Y), (rest, Y)), ((Y, first), (Y, rest)))
+    ]
+
+
+def _mirrored(engine: Words, key: Any, c: Fraction) -> bool:
+    """Whether a term is c·FᵀF with c > 0."""
+    scalars, word = key
+    half = len(word) // 2
+    even = len(word) % 2 == 0 and not scalars
+    return c > 0 and even and engine._turned(word[half:]) == word[:half]
+
+
+def _insert(tree: Any, values: Mapping[str, Any]) -> Any:
+    """The expression with the ansatz in it."""
+    if tree[0] in ("sym", "var"):
+        return values.get(tree[1], tree)
+    if tree[0] == "num":
+        return tree
+    return [tree[0], *(_insert(t, values) for t in tree[1:])]

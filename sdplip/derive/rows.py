@@ -1,0 +1,239 @@
+"""Entrywise conditions: one generic row in scalar letters, for every size.
+
+Row i of a vector expression is written in letters such as T_ii, |T_ii|, η_i and the sums
+Σ_{j≠i}|T_ij|. Entries |Σ_k X_k| are bounded by Σ_k |X_k|, which keeps the direction: the conditions
+subtract absolute values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sympy as sp
+
+from ..errors import DerivationError
+from ..lmi import Absolute, Metzler
+from .algebra import grid
+
+if TYPE_CHECKING:
+    from .derivation import Derivation
+
+
+@dataclass(frozen=True)
+class Row:
+    """value = terms, a sum of products of letters that are ≥ 0.
+
+    `signs` says how a real number x and its |x| are written by their positive and negative parts.
+    """
+
+    name: str
+    value: Any
+    terms: Any
+    signs: tuple[tuple[Any, Any], ...]
+    constants: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """JSON values (see `words`)."""
+        letters = {s.name for e in (self.value, self.terms) for s in e.free_symbols}
+        letters |= {s.name for _, e in self.signs for s in e.free_symbols}
+        return {
+            "name": self.name,
+            "letters": sorted(letters),
+            "value": _letters(self.value),
+            "terms": _letters(self.terms),
+            "signs": [[_letters(x), _letters(e)] for x, e in self.signs],
+            "constants": list(self.constants),
+        }
+
+
+def rows(derivation: Derivation, changes: Mapping[str, Any] | None = None) -> list[Row]:
+    """One generic row per block row of a "nonnegative" condition at the ansatz, shown ≥ 0.
+
+    Raises:
+        DerivationError: a row that is not seen to be ≥ 0, or an expression that has no row.
+    """
+    return [_shown(derivation, name, value) for name, value in _values(derivation, changes)]
+
+
+def _values(
+    derivation: Derivation, changes: Mapping[str, Any] | None = None
+) -> list[tuple[str, Any]]:
+    calculus = _Calculus(derivation)
+    ansatz = {**derivation.ansatz, **(changes or {})}
+    blocks = grid(derivation.condition.matrix)
+    symbols = derivation.condition.symbols
+    given = {}
+    for name, symbol in symbols.items():
+        value = sp.sympify(ansatz.get(name, derivation.outputs[name]))
+        given[symbol] = value
+    found = []
+    for number, (block,) in enumerate(blocks, 1):
+        at = block.xreplace(given).doit()
+        found.append((f"{derivation.condition.name}, block {number}", calculus.row(at)))
+    return found
+
+
+def _shown(derivation: Derivation, name: str, value: Any) -> Row:
+    value = sp.expand(value)
+    signs: list[tuple[Any, Any]] = []
+    for letter in sorted(value.free_symbols, key=lambda s: s.name):
+        if letter.name.endswith("_ii") and not letter.name.startswith("|"):
+            size = sp.Symbol(f"|{letter.name}|", nonnegative=True)
+            up, down = (sp.Symbol(f"{letter.name}{s}", nonnegative=True) for s in "⁺⁻")
+            signs += [(letter, up - down), (size, up + down)]
+    terms = sp.expand(value.xreplace(dict(signs)))
+    for term in sp.Add.make_args(terms):
+        if not term.is_nonnegative:
+            raise DerivationError(
+                f"{derivation.name}, {name}: the row is {value}, and {term} in it may be negative."
+            )
+    constants = tuple(f.name for f in derivation.free if f.domain == "constant" and f.low >= 0)
+    return Row(name, value, terms, tuple(signs), constants)
+
+
+class _Calculus:
+    """Rows of vectors and entries of matrices in scalar letters."""
+
+    def __init__(self, derivation: Derivation) -> None:
+        self.positive = {f.name for f in derivation.free if f.facts}
+        self.definitions = {d.symbol.name: d for d in derivation.definitions}
+
+    def row(self, vector: Any, at: str = "i") -> Any:
+        match vector:
+            case sp.MatrixSymbol() if vector.name in self.definitions:
+                d = self.definitions[vector.name]
+                if d.value is None:
+                    return sp.Symbol(f"{vector.name}_{at}", positive=True)
+                return self.row(d.value, at)
+            case sp.MatrixSymbol():
+                return sp.Symbol(f"{vector.name}_{at}", positive=vector.name in self.positive)
+            case sp.OneMatrix():
+                return sp.Integer(1)
+            case sp.ZeroMatrix():
+                return sp.Integer(0)
+            case sp.MatAdd():
+                return sp.Add(*(self.row(a, at) for a in vector.args))
+            case sp.MatMul():
+                factor, (first, *rest) = vector.as_coeff_matrices()
+                if not rest:
+                    return factor * self.row(first, at)
+                tail = rest[0] if len(rest) == 1 else sp.MatMul(*rest)
+                return factor * self._times(first, tail, at)
+        raise DerivationError(f"{vector} has no row that could be written in letters.")
+
+    def _times(self, matrix: Any, vector: Any, at: str) -> Any:
+        if isinstance(matrix, Absolute):
+            inner = self._plain(matrix.args[0])
+            solved = self.definitions.get(getattr(vector, "name", ""))
+            if isinstance(matrix, Metzler) and solved is not None and solved.lemma == "M-matrix":
+                A, right = solved.arguments
+                if inner == self._plain(A):
+                    return self.row(vector, at) - self.row(right, at)
+            total = self._beside(inner, vector, at)
+            if inner.shape[0] == inner.shape[1]:
+                own = self.entry(inner, at, at)
+                if not isinstance(matrix, Metzler):
+                    own = sp.Add(*(self._size(t) for t in sp.Add.make_args(sp.expand(own))))
+                total += own * self.row(vector, at)
+            return total
+        return self.entry(matrix, at, at) * self.row(vector, at)
+
+    def _plain(self, matrix: Any) -> Any:
+        """The matrix with plain definitions written out."""
+        replaced = {
+            d.symbol: d.value
+            for d in self.definitions.values()
+            if d.lemma == "" and d.value is not None
+        }
+        return sp.sympify(matrix).xreplace(replaced).doit()
+
+    def _beside(self, matrix: Any, vector: Any, at: str) -> Any:
+        """Σ_{j≠i} |X_ij| v_j, an upper bound where X_ij is a sum."""
+        other = "j"
+        weight = self.row(vector, other)
+        total = sp.Integer(0)
+        for term in sp.Add.make_args(sp.expand(self.entry(matrix, at, other) * weight)):
+            if term == 0:
+                continue
+            here, there = [], []
+            for factor in sp.Mul.make_args(term):
+                names = [s.name for s in factor.free_symbols]
+                (there if any(n.endswith("j") for n in names) else here).append(factor)
+            inside = "·".join(sorted(self._shown(f) for f in there))
+            outside = sp.Mul(*(self._size(f) for f in here))
+            total += outside * sp.Symbol(f"Σ{inside}", nonnegative=True)
+        return total
+
+    def _shown(self, factor: Any) -> str:
+        text = str(factor)
+        return text if factor.is_nonnegative else f"|{text}|"
+
+    def _size(self, factor: Any) -> Any:
+        """|factor| in letters."""
+        total = sp.Integer(1)
+        for f in sp.Mul.make_args(factor):
+            if f.is_nonnegative:
+                total *= f
+            elif f.is_number:
+                total *= abs(f)
+            else:
+                total *= sp.Symbol(f"|{f}|", nonnegative=True)
+        return total
+
+    def entry(self, matrix: Any, i: str, j: str) -> Any:
+        """X_ii for i = j, X_ij for j ≠ i."""
+        same = i == j
+        match matrix:
+            case sp.MatrixSymbol() if matrix.name in self.definitions:
+                d = self.definitions[matrix.name]
+                if d.value is None:
+                    raise DerivationError(f"{matrix} has no entries that could be written.")
+                return self.entry(d.value, i, j)
+            case sp.MatrixSymbol():
+                return sp.Symbol(f"{matrix.name}_{i}{j}", real=True)
+            case sp.Identity():
+                return sp.Integer(same)
+            case sp.ZeroMatrix():
+                return sp.Integer(0)
+            case sp.DiagMatrix():
+                return self.row(matrix.args[0], i) if same else sp.Integer(0)
+            case sp.MatPow() if self._diagonal(matrix.base):
+                return self.entry(matrix.base, i, i) ** matrix.exp if same else sp.Integer(0)
+            case sp.MatAdd():
+                return sp.Add(*(self.entry(a, i, j) for a in matrix.args))
+            case sp.MatMul():
+                factor, matrices = matrix.as_coeff_matrices()
+                full = [k for k, X in enumerate(matrices) if not self._diagonal(X)]
+                if not full:
+                    parts = [self.entry(X, i, i) for X in matrices]
+                    return factor * sp.Mul(*parts) if same else sp.Integer(0)
+                if len(full) == 1:
+                    k = full[0]
+                    left = [self.entry(X, i, i) for X in matrices[:k]]
+                    right = [self.entry(X, j, j) for X in matrices[k + 1 :]]
+                    return sp.expand(
+                        factor * sp.Mul(*left) * self.entry(matrices[k], i, j) * sp.Mul(*right)
+                    )
+        raise DerivationError(f"The entries of {matrix} cannot be written in letters.")
+
+    def _diagonal(self, matrix: Any) -> bool:
+        if isinstance(matrix, sp.MatMul | sp.MatAdd):
+            return all(self._diagonal(a) for a in matrix.args if isinstance(a, sp.MatrixExpr))
+        if isinstance(matrix, sp.MatPow):
+            return self._diagonal(matrix.base)
+        return isinstance(matrix, sp.DiagMatrix | sp.Identity)
+
+
+def _letters(expr: Any) -> list[Any]:
+    if expr.is_Symbol:
+        return ["sym", expr.name]
+    if expr.is_Rational:
+        return ["num", str(expr)]
+    if expr.is_Add or expr.is_Mul:
+        return ["add" if expr.is_Add else "mul", *(_letters(a) for a in expr.args)]
+    if expr.is_Pow and expr.exp.is_Integer:
+        product = ["mul", *[_letters(expr.base)] * abs(int(expr.exp))]
+        return ["inv", product] if expr.exp < 0 else product
+    raise DerivationError(f"{expr} cannot be written in letters.")
