@@ -30,4 +30,9 @@ class NotConvergedWarning(UserWarning):
 
 
 class DerivationError(SdplipError):
-    """A step of a derivation that is not valid; the message names the step and what it met."""
+    """A step of a derivation that is not valid; the message names the step and what it met.
+
+    `steps` are those before it, where a statement raised it.
+    """
+
+    steps: tuple[object, ...] = ()

@@ -222,6 +222,19 @@ class LMI:
         return sizes
 
 
+def evaluate(expr: Any, values: Mapping[str, Any], sizes: Mapping[Any, int]) -> Any:
+    """A matrix expression or scalar at these values, as full matrices of the values' kind.
+
+    Args:
+        values: by name of symbol; at least one decides the kind (see `LMI.__call__`).
+        sizes: of the size symbols.
+    """
+    ops = backend(values)
+    names = expr.atoms(sp.MatrixSymbol) | {s for s in expr.free_symbols if isinstance(s, sp.Symbol)}
+    env = {s: ops.array(s.name, values[s.name]) for s in names if s.name in values}
+    return _evaluate(expr, env, sizes, ops)
+
+
 def _sizes(matrix: Any) -> set[Any]:
     return {s for d in matrix.shape for s in d.free_symbols}
 

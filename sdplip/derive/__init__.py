@@ -1,0 +1,32 @@
+"""Derive Lipschitz layers: state a structure and an ansatz, get a checked proof and a Torch layer."""
+
+from . import lemmas
+from .algebra import Algebra, Rule
+from .counterexample import Counterexample
+from .derivation import Derivation
+from .free import Free
+from .lemmas import LEMMAS, Definition, Lemma
+from .proof import Check, Proof, replay
+from .report import main
+from .statement import Square, Statement, Step, s_procedure, statement
+
+__all__ = [
+    "LEMMAS",
+    "Algebra",
+    "Check",
+    "Counterexample",
+    "Definition",
+    "Derivation",
+    "Free",
+    "Lemma",
+    "Proof",
+    "Rule",
+    "Square",
+    "Statement",
+    "Step",
+    "lemmas",
+    "main",
+    "replay",
+    "s_procedure",
+    "statement",
+]

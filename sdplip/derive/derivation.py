@@ -19,7 +19,7 @@ from .algebra import Algebra, grid
 from .free import Free
 from .lemmas import Definition, squares_of
 from .rows import Row, rows
-from .statement import Square, Statement, statement
+from .statement import Square, Statement, Step, statement
 from .trees import tree, trees
 from .words import check as check_words
 
@@ -168,6 +168,15 @@ class Derivation:
         if self.family == "Equilibrium":
             found.append(self._wellposed(proved.algebra))
         return found
+
+    def steps(self) -> tuple[Step, ...]:
+        """The argument's steps as far as they are valid."""
+        if self.condition.cone == "nonnegative":
+            return ()
+        try:
+            return self.argument(self.start()).steps
+        except DerivationError as error:
+            return getattr(error, "steps", ())
 
     def _signed(self, algebra: Algebra) -> None:
         """The multipliers must be diagonal and ≥ 0: nothing else is a valid multiplier."""

@@ -64,7 +64,8 @@ class Writer:
             case sp.MatrixSymbol():
                 return Code(expr.name, self.kinds[expr.name], True)
             case sp.DiagMatrix():
-                return Code(self(expr.args[0]).text, "diagonal")
+                inner = self(expr.args[0])
+                return Code(inner.text, "diagonal", inner.atom)
             case sp.Identity():
                 return Code(self._call("ones", self._size(expr.shape[0])), "diagonal", True)
             case sp.ZeroMatrix():

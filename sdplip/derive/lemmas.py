@@ -18,6 +18,7 @@ from sympy.matrices.expressions import MatrixExpr
 from ..errors import InvalidInput
 from ..lmi import Absolute
 from .algebra import Algebra, Letter, Rule
+from .tex import tex
 
 
 @dataclass(frozen=True)
@@ -272,16 +273,16 @@ def diagonal_dominance(name: str, S: MatrixExpr, q: MatrixSymbol | None = None) 
     if q is None:
         value = sp.DiagMatrix(Absolute(S) * sp.OneMatrix(n, 1))
         arguments: tuple[MatrixExpr, ...] = (S,)
-        tex = rf"\operatorname{{diag}}\bigl(\textstyle\sum_j |{sp.latex(S)}|_{{ij}}\bigr)"
+        shown = rf"\operatorname{{diag}}\bigl(\textstyle\sum_j |{tex(S)}|_{{ij}}\bigr)"
     else:
         value = sp.DiagMatrix(Absolute(S) * q) * sp.DiagMatrix(q).I
         arguments = (S, q)
-        tex = rf"\operatorname{{diag}}\bigl(\textstyle\sum_j |{sp.latex(S)}|_{{ij}}\,q_j/q_i\bigr)"
+        shown = rf"\operatorname{{diag}}\bigl(\textstyle\sum_j |{tex(S)}|_{{ij}}\,q_j/q_i\bigr)"
     return Definition(
         T,
         "diagonal dominance",
         arguments,
-        tex,
+        shown,
         value,
         ("diagonal", "positive"),
         (T - S,),
@@ -298,7 +299,7 @@ def spectral(name: str, W: MatrixExpr) -> Definition:
         T,
         "spectral norm",
         (W,),
-        rf"\|{sp.latex(W)}\|_2^2\, I",
+        rf"\|{tex(W)}\|_2^2\, I",
         None,
         ("diagonal", "positive"),
         (T - W.T * W,),
@@ -322,7 +323,7 @@ def gram_power(
         T,
         "Gram power",
         (S,) if q is None else (S, q),
-        rf"\operatorname{{diag}}\bigl((\textstyle\sum_j |({sp.latex(S)})^{{{power}}}|_{{ij}}"
+        rf"\operatorname{{diag}}\bigl((\textstyle\sum_j |({tex(S)})^{{{power}}}|_{{ij}}"
         rf"{scaled})^{{1/{power}}}\bigr)",
         None,
         ("diagonal", "positive"),
@@ -349,7 +350,7 @@ def block_dominance(
         T,
         "block diagonal dominance",
         (S,) if q is None else (S, q),
-        rf"\operatorname{{diag}}\bigl(\textstyle\sum_j \|{sp.latex(S)}\|_{{[ij]}} I\bigr)",
+        rf"\operatorname{{diag}}\bigl(\textstyle\sum_j \|{tex(S)}\|_{{[ij]}} I\bigr)",
         None,
         ("diagonal", "positive"),
         (T - S,),
@@ -376,7 +377,7 @@ def orthogonal(name: str, X: MatrixSymbol, tall: bool = True) -> Definition:
         Q,
         "orthogonality",
         (X,),
-        rf"\operatorname{{cayley}}({sp.latex(X)})",
+        rf"\operatorname{{cayley}}({tex(X)})",
         None,
         (),
         (Identity(m) - Q.T * Q,),
@@ -396,7 +397,7 @@ def root(name: str, T: Definition) -> Definition:
         R,
         "root",
         (T.symbol,),
-        rf"{sp.latex(T.symbol)}^{{1/2}}",
+        rf"{tex(T.symbol)}^{{1/2}}",
         None,
         ("diagonal", "positive"),
         (),
@@ -427,7 +428,7 @@ def inverse(name: str, E: MatrixExpr) -> Definition:
         Y,
         "inverse",
         (E,),
-        rf"({sp.latex(E)})^{{-1}}",
+        rf"({tex(E)})^{{-1}}",
         E.I,
         ("symmetric", "positive"),
         (Y,),
@@ -437,11 +438,23 @@ def inverse(name: str, E: MatrixExpr) -> Definition:
     )
 
 
+def diagonal(name: str, value: MatrixExpr) -> Definition:
+    """A diagonal given by a formula that no lemma knows: a derivation that rests on it fails."""
+    return Definition(
+        MatrixSymbol(name, *value.shape),
+        "unproved",
+        (),
+        tex(value),
+        value,
+        ("diagonal", "positive"),
+    )
+
+
 def define(name: str, value: MatrixExpr) -> Definition:
     """A name for an expression."""
     symbol = MatrixSymbol(name, *value.shape)
     rule = Rule(symbol, value, f"{name} stands for it")
-    return Definition(symbol, "", (value,), sp.latex(value), value, rules=(rule,))
+    return Definition(symbol, "", (value,), tex(value), value, rules=(rule,))
 
 
 def squares_of(P: MatrixExpr, algebra: Algebra) -> list[tuple[MatrixExpr, MatrixExpr]] | None:

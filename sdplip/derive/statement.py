@@ -136,7 +136,7 @@ class Statement(LMI):
         ]
         kept = [i for i, empty in enumerate(zero) if not empty]
         if len(kept) == len(zero):
-            raise DerivationError(self._says("has no zero block row to drop", "drop_zeros"))
+            raise self._fails("has no zero block row to drop", "drop_zeros")
         if not kept:
             return self._finish("all blocks are zero", ())
         new = tuple(tuple(self.blocks[i][j] for j in kept) for i in kept)
@@ -157,16 +157,12 @@ class Statement(LMI):
             try:
                 inverse = self.algebra.normal(sp.Inverse(P))
             except InvalidInput as error:
-                raise DerivationError(
-                    self._says(f"P = {P} has no inverse that is known: {error}", "schur")
-                ) from error
+                raise self._fails(f"P = {P} has no inverse that is known: {error}", "schur") from error
         unit = sp.Identity(P.shape[0])
         if not self.algebra.equal(P * inverse, unit):
-            raise DerivationError(self._says(f"({P})·({inverse}) is not I", "schur"))
+            raise self._fails(f"({P})·({inverse}) is not I", "schur")
         if squares_of(inverse, self.algebra) is None:
-            raise DerivationError(
-                self._says(f"the pivot {P} is not seen to be positive definite", "schur")
-            )
+            raise self._fails(f"the pivot {P} is not seen to be positive definite", "schur")
         rest = [i for i in range(len(self.sizes)) if i != pivot]
         row = tuple(self.blocks[pivot])
         new = tuple(
@@ -189,7 +185,7 @@ class Statement(LMI):
         try:
             back = [self.algebra.normal(sp.Inverse(X)) for X in diagonal]
         except InvalidInput as error:
-            raise DerivationError(self._says(str(error), "congruence")) from error
+            raise self._fails(str(error), "congruence") from error
         new = tuple(
             tuple(self.algebra.normal(X.T * e * Y) for e, Y in zip(row, diagonal, strict=True))
             for X, row in zip(diagonal, self.blocks, strict=True)
@@ -204,7 +200,7 @@ class Statement(LMI):
     def subtract(self, row: Sequence[MatrixExpr], weight: MatrixExpr) -> Statement:
         """What is left without the square rowᵀ · weight · row ⪰ 0: sufficient."""
         if squares_of(weight, self.algebra) is None:
-            raise DerivationError(self._says(f"{weight} is not seen to be ⪰ 0", "subtract"))
+            raise self._fails(f"{weight} is not seen to be ⪰ 0", "subtract")
         line: Grid = (tuple(row),)
         square = self.algebra.product(transpose(self.algebra.product(((weight,),), line)), line)
         new = self.algebra.add(self.blocks, square, -1)
@@ -238,9 +234,7 @@ class Statement(LMI):
         for i, row in enumerate(self.blocks):
             for j, entry in enumerate(row):
                 if i != j and self.algebra.terms(entry):
-                    raise DerivationError(
-                        self._says(f"block ({i + 1}, {j + 1}) is {entry}, not zero", "conclude")
-                    )
+                    raise self._fails(f"block ({i + 1}, {j + 1}) is {entry}, not zero", "conclude")
             by, weights = self._reason(row[i])
             unit = identity(self.sizes)[i]
             reasons.append(by)
@@ -264,9 +258,7 @@ class Statement(LMI):
                     return definition.symbol.name, [(sp.Identity(P.shape[0]), ratio * known)]
         squares = squares_of(P, self.algebra)
         if squares is None:
-            raise DerivationError(
-                self._says(f"{P} is neither what a lemma gives nor a sum of squares", "conclude")
-            )
+            raise self._fails(f"{P} is neither what a lemma gives nor a sum of squares", "conclude")
         return "positive", squares
 
     def _then(
@@ -307,8 +299,11 @@ class Statement(LMI):
             self, steps=(*self.steps, step), squares=(*self.squares, *found), concluded=True
         )
 
-    def _says(self, problem: str, step: str) -> str:
-        return f"{self.name}, step {len(self.steps) + 1} ({step}): {problem}."
+    def _fails(self, problem: str, step: str) -> DerivationError:
+        """The error for a step that is not valid here, with the steps up to it."""
+        error = DerivationError(f"{self.name}, step {len(self.steps) + 1} ({step}): {problem}.")
+        error.steps = self.steps
+        return error
 
 
 def statement(

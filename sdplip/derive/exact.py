@@ -1,0 +1,105 @@
+"""Instances of a derivation in exact rational arithmetic."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sympy as sp
+
+from ..lmi import evaluate
+from .lemmas import Definition
+from .statement import Square
+
+if TYPE_CHECKING:
+    from .derivation import Derivation
+
+
+@dataclass(frozen=True)
+class Instance:
+    """Exact values of every symbol of an ansatz, by name; matrices in full."""
+
+    values: dict[str, Any]
+    outputs: dict[str, Any]
+    sizes: dict[Any, int]
+
+    def at(self, expr: Any) -> Any:
+        """An expression in the free and defined symbols at these values."""
+        return evaluate(sp.sympify(expr), self.values, self.sizes)
+
+    def condition(self, derivation: Derivation) -> sp.Matrix:
+        """The condition's matrix (a column for entrywise conditions)."""
+        lmi = derivation.condition
+        arguments = {}
+        for name in lmi.symbols:
+            value = self.outputs[name]
+            if lmi.structure.get(name) == "diagonal":
+                value = sp.Matrix([value[i, i] for i in range(value.rows)])
+            arguments[name] = value
+        return lmi(**arguments)
+
+    def sum(self, squares: Sequence[Square]) -> sp.Matrix:
+        """Σ rowᵀ · weight · row."""
+        total = None
+        for square in squares:
+            row = sp.Matrix.hstack(*(self.at(e) for e in square.row))
+            part = row.T * self.at(square.weight) * row
+            total = part if total is None else total + part
+        return total
+
+
+def instance(
+    derivation: Derivation,
+    sizes: Mapping[Any, int],
+    rng: random.Random,
+    changes: Mapping[str, Any] | None = None,
+    free: Mapping[str, Any] | None = None,
+) -> Instance:
+    """A random instance; `changes` replaces entries of the ansatz, `free` gives drawn values.
+
+    Raises:
+        ValueError: a value that is not rational, or an inverse that does not exist.
+    """
+    values: dict[str, Any] = dict(free or {})
+    for f in derivation.free:
+        if f.name not in values:
+            values[f.name] = f.draw(rng, sizes)
+    known = dict(sizes)
+    for definition in derivation.definitions:
+        values[definition.symbol.name] = _defined(definition, values, known)
+    found = Instance(values, {}, known)
+    expressions = {**derivation.outputs, **(changes or {})}
+    outputs = {name: found.at(value) for name, value in expressions.items()}
+    return Instance(values, outputs, known)
+
+
+def _defined(d: Definition, values: Mapping[str, Any], sizes: Mapping[Any, int]) -> Any:
+    if d.exact is None:
+        value = evaluate(d.value, values, sizes)
+    else:
+        value = d.exact(*(evaluate(a, values, sizes) for a in d.arguments))
+    if not all(entry.is_rational for entry in value):
+        raise ValueError(f"{d.symbol} is not rational at this instance.")
+    return value
+
+
+def is_psd(matrix: sp.Matrix) -> bool:
+    """Whether a symmetric rational matrix is positive semidefinite, by exact elimination."""
+    M = [[sp.Rational(x) for x in row] for row in matrix.tolist()]
+    active = list(range(len(M)))
+    while active:
+        if any(M[i][i] < 0 for i in active):
+            return False
+        pivots = [i for i in active if M[i][i] > 0]
+        if not pivots:
+            return all(M[i][j] == 0 for i in active for j in active)
+        k = pivots[0]
+        active.remove(k)
+        if M[k][k]:
+            for i in active:
+                factor = M[i][k] / M[k][k]
+                for j in active:
+                    M[i][j] -= factor * M[k][j]
+    return True
