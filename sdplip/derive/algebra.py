@@ -224,7 +224,7 @@ class Algebra:
         word: list[Letter] = []
         for factor in factors:
             base, power = factor.as_base_exp()
-            letter = (base.name.removesuffix("ᵀ"), base.name.endswith("ᵀ"), power < 0)
+            letter = (base.name.removesuffix("ᵀ"), base.name.endswith("ᵀ"), bool(power < 0))
             word += [letter] * abs(int(power))
         return sp.Mul(*commuting), tuple(word)
 
