@@ -173,7 +173,8 @@ class LMI:
         blocks = self.matrix.blocks
         columns = indices if self.cone == "psd" else (0,)
         grid = [[blocks[i, j] for j in columns] for i in indices]
-        return replace(self, matrix=grid[0][0] if len(indices) == 1 else sp.BlockMatrix(grid))
+        part = replace(self, matrix=grid[0][0] if len(indices) == 1 else sp.BlockMatrix(grid))
+        return replace(part, signed=tuple(name for name in self.signed if name in part.symbols))
 
     def named(self, name: str, claim: str, source: str) -> LMI:
         """The same condition under another name, claim and source."""
