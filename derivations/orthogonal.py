@@ -31,6 +31,7 @@ derivation = Derivation(
     "rows as columns.",
     definitions=[cayley],
     argument=lambda s: s.simplify().drop_zeros(),
+    sizes=[(1, 1, 1), (2, 1, 2), (2, 1, 3), (1, 1, 3)],
     **shared,
 )
 wide = Derivation(
@@ -39,6 +40,7 @@ wide = Derivation(
     claim="x ↦ Qx with QQᵀ = I is 1-Lipschitz: I − QᵀQ is a projection.",
     definitions=[lying],
     argument=lambda s: s.subtract([Identity(m) - Q.T * Q], Identity(m)).drop_zeros(),
+    sizes=[(1, 1, 1), (2, 1, 2), (2, 1, 1), (3, 1, 2)],
     **shared,
 )
 derivations = [derivation, wide]

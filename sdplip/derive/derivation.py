@@ -58,6 +58,7 @@ class Derivation:
         slopes: the range of slopes for which the condition was stated.
         controls: wrong variants by name, each a change of the ansatz that must fail.
         norm: 2 or inf.
+        sizes: (m, n, p) of the exact instances.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Derivation:
     slopes: tuple[float, float] = (0.0, 1.0)
     controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     norm: float = 2
+    sizes: Sequence[tuple[int, int, int]] = ((1, 1, 1), (2, 2, 2), (2, 3, 1), (3, 2, 2))
 
     def __post_init__(self) -> None:
         names = [f.name for f in self.free] + [d.symbol.name for d in self.definitions]

@@ -51,6 +51,8 @@ class Writer:
 
     def diagonal(self, expr: Any) -> str:
         """Source of the diagonal's entries."""
+        if isinstance(expr, sp.ZeroMatrix):
+            return f"0 * {self._call('ones', self._size(expr.shape[0]))}"
         code = self(expr)
         if code.kind != "diagonal":
             raise InvalidInput(f"{expr} is needed as a diagonal, but is not seen to be one.")
@@ -286,7 +288,9 @@ def _closed_form(derivation: Derivation) -> tuple[str, set[str]]:
             lines.append(f"    {f.name} = {f.code}({f.parameter})")
     for d in derivation.definitions:
         lines.append(f"    {d.symbol.name} = {_definition(d, writer)}")
-        writer.kinds[d.symbol.name] = "diagonal" if d.diagonal else "matrix"
+        vector = d.symbol.shape[1] == 1
+        kind: Kind = "diagonal" if d.diagonal else "vector" if vector else "matrix"
+        writer.kinds[d.symbol.name] = kind
     outputs: dict[str, str] = {}
     for key, value in derivation.outputs.items():
         kind = derivation.condition.structure.get(key, "full")
@@ -312,9 +316,11 @@ def _closed_form(derivation: Derivation) -> tuple[str, set[str]]:
 
 def _definition(d: Any, writer: Writer) -> str:
     if not d.code:
+        if d.symbol.shape[1] == 1:
+            return writer(d.value).text
         return writer.diagonal(d.value) if d.diagonal else writer.matrix(d.value)
     arguments = []
-    for a in d.arguments:
+    for a in d.arguments[:2]:
         code = writer(a)
         arguments.append(code.text if code.kind != "diagonal" or d.code == "torch.sqrt"
                          else f"torch.diag_embed({code.text})")

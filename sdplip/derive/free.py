@@ -79,8 +79,9 @@ class Free:
 
         if self.domain == "constant":
             span = sp.Rational(rng.randint(1, 8), 9)
-            high = min(self.high, self.low + 4)
-            return sp.nsimplify(self.low) + span * sp.nsimplify(high - self.low)
+            low = max(self.low, min(self.high, self.default) - 4)
+            high = min(self.high, low + 4)
+            return sp.nsimplify(low) + span * sp.nsimplify(high - low)
         rows, columns = (int(sp.sympify(d).subs(sizes)) for d in self.symbol.shape)
         low = 1 if self.facts else -9
         return sp.Matrix(rows, columns, lambda *_: number(low))

@@ -225,6 +225,28 @@ LEMMAS: dict[str, Lemma] = {
             _inverse,
         ),
         Lemma(
+            "stacked orthogonality",
+            "I − PᵀP − QᵀQ ⪰ 0 for [P; Q] = cayley([X; Y]).",
+            "It is orthogonality of the stacked matrix, whose Gram matrix is PᵀP + QᵀQ.",
+            "[LBDN]",
+            _orthogonality,
+        ),
+        Lemma(
+            "row sums",
+            "s = |X|w + δ1 > 0 for w ≥ 0 and δ > 0.",
+            "Entry by entry.",
+            "",
+            _no_identity,
+        ),
+        Lemma(
+            "M-matrix",
+            "ζ = (I − ⌈A⌉)⁻¹r > 0 for r > 0, where cq − ⌈A⌉q ≥ 0 with c < 1 and q > 0.",
+            "(I − ⌈A⌉)q ≥ (1 − c)q > 0 and the off-diagonal entries of I − ⌈A⌉ are ≤ 0, so it is an "
+            "M-matrix: its inverse is ≥ 0 and has no zero row.",
+            "Berman, Plemmons (1994), Theorem 6.2.3",
+            _no_identity,
+        ),
+        Lemma(
             "Metzler rows",
             "(I − ⌈A⌉)η ≥ |B|1 with η > 0, (I − ⌈A⌉)η > 0 and slopes in [0, 1] give exactly one "
             "solution of z = σ(Az + Bx + b) for every x, and |Δz| ≤ η‖Δx‖∞.",
@@ -438,6 +460,60 @@ def inverse(name: str, E: MatrixExpr) -> Definition:
     )
 
 
+def m_matrix(
+    name: str, A: MatrixExpr, right: MatrixExpr, q: MatrixSymbol, c: sp.Symbol
+) -> Definition:
+    """ζ = (I − ⌈A⌉)⁻¹·right > 0 for right > 0, where cq − ⌈A⌉q ≥ 0 with c < 1 and q > 0."""
+    return Definition(
+        MatrixSymbol(name, A.shape[0], 1),
+        "M-matrix",
+        (A, right, q, c),
+        rf"(I - \lceil {tex(A)} \rceil)^{{-1}} ({tex(right)})",
+        None,
+        ("positive",),
+        exact=lambda A, right, q, c: (sp.eye(A.rows) - _metzler_part(A)).inv() * right,
+        code="metzler_solve",
+    )
+
+
+def row_sums(name: str, X: MatrixExpr, weights: MatrixExpr, floor: sp.Symbol) -> Definition:
+    """s_i = Σ_j |X_ij| w_j + floor > 0 for w ≥ 0 and floor > 0."""
+    value = Absolute(X) * weights + floor * sp.OneMatrix(X.shape[0], 1)
+    return Definition(
+        MatrixSymbol(name, X.shape[0], 1),
+        "row sums",
+        (X, weights, floor),
+        tex(value),
+        value,
+        ("positive",),
+    )
+
+
+def stacked(top: str, bottom: str, X: MatrixSymbol, Y: MatrixSymbol) -> tuple[Definition, Definition]:
+    """P (p, n) and Q (m, n) with [P; Q] = cayley([X; Y]), hence I − PᵀP − QᵀQ ⪰ 0."""
+    n = X.shape[1]
+    P, Q = MatrixSymbol(top, *X.shape), MatrixSymbol(bottom, *Y.shape)
+    names = f"[{top}; {bottom}]"
+    first, second = (
+        Definition(
+            symbol,
+            "stacked orthogonality",
+            (X, Y),
+            rf"{part}\ \operatorname{{cayley}}\left(\left[\begin{{matrix}}{tex(X)}\\{tex(Y)}"
+            r"\end{matrix}\right]\right)",
+            concludes=conclusion,
+            exact=exact,
+            code=code,
+            options=(names,),
+        )
+        for symbol, part, conclusion, exact, code in (
+            (P, r"\text{top of}", (Identity(n) - P.T * P - Q.T * Q,), _exact_top, "cayley_top"),
+            (Q, r"\text{bottom of}", (), _exact_bottom, "cayley_bottom"),
+        )
+    )
+    return first, second
+
+
 def diagonal(name: str, value: MatrixExpr) -> Definition:
     """A diagonal given by a formula that no lemma knows: a derivation that rests on it fails."""
     return Definition(
@@ -555,6 +631,13 @@ def _exact_cayley(X: sp.Matrix) -> sp.Matrix:
     return sp.Matrix.vstack(2 * R - sp.eye(X.cols), -2 * V * R)
 
 
-def names(definitions: Sequence[Definition]) -> dict[str, Definition]:
-    """The definitions by the names of their symbols."""
-    return {d.symbol.name: d for d in definitions}
+def _exact_top(X: sp.Matrix, Y: sp.Matrix) -> sp.Matrix:
+    return _exact_cayley(sp.Matrix.vstack(X, Y))[: X.rows, :]
+
+
+def _exact_bottom(X: sp.Matrix, Y: sp.Matrix) -> sp.Matrix:
+    return _exact_cayley(sp.Matrix.vstack(X, Y))[X.rows :, :]
+
+
+def _metzler_part(A: sp.Matrix) -> sp.Matrix:
+    return sp.Matrix(*A.shape, lambda i, j: A[i, j] if i == j else abs(A[i, j]))

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 KIND = "sdplip.derivation"
 Status = Literal["proved", "refuted", "undecided", "inconsistent"]
-SIZES = ((1, 1, 1), (2, 2, 2), (2, 3, 1), (3, 2, 2))
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def _sizes(derivation: Derivation) -> list[dict[Any, int]]:
     dims = {d for f in derivation.free if f.domain != "constant" for d in f.symbol.shape}
     named = sorted((d for d in dims if getattr(d, "is_Symbol", False)), key=str)
     found = []
-    for m, n, p in SIZES:
+    for m, n, p in derivation.sizes:
         found.append({d: {"m": m, "n": n, "p": p}.get(str(d), 2) for d in named})
     return [s for i, s in enumerate(found) if s not in found[:i]]
 

@@ -57,6 +57,23 @@ def rows(derivation: Derivation, changes: Mapping[str, Any] | None = None) -> li
     return [_shown(derivation, name, value) for name, value in _values(derivation, changes)]
 
 
+def _hypotheses(derivation: Derivation, calculus: _Calculus) -> list[tuple[str, Any]]:
+    """What the M-matrix lemma needs: cq − ⌈A⌉q ≥ 0 with c < 1."""
+    found = []
+    for d in derivation.definitions:
+        if d.lemma != "M-matrix":
+            continue
+        A, right, q, c = d.arguments
+        bound = next((f for f in derivation.free if f.symbol == c), None)
+        if bound is None or bound.high > 1:
+            raise DerivationError(f"{derivation.name}: {c} must be a constant below 1.")
+        if not all(t.is_positive for t in sp.Add.make_args(sp.expand(calculus.row(right)))):
+            if not calculus.row(right).is_positive:
+                raise DerivationError(f"{derivation.name}: {right} is not seen to be positive.")
+        found.append((f"M-matrix for {d.symbol}", calculus.row(c * q - Metzler(A) * q)))
+    return found
+
+
 def _values(
     derivation: Derivation, changes: Mapping[str, Any] | None = None
 ) -> list[tuple[str, Any]]:
@@ -72,7 +89,8 @@ def _values(
     for number, (block,) in enumerate(blocks, 1):
         at = block.xreplace(given).doit()
         found.append((f"{derivation.condition.name}, block {number}", calculus.row(at)))
-    return found
+    found += _hypotheses(derivation, calculus)
+    return [(name, value.xreplace(calculus.sums())) for name, value in found]
 
 
 def _shown(derivation: Derivation, name: str, value: Any) -> Row:
@@ -100,11 +118,21 @@ class _Calculus:
         self.positive = {f.name for f in derivation.free if f.facts}
         self.definitions = {d.symbol.name: d for d in derivation.definitions}
 
+    def sums(self) -> dict[Any, Any]:
+        """Sums that have a name: Σ_j |X_ij| w_j = s_i − floor."""
+        found = {}
+        for d in self.definitions.values():
+            if d.lemma == "row sums":
+                X, weights, floor = d.arguments
+                letter = self._beside(self._plain(X), weights, "i")
+                found[letter] = sp.Symbol(f"{d.symbol.name}_i", positive=True) - floor
+        return found
+
     def row(self, vector: Any, at: str = "i") -> Any:
         match vector:
             case sp.MatrixSymbol() if vector.name in self.definitions:
                 d = self.definitions[vector.name]
-                if d.value is None:
+                if d.value is None or d.lemma == "row sums":
                     return sp.Symbol(f"{vector.name}_{at}", positive=True)
                 return self.row(d.value, at)
             case sp.MatrixSymbol():
@@ -128,7 +156,7 @@ class _Calculus:
             inner = self._plain(matrix.args[0])
             solved = self.definitions.get(getattr(vector, "name", ""))
             if isinstance(matrix, Metzler) and solved is not None and solved.lemma == "M-matrix":
-                A, right = solved.arguments
+                A, right = solved.arguments[:2]
                 if inner == self._plain(A):
                     return self.row(vector, at) - self.row(right, at)
             total = self._beside(inner, vector, at)

@@ -208,6 +208,16 @@ class Statement(LMI):
         text = f"it suffices without the square of weight {weight}"
         return self._then("subtract", text, "sufficient", new, unit, [(tuple(row), weight)])
 
+    def factor(self, row: Sequence[MatrixExpr], weight: MatrixExpr) -> Statement:
+        """weight ⪰ 0 suffices where M = rowᵀ · weight · row, which is checked."""
+        line: Grid = (tuple(row),)
+        square = self.algebra.product(transpose(self.algebra.product(((weight,),), line)), line)
+        left = self.algebra.add(self.blocks, square, -1)
+        if not self.algebra.zero(left):
+            raise self._fails(f"the matrix is not the square of {row} with {weight}", "factor")
+        text = f"the matrix is FᵀPF with F = [{', '.join(map(str, row))}]"
+        return self._then("factor", text, "sufficient", ((weight,),), line)
+
     def restrict(self, *columns: Sequence[MatrixExpr]) -> Statement:
         """VᵀMV for V given by its block rows: implied by M ⪰ 0, so 'necessary'."""
         V = tuple(tuple(row) for row in columns)

@@ -7,6 +7,7 @@ from typing import Any
 import sympy as sp
 
 from ..errors import InvalidInput
+from ..lmi import Absolute, Metzler
 from .algebra import Grid, name_of
 
 
@@ -25,6 +26,10 @@ def tree(expr: Any) -> list[Any]:
             return ["num", str(expr)]
         case sp.Symbol():
             return ["var", expr.name]
+        case sp.OneMatrix():
+            return ["ones"]
+        case Absolute():
+            return ["metzler" if isinstance(expr, Metzler) else "abs", tree(expr.args[0])]
         case sp.MatAdd() | sp.Add():
             return ["add", *(tree(a) for a in expr.args)]
         case sp.MatMul() | sp.Mul():

@@ -159,13 +159,13 @@ def check(document: Mapping[str, Any]) -> list[str]:
 
 
 def _check_goal(document: Mapping[str, Any], goal: Mapping[str, Any]) -> list[str]:
-    engine = _engine(document)
     positive = {name for name, d in document["free"].items() if d.get("positive")}
-    problems = []
+    problems: list[str] = []
     if goal["kind"] == "rows":
         for row in goal["rows"]:
             problems += _check_row(row, document)
         return problems
+    engine = _engine(document)
     blocks = [[_insert(e, document["ansatz"]) for e in row] for row in goal["blocks"]]
     for name in goal["signed"]:
         value = engine.reduce(engine.read(_insert(["sym", name], document["ansatz"])))
@@ -212,7 +212,8 @@ def _check_row(row: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]
     if not engine.zero(value, ["mul", ["num", "-1"], terms]):
         problems.append(f"{row['name']}: the row is not the sum that is claimed")
     vectors = {n for n, d in document["free"].items() if d.get("positive")}
-    vectors |= {d["symbol"] for d in document["definitions"] if d["lemma"] == "M-matrix"}
+    named = ("M-matrix", "row sums")
+    vectors |= {d["symbol"] for d in document["definitions"] if d["lemma"] in named}
     sure = {f"{n}_i" for n in vectors} | vectors
     for (_, word), c in engine.reduce(engine.read(terms)).items():
         for name in {n for n, *_ in word}:
@@ -254,6 +255,12 @@ def _conclusion(document: Mapping[str, Any], name: str) -> Any:
             return ["add", T, ["mul", minus, ["t", first], first]]
         case "orthogonality":
             return ["add", ["num", "1"], ["mul", minus, ["t", T], T]]
+        case "stacked orthogonality":
+            parts = [["sym", e["symbol"]] for e in document["definitions"]
+                     if e["lemma"] == d["lemma"] and e["arguments"] == d["arguments"]]
+            if len(parts) != 2:
+                raise InvalidInput(f"{name} is not one of two stacked matrices.")
+            return ["add", ["num", "1"], *(["mul", minus, ["t", P], P] for P in parts)]
     raise InvalidInput(f"{name} is defined by {d['lemma']!r}, which concludes nothing.")
 
 
@@ -288,6 +295,8 @@ def _engine(document: Mapping[str, Any]) -> Words:
                 rules += _inverse_rules(Words(facts, rules), S, first)
             case "":
                 rules.append([S, first])
+            case "stacked orthogonality" | "M-matrix" | "row sums":
+                pass
             case other:
                 raise InvalidInput(f"{name} is defined by {other!r}, which is no known lemma.")
     return Words(facts, rules)

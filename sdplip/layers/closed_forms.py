@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ._base import saturate, soft_bound
 from ._state import between
+from .nemon import reach
 from .orthogonal import semi_orthogonal
 
 __all__ = [
@@ -16,10 +17,13 @@ __all__ = [
     "block_dominant",
     "bounded",
     "cayley",
+    "cayley_bottom",
+    "cayley_top",
     "dominant",
     "eye",
     "gershgorin",
     "gram_power",
+    "metzler_solve",
     "normalised",
     "ones",
     "ratios",
@@ -78,6 +82,22 @@ def weights(log_q: Tensor) -> Tensor:
 def cayley(X: Tensor) -> Tensor:
     """The semi-orthogonal matrix (*batch, p, m) that the Cayley map makes of X."""
     return semi_orthogonal(X, "cayley")
+
+
+def cayley_top(X: Tensor, Y: Tensor) -> Tensor:
+    """The rows of X in cayley([X; Y])."""
+    return cayley(torch.cat([X, Y], dim=-2))[..., : X.shape[-2], :]
+
+
+def cayley_bottom(X: Tensor, Y: Tensor) -> Tensor:
+    """The rows of Y in cayley([X; Y])."""
+    return cayley(torch.cat([X, Y], dim=-2))[..., X.shape[-2] :, :]
+
+
+def metzler_solve(A: Tensor, v: Tensor) -> Tensor:
+    """(I - ⌈A⌉)⁻¹v for v (*batch, n), rounded upwards: positive for an M-matrix and v > 0."""
+    solved = reach(A, v.unsqueeze(-1)).squeeze(-1)
+    return _upwards(solved, A)
 
 
 def spectral(W: Tensor) -> Tensor:
@@ -149,6 +169,8 @@ def gram_power(S: Tensor, q: Tensor | None = None, power: int = 2) -> Tensor:
         P, scale = P / peak, scale * scale * peak
     row = P.abs()
     T = row.sum(dim=-1) if q is None else (row @ q.unsqueeze(-1)).squeeze(-1) / q
+    # Entries of Sᵖ far below the largest are lost to rounding.
+    T = T + 4 * power * torch.finfo(S.dtype).eps * T.detach().amax(dim=-1, keepdim=True)
     root = (torch.where(T > 0, T, 1) * scale.squeeze(-1)) ** (1 / power) * size.squeeze(-1)
     return _floored(_upwards(torch.where(T > 0, root, 0), S))
 
