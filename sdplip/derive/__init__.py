@@ -5,10 +5,11 @@ from .algebra import Algebra, Rule
 from .counterexample import Counterexample
 from .derivation import Derivation
 from .free import Free
-from .lemmas import LEMMAS, Definition, Lemma
+from .lemmas import LEMMAS, Definition, Identities, Lemma
 from .proof import Check, Proof, replay
 from .report import main
 from .statement import Square, Statement, Step, s_procedure, statement
+from .theorem import Theorem
 
 __all__ = [
     "LEMMAS",
@@ -18,12 +19,14 @@ __all__ = [
     "Definition",
     "Derivation",
     "Free",
+    "Identities",
     "Lemma",
     "Proof",
     "Rule",
     "Square",
     "Statement",
     "Step",
+    "Theorem",
     "lemmas",
     "main",
     "replay",

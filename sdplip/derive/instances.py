@@ -163,7 +163,9 @@ def _linear_program(derivation: Derivation, values: dict[str, Any]) -> tuple[boo
         eta = cp.Variable(len(values["eta"]))
         rows = condition(**{**values, "eta": eta, name: bound})
         problem = cp.Problem(cp.Minimize(0), [rows >= 0, eta >= 1e-3 * min(values["eta"])])
-        problem.solve(solver=cp.CLARABEL)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Solution may be inaccurate")
+            problem.solve(solver=cp.CLARABEL)
         return problem.status == cp.OPTIMAL
 
     size = abs(claimed) + 1.0

@@ -19,6 +19,8 @@ from ..errors import InvalidInput
 from ..lmi import Absolute
 from .algebra import Algebra, Letter, Rule
 from .tex import tex
+from .trees import tree
+from .words import Words
 
 
 @dataclass(frozen=True)
@@ -264,10 +266,11 @@ LEMMAS: dict[str, Lemma] = {
 
 def verify(name: str) -> tuple[bool, bool]:
     """Whether the lemma's identities hold, by SymPy and by the independent words."""
-    from .trees import tree
-    from .words import Words
+    return both_agree(LEMMAS[name].identities())
 
-    found = LEMMAS[name].identities()
+
+def both_agree(found: Identities) -> tuple[bool, bool]:
+    """Whether the identities hold for every size, by SymPy and by the independent words."""
     algebra = Algebra(found.facts, found.rules)
     first = all(algebra.equal(left, right) for left, right in found.pairs)
     words = Words(

@@ -28,6 +28,8 @@ from .words import check as check_words
 
 if TYPE_CHECKING:
     from .derivation import Derivation, Goal
+    from .statement import Step
+    from .theorem import Theorem
 
 KIND = "sdplip.derivation"
 Status = Literal["proved", "refuted", "undecided", "inconsistent"]
@@ -97,8 +99,35 @@ def prove(derivation: Derivation, *, quick: bool = False) -> Proof:
     else:
         counterexample = search(derivation)
         status = "refuted" if counterexample is not None else "undecided"
-    document = _document(derivation, goals, checks, status, broken, counterexample)
-    return Proof(status, tuple(checks), broken, counterexample, document)
+    return assemble(
+        derivation,
+        condition=derivation.condition,
+        symbolic=derivation.document(goals),
+        steps=derivation.steps(),
+        checks=checks,
+        status=status,
+        broken=broken,
+        counterexample=counterexample,
+        more={
+            "definitions_tex": {d.symbol.name: d.tex for d in derivation.definitions},
+            "ansatz_tex": {k: tex(v) for k, v in derivation.ansatz.items()},
+            "decomposition": [
+                {"row": [tex(e) for e in s.row], "weight": tex(s.weight), "by": s.by}
+                for goal in goals[:1]
+                for s in goal.squares
+            ],
+            "rows": [
+                {"name": row.name, "value": tex(row.value), "terms": tex(row.terms)}
+                for goal in goals
+                for row in goal.rows
+            ],
+            "lemmas": [
+                {"name": x.name, "statement": x.statement, "proof": x.proof, "source": x.source}
+                for name in dict.fromkeys(d.lemma for d in derivation.definitions)
+                if (x := lemmas.LEMMAS.get(name)) is not None
+            ],
+        },
+    )
 
 
 def _chain_text(goals: Sequence[Goal]) -> str:
@@ -235,32 +264,37 @@ def _violated(derivation: Derivation, changes: Mapping[str, Any]) -> bool:
 # --- the document ---
 
 
-def _document(
-    derivation: Derivation,
-    goals: Sequence[Goal],
+def assemble(
+    subject: Derivation | Theorem,
+    *,
+    condition: LMI | None,
+    symbolic: Mapping[str, Any],
+    steps: Sequence[Step],
     checks: Sequence[Check],
     status: Status,
     broken: str | None,
-    counterexample: Counterexample | None,
-) -> dict[str, Any]:
-    condition = derivation.condition
+    counterexample: Counterexample | None = None,
+    argument: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
+) -> Proof:
+    """The proof with its document."""
     document: dict[str, Any] = {
         "kind": KIND,
         "version": 1,
         "sdplip": __version__,
-        "name": derivation.name,
-        "title": derivation.title,
-        "claim": derivation.claim,
-        "source": derivation.source,
-        "condition": {
+        "name": subject.name,
+        "title": subject.title,
+        "claim": subject.claim,
+        "source": subject.source,
+        "condition": None
+        if condition is None
+        else {
             "name": condition.name,
             "claim": condition.claim,
             "source": condition.source,
             "tex": tex(condition.matrix),
         },
-        **derivation.document(goals),
-        "definitions_tex": {d.symbol.name: d.tex for d in derivation.definitions},
-        "ansatz_tex": {k: tex(v) for k, v in derivation.ansatz.items()},
+        **symbolic,
         "steps": [
             {
                 "name": step.name,
@@ -269,33 +303,22 @@ def _document(
                 "before": tex(step.before),
                 "after": tex(step.after),
             }
-            for step in derivation.steps()
+            for step in steps
         ],
-        "decomposition": [
-            {
-                "row": [tex(e) for e in square.row],
-                "weight": tex(square.weight),
-                "by": square.by,
-            }
-            for goal in goals[:1]
-            for square in goal.squares
-        ],
-        "rows": [
-            {"name": row.name, "value": tex(row.value), "terms": tex(row.terms)}
-            for goal in goals
-            for row in goal.rows
-        ],
-        "lemmas": [
-            {"name": x.name, "statement": x.statement, "proof": x.proof, "source": x.source}
-            for x in (lemmas.LEMMAS.get(d.lemma) for d in derivation.definitions)
-            if x is not None
-        ],
+        "argument": list(argument),
+        "definitions_tex": {},
+        "ansatz_tex": {},
+        "decomposition": [],
+        "rows": [],
+        "lemmas": [],
+        **(more or {}),
         "checks": [asdict(check) for check in checks],
         "status": status,
         "broken": broken,
         "counterexample": None if counterexample is None else counterexample.to_json(),
     }
-    return document | {"sha256": digest(document)}
+    document["sha256"] = digest(document)
+    return Proof(status, tuple(checks), broken, counterexample, document)
 
 
 def digest(document: Mapping[str, Any]) -> str:
@@ -323,6 +346,8 @@ def replay(document: Mapping[str, Any]) -> list[str]:
     problems += check_words(document)
     named = {x.name: x for x in vars(conditions).values() if isinstance(x, LMI)}
     for goal in document["goals"]:
+        if goal["kind"] == "identities":
+            continue
         known = named.get(goal["condition"])
         if known is None:
             problems.append(f"the condition {goal['condition']!r} is not one of the library's")

@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 class Row:
     """value = terms, a sum of products of letters that are ≥ 0.
 
-    `signs` says how a real number x and its |x| are written by their positive and negative parts.
+    `signs` says how a real number x and its |x| are written by their positive and negative parts;
+    `units` whether the row belongs to a unit rather than to an output.
     """
 
     name: str
     value: Any
     terms: Any
     signs: tuple[tuple[Any, Any], ...]
-    constants: tuple[str, ...]
+    units: bool = False
 
     def document(self) -> dict[str, Any]:
         """JSON values (see `words`)."""
@@ -44,7 +45,6 @@ class Row:
             "value": _letters(self.value),
             "terms": _letters(self.terms),
             "signs": [[_letters(x), _letters(e)] for x, e in self.signs],
-            "constants": list(self.constants),
         }
 
 
@@ -54,7 +54,23 @@ def rows(derivation: Derivation, changes: Mapping[str, Any] | None = None) -> li
     Raises:
         DerivationError: a row that is not seen to be ≥ 0, or an expression that has no row.
     """
-    return [_shown(derivation, name, value) for name, value in _values(derivation, changes)]
+    found = [_shown(derivation, name, value) for name, value in _values(derivation, changes)]
+    c = sp.sympify({**derivation.ansatz, **(changes or {})}.get("c", derivation.outputs.get("c", 0)))
+    bound = next((f for f in derivation.free if f.symbol == c), None)
+    below = c < 1 if c.is_number else bound is not None and bound.high <= 1
+    if not below:
+        # At c = 1 the condition proves well-posedness only where its rows are > 0.
+        units = [row for row in found if row.units]
+        if c != 1 or not all(any(t.is_positive for t in _parts(row.terms)) for row in units):
+            raise DerivationError(
+                f"{derivation.name}: c = {c} is not below 1, and the rows of the units are not "
+                "seen to be strictly positive: the equilibrium need not exist."
+            )
+    return found
+
+
+def _parts(terms: Any) -> tuple[Any, ...]:
+    return sp.Add.make_args(terms)
 
 
 def _hypotheses(derivation: Derivation, calculus: _Calculus) -> list[tuple[str, Any]]:
@@ -107,8 +123,8 @@ def _shown(derivation: Derivation, name: str, value: Any) -> Row:
             raise DerivationError(
                 f"{derivation.name}, {name}: the row is {value}, and {term} in it may be negative."
             )
-    constants = tuple(f.name for f in derivation.free if f.domain == "constant" and f.low >= 0)
-    return Row(name, value, terms, tuple(signs), constants)
+    units = name.startswith(f"{derivation.condition.name}, block") and not name.endswith("3")
+    return Row(name, value, terms, tuple(signs), units)
 
 
 class _Calculus:

@@ -161,6 +161,10 @@ def check(document: Mapping[str, Any]) -> list[str]:
 def _check_goal(document: Mapping[str, Any], goal: Mapping[str, Any]) -> list[str]:
     positive = {name for name, d in document["free"].items() if d.get("positive")}
     problems: list[str] = []
+    if goal["kind"] == "identities":
+        engine = Words(goal["facts"], [rule[:2] for rule in goal["rules"]])
+        wrong = [i for i, (a, b) in enumerate(goal["pairs"]) if not engine.zero(a, _minus(b))]
+        return [f"{goal['name']}: pair {i + 1} is not equal" for i in wrong]
     if goal["kind"] == "rows":
         for row in goal["rows"]:
             problems += _check_row(row, document)
@@ -323,6 +327,10 @@ def _mirrored(engine: Words, key: Any, c: Fraction) -> bool:
     half = len(word) // 2
     even = len(word) % 2 == 0 and not scalars
     return c > 0 and even and engine._turned(word[half:]) == word[:half]
+
+
+def _minus(tree: Any) -> Any:
+    return ["mul", ["num", "-1"], tree]
 
 
 def _insert(tree: Any, values: Mapping[str, Any]) -> Any:
