@@ -10,6 +10,7 @@ from .proof import Check, Proof, replay
 from .report import main
 from .statement import Square, Statement, Step, s_procedure, statement
 from .theorem import Theorem
+from .tightness import Tightness, promise_ratio, tightness
 
 __all__ = [
     "LEMMAS",
@@ -27,9 +28,12 @@ __all__ = [
     "Statement",
     "Step",
     "Theorem",
+    "Tightness",
     "lemmas",
     "main",
+    "promise_ratio",
     "replay",
     "s_procedure",
     "statement",
+    "tightness",
 ]

@@ -1,18 +1,55 @@
-"""How conditions and steps are written in LaTeX."""
+"""How formulas are written in LaTeX: SymPy's expressions, and the nested lists of proof objects."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import sympy as sp
 from sympy.printing.latex import LatexPrinter
 
+_SMALL = "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi"
+_GREEK = f"{_SMALL} psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"
+NAMES = {
+    **{name: rf"\{name}" for name in _GREEK.split()},
+    "Lam": r"\Lambda",
+    "lam": r"\lambda",
+    "eps": r"\varepsilon",
+}
+_SCRIPTS = {"⁺": "+", "⁻": "-"}
+
+
+def name(text: str) -> str:
+    """LaTeX of a symbol's name: Lam, eta_i, |T_ii|, T_ii⁺, Σ|T_ij|·eta_j, diag(q)."""
+    if text in NAMES:
+        return NAMES[text]
+    if text.startswith("Σ"):
+        return r"\sum_{j \ne i} " + r"\,".join(name(part) for part in text[1:].split("·"))
+    if len(text) > 2 and text[0] == text[-1] == "|":
+        return rf"\left|{name(text[1:-1])}\right|"
+    if text[:-1] and text[-1] in _SCRIPTS:
+        return f"{name(text[:-1])}^{{{_SCRIPTS[text[-1]]}}}"
+    if text.startswith("1/"):
+        return f"{name(text[2:])}^{{-1}}"
+    if found := re.fullmatch(r"(.+)\*\*(\d+)", text):
+        return f"{name(found[1])}^{{{found[2]}}}"
+    if found := re.fullmatch(r"diag\((.+)\)", text):
+        return f"[{name(found[1])}]"
+    if found := re.fullmatch(r"([A-Za-z]+)_?(\d+|(?<=_)\w+)", text):
+        return f"{NAMES.get(found[1], found[1])}_{{{found[2]}}}"
+    plain = re.sub(r"[^\w ()+/.,|-]", " ", text)
+    return text if text.isalpha() else rf"\text{{{plain}}}"
+
 
 class _Printer(LatexPrinter):
-    """SymPy's printer with ᵀ as ⊤, since T is the name of a matrix here."""
+    """SymPy's printer with ᵀ as ⊤ (T is the name of a matrix here) and [q] for diag(q)."""
 
-    def _print_Transpose(self, expr: Any) -> str:
-        return rf"{self.parenthesize(expr.arg, 100)}^{{\top}}"
+    def _print_Symbol(self, expr: Any, style: str = "plain") -> str:
+        return name(expr.name)
+
+    _print_MatrixSymbol = _print_Symbol
 
     def _print_DiagMatrix(self, expr: Any) -> str:
         return rf"[{self._print(expr.args[0])}]"
@@ -32,13 +69,136 @@ class _Printer(LatexPrinter):
     def _print_OneMatrix(self, expr: Any) -> str:
         return r"\mathbf{1}"
 
-    def _print_MatrixSymbol(self, expr: Any) -> str:
-        return _NAMES.get(expr.name) or super()._print_MatrixSymbol(expr)
+    def _print_Transpose(self, expr: Any) -> str:
+        if isinstance(expr.arg, sp.DiagMatrix):
+            return self._print(expr.arg)
+        return rf"{self._atom(expr.arg)}^{{\top}}"
 
+    def _print_MatPow(self, expr: Any) -> str:
+        return f"{self._atom(expr.base)}^{{{self._print(expr.exp)}}}"
 
-_NAMES = {"Lam": r"\Lambda"}
+    _print_Inverse = _print_MatPow
+
+    def _print_MatMul(self, expr: Any) -> str:
+        factor, matrices = expr.as_coeff_matrices()
+        sign, factor = ("- ", -factor) if factor.as_coeff_Mul()[0] < 0 else ("", factor)
+        parts = [] if factor == 1 else [self._inside(factor)]
+        return sign + " ".join([*parts, *(self._inside(X) for X in matrices)])
+
+    def _print_MatAdd(self, expr: Any) -> str:
+        return joined([self._print(term) for term in expr.as_ordered_terms()])
+
+    def _inside(self, factor: Any) -> str:
+        shown = self._print(factor)
+        return _bracketed(shown) if isinstance(factor, sp.MatAdd | sp.Add) else shown
+
+    def _atom(self, base: Any) -> str:
+        single = sp.MatrixSymbol | sp.DiagMatrix | sp.Identity
+        shown = self._print(base)
+        return shown if isinstance(base, single) else _bracketed(shown)
 
 
 def tex(expr: Any) -> str:
     """LaTeX of an expression."""
     return _Printer().doprint(sp.sympify(expr))
+
+
+def joined(terms: Sequence[str]) -> str:
+    """A sum of terms with their signs, a positive one first where there is one."""
+    lead = next((i for i, term in enumerate(terms) if not term.startswith("-")), 0)
+    text, *rest = [terms[lead], *terms[:lead], *terms[lead + 1 :]]
+    for term in rest:
+        text += f" - {term[1:].strip()}" if term.startswith("-") else f" + {term}"
+    return text
+
+
+def matrix(rows: Sequence[Sequence[str]]) -> str:
+    """A matrix of entries that are LaTeX; a single entry stands for itself."""
+    if len(rows) == 1 and len(rows[0]) == 1:
+        return rows[0][0]
+    lines = r"\\".join(" & ".join(row) for row in rows)
+    return rf"\left[\begin{{matrix}}{lines}\end{{matrix}}\right]"
+
+
+def number(value: Any) -> str:
+    """A rational number."""
+    found = Fraction(value)
+    sign = "- " if found < 0 else ""
+    if found.denominator == 1:
+        return f"{sign}{abs(found)}"
+    return rf"{sign}\frac{{{abs(found.numerator)}}}{{{found.denominator}}}"
+
+
+def written(tree: Any, unit: str = "I") -> str:
+    """LaTeX of an expression in a proof object (see `words`).
+
+    Args:
+        unit: what the number 1 stands for: "I" among matrices, "" among numbers.
+    """
+    match tree:
+        case ["add", *terms]:
+            return joined([written(term, unit) for term in terms])
+        case ["t", ["sym", str(text)]]:
+            return name(text) if text.startswith("diag(") else rf"{name(text)}^{{\top}}"
+        case ["t", inner]:
+            return rf"{_bracketed(written(inner, unit))}^{{\top}}"
+        case ["sym", str(text)]:
+            return name(text)
+    return _product(tree, unit)
+
+
+def _product(tree: Any, unit: str) -> str:
+    """Number, scalars over scalars, matrices in their order."""
+    number_, scalars, matrices = _factors(tree)
+    above = [_power(s, k) for s, k in scalars if k > 0]
+    below = [_power(s, -k) for s, k in scalars if k < 0]
+    sign, number_ = ("- ", -number_) if number_ < 0 else ("", number_)
+    if number_ == 0:
+        return "0"
+    top, bottom = number_.numerator, number_.denominator
+    over = " ".join([*([str(top)] if top != 1 else []), *above])
+    under = " ".join([*([str(bottom)] if bottom != 1 else []), *below])
+    lead = rf"\frac{{{over or 1}}}{{{under}}}" if under else over
+    body = " ".join(_power(m, k) for m, k in matrices) or unit
+    return sign + (" ".join(part for part in (lead, body) if part) or "1")
+
+
+def _factors(tree: Any) -> tuple[Fraction, list[tuple[str, int]], list[tuple[str, int]]]:
+    """The number, the scalars and the matrices of a product, each with its power."""
+    match tree:
+        case ["num", text]:
+            return Fraction(text), [], []
+        case ["var", str(text)]:
+            return Fraction(1), [(name(text), 1)], []
+        case ["mul", *parts]:
+            total, scalars, matrices = Fraction(1), dict[str, int](), list[tuple[str, int]]()
+            for part in parts:
+                factor, some, more = _factors(part)
+                total *= factor
+                for text, power in some:
+                    scalars[text] = scalars.get(text, 0) + power
+                for text, power in more:
+                    if matrices and matrices[-1][0] == text:
+                        power += matrices.pop()[1]
+                    matrices.append((text, power))
+            return total, [(s, k) for s, k in scalars.items() if k], [m for m in matrices if m[1]]
+        case ["inv", inner]:
+            factor, some, more = _factors(inner)
+            back = [(text, -power) for text, power in reversed(more)]
+            return 1 / factor, [(s, -k) for s, k in some], back
+    if _has_matrix(tree):
+        shown = written(tree)
+        return Fraction(1), [], [(_bracketed(shown) if tree[0] == "add" else shown, 1)]
+    return Fraction(1), [(_bracketed(written(tree, "")), 1)], []
+
+
+def _has_matrix(tree: Any) -> bool:
+    return tree[0] == "sym" or any(_has_matrix(t) for t in tree[1:] if isinstance(t, list))
+
+
+def _power(base: str, power: int) -> str:
+    return base if power == 1 else f"{_bracketed(base) if '^' in base else base}^{{{power}}}"
+
+
+def _bracketed(text: str) -> str:
+    return rf"\left({text}\right)"
