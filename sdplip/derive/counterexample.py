@@ -102,12 +102,14 @@ class Counterexample:
     def from_json(cls, values: Mapping[str, Any]) -> Counterexample:
         """The inverse of `to_json`; InvalidInput for anything else."""
         try:
+            matrices: Any = {k: _numbers(values[k]) for k in ("A", "B", "C", "D", "x", "z")}
+            vectors: Any = {k: [Fraction(t) for t in values[k]] for k in ("b", "alpha", "beta")}
             if values["kind"] != KIND:
                 raise InvalidInput(f"This is a {values['kind']!r}, not a {KIND}.")
             found = cls(
                 name=str(values["name"]),
-                **{k: _numbers(values[k]) for k in ("A", "B", "C", "D", "x", "z")},
-                **{k: [Fraction(t) for t in values[k]] for k in ("b", "alpha", "beta")},
+                **matrices,
+                **vectors,
                 claim=Fraction(values["claim"]),
                 norm=float(values["norm"]),
                 values=dict(values["values"]),
@@ -131,7 +133,9 @@ class Counterexample:
 
     def save(self, path: str | Path) -> None:
         """Write the file that `sdplip check` replays."""
-        write_atomically(Path(path), json.dumps(self.to_json(), indent=1).encode())
+        write_atomically(
+            Path(path), lambda p: p.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        )
 
 
 def search(derivation: Derivation, seconds_of_tries: int = 400) -> Counterexample | None:

@@ -293,12 +293,12 @@ def _closed_form(derivation: Derivation) -> tuple[str, set[str]]:
         writer.kinds[d.symbol.name] = kind
     outputs: dict[str, str] = {}
     for key, value in derivation.outputs.items():
-        kind = derivation.condition.structure.get(key, "full")
+        structure = derivation.condition.structure.get(key, "full")
         if not isinstance(value, sp.MatrixExpr):
             text = writer.scalar(value)
-        elif kind == "diagonal":
+        elif structure == "diagonal":
             text = writer.diagonal(value)
-        elif kind == "vector":
+        elif structure == "vector":
             text = writer(value).text
         else:
             text = writer.matrix(value)

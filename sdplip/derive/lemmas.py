@@ -6,7 +6,7 @@ and lets a derivation conclude T − WᵀW ⪰ 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ class Identities:
     """Equations left = right in symbols with these facts and rules."""
 
     pairs: tuple[tuple[MatrixExpr, MatrixExpr], ...]
-    facts: dict[str, tuple[str, ...]]
+    facts: Mapping[str, tuple[str, ...]]
     rules: tuple[Rule, ...] = ()
 
 

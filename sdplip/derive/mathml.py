@@ -179,7 +179,7 @@ def _beside(nodes: Sequence[Element]) -> Box:
         lines, base = _box(node)
         text = lines[0] if len(lines) == 1 else ""
         tag = node.tag.rpartition("}")[2]
-        if "/" in text and following is not None and not following.tag.endswith("mo"):
+        if tag == "mfrac" and "/" in text and following is not None and not following.tag.endswith("mo"):
             lines = [f"({text})"]
         if tag == "mo" and text in _BINARY and not after_operator:
             lines = [f" {text} "]

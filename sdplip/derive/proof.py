@@ -75,7 +75,8 @@ class Proof:
 
     def save(self, path: str | Path) -> None:
         """Write the proof object, which `sdplip check` replays without SymPy."""
-        write_atomically(Path(path), (json.dumps(self.document, indent=1) + "\n").encode())
+        text = json.dumps(self.document, indent=1) + "\n"
+        write_atomically(Path(path), lambda p: p.write_text(text))
 
 
 def prove(derivation: Derivation, *, quick: bool = False) -> Proof:

@@ -201,7 +201,8 @@ class _Calculus:
         for term in sp.Add.make_args(sp.expand(self.entry(matrix, at, other) * weight)):
             if term == 0:
                 continue
-            here, there = [], []
+            here: list[Any] = []
+            there: list[Any] = []
             for factor in sp.Mul.make_args(term):
                 names = [s.name for s in factor.free_symbols]
                 (there if any(n.endswith("j") for n in names) else here).append(factor)

@@ -84,8 +84,9 @@ class Statement(LMI):
         done = ", ".join(expressions)
         step = Step("substitute", f"the ansatz for {done}", "equivalent", self.matrix, lmi.matrix)
         flat = grid(lmi.matrix)
+        assert isinstance(lmi, Statement)
         return replace(
-            lmi,  # type: ignore[arg-type]
+            lmi,
             steps=(*self.steps, step),
             original=flat,
             outer=identity([row[0].shape[0] for row in flat]),

@@ -113,9 +113,7 @@ def joined(terms: Sequence[str]) -> str:
 
 
 def matrix(rows: Sequence[Sequence[str]]) -> str:
-    """A matrix of entries that are LaTeX; a single entry stands for itself."""
-    if len(rows) == 1 and len(rows[0]) == 1:
-        return rows[0][0]
+    """A matrix of entries that are LaTeX."""
     lines = r"\\".join(" & ".join(row) for row in rows)
     return rf"\left[\begin{{matrix}}{lines}\end{{matrix}}\right]"
 

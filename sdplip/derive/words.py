@@ -110,7 +110,8 @@ class Words:
 
 
 def plus(p: Poly, q: Poly) -> Poly:
-    return {k: c for k in p.keys() | q.keys() if (c := p.get(k, 0) + q.get(k, 0))}
+    zero = Fraction(0)
+    return {k: c for k in p.keys() | q.keys() if (c := p.get(k, zero) + q.get(k, zero))}
 
 
 def times(p: Poly, q: Poly) -> Poly:

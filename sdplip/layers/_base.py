@@ -207,6 +207,12 @@ def fill_uniform(*parameters: nn.Parameter | None, fan_in: int) -> None:
             nn.init.uniform_(parameter, -bound, bound)
 
 
+def fill_normal(*parameters: nn.Parameter) -> None:
+    """Normal entries of variance 1/k, k the larger side."""
+    for parameter in parameters:
+        nn.init.normal_(parameter, std=max(parameter.shape) ** -0.5)
+
+
 def fill_orthogonal(weight: nn.Parameter) -> None:
     """Orthonormal rows or columns, drawn in float32 at least (QR knows no half precision)."""
     with torch.no_grad():

@@ -32,6 +32,8 @@ class EquilibriumLayer(Layer):
     """
 
     free = {"B": ("hidden", "in_features"), "C": ("out_features", "hidden")}  # noqa: RUF012
+    B: nn.Parameter
+    C: nn.Parameter
     on_failure: str | None = None
     fallback: str | None = "newton"
 

@@ -17,6 +17,7 @@ class LinearLayer(Layer):
     """
 
     condition = "linear"
+    weight: nn.Parameter
     free = {"weight": ("out_features", "in_features")}  # noqa: RUF012
 
     def __init__(

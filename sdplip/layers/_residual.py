@@ -11,7 +11,7 @@ from ..system import System
 from ._base import (
     Layer,
     check_size,
-    fill_orthogonal,
+    fill_normal,
     fill_uniform,
     numpy,
     slopes_in_unit_interval,
@@ -61,8 +61,9 @@ class ResidualLayer(Layer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw orthonormal rows or columns: for hidden ≤ features T = WᵀW, no slack is lost."""
-        fill_orthogonal(self.weight)
+        """Draw normal entries: T exceeds WᵀW, so the layer starts near the identity, which deep
+        networks train from better than from the reflection that orthonormal rows would give."""
+        fill_normal(self.weight)
         fill_uniform(self.bias, fan_in=self.in_features)
 
     def witness(self) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..activations import Activation, activation
 from ..errors import InvalidInput
 from ..system import System
-from ._base import Layer, check_size, fill_orthogonal, fill_uniform, numpy, wide
+from ._base import Layer, check_size, fill_normal, fill_orthogonal, fill_uniform, numpy, wide
 from ._equilibrium import EquilibriumLayer
 from ._linear import LinearLayer
 from .nemon import linf_bound, metric
@@ -40,17 +40,18 @@ class ClosedForm(Layer):
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
-        """Draw matrices with orthonormal rows or columns; vectors and biases as nn.Linear does."""
+        """Draw matrices by `_fill`; vectors start at zero, biases as in nn.Linear."""
         for name in self.free:
             parameter = getattr(self, name)
             if parameter.ndim == 2:
-                fill_orthogonal(parameter)
+                self._fill(parameter)
             else:
                 nn.init.zeros_(parameter)
-        fill_uniform(*(getattr(self, n, None) for n in ("bias", "out_bias")), fan_in=self._fan_in())
+        for name in ("bias", "out_bias"):
+            fill_uniform(getattr(self, name, None), fan_in=self.in_features)
 
-    def _fan_in(self) -> int:
-        return self.in_features
+    def _fill(self, parameter: nn.Parameter) -> None:
+        fill_normal(parameter)
 
     def _options(self) -> dict[str, str | float]:
         return super()._options() | {name: getattr(self, name) for name in self.constants}
@@ -63,7 +64,16 @@ class ClosedForm(Layer):
         return {name: value.to(dtype) for name, value in tensors.items()}
 
     def _promise(self) -> float:
-        return max(math.sqrt(self._tensors()["rho"].detach().double()), super()._promise())
+        """√ρ, and in half precision what the rounding of the applied weights can add."""
+        with torch.no_grad():
+            return math.sqrt(self._tensors()["rho"].double()) + self._rounding()
+
+    def _rounding(self) -> float:
+        return 0.0
+
+    @property
+    def _half(self) -> bool:
+        return next(self.parameters()).dtype in (torch.float16, torch.bfloat16)
 
     def _slopes_covered(self, name: str | Activation) -> str | Activation:
         sigma, (low, high) = activation(name), self.slopes
@@ -78,6 +88,12 @@ class ClosedForm(Layer):
 
 class ClosedFormLinear(ClosedForm, LinearLayer):
     """x ↦ Dx + b. Arguments as in nn.Linear."""
+
+    def _fill(self, parameter: nn.Parameter) -> None:
+        fill_orthogonal(parameter)
+
+    def _rounding(self) -> float:
+        return _norm(self._applied().double() - self._tensors()["D"].double()) if self._half else 0
 
 
 class ClosedFormResidual(ClosedForm):
@@ -115,8 +131,7 @@ class ClosedFormResidual(ClosedForm):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         w = {name: value.to(x.dtype) for name, value in self._applied().items()}
-        W = w["W"].mT if "W" in w else w["B"]
-        h = activation(self.activation)(F.linear(x, W, self.bias))
+        h = activation(self.activation)(F.linear(x, w["W"].mT, self.bias))
         return F.linear(x, w["H"]) + F.linear(h, w["G"])
 
     def extra_repr(self) -> str:
@@ -126,12 +141,25 @@ class ClosedFormResidual(ClosedForm):
             f"activation={activation(self.activation).name}"
         )
 
-    def _applied(self) -> dict[str, Tensor]:
+    def _exact(self) -> dict[str, Tensor]:
         """H, G and W, also where the condition names them D, C and Bᵀ."""
         w = self._tensors()
         if "H" in w:
             return {name: w[name] for name in "HGW"}
         return {"H": w["D"], "G": w["C"], "W": w["B"].mT}
+
+    def _applied(self) -> dict[str, Tensor]:
+        dtype = next(self.parameters()).dtype
+        return {name: value.to(dtype) for name, value in self._exact().items()}
+
+    def _rounding(self) -> float:
+        if not self._half:
+            return 0.0
+        old = {name: value.double() for name, value in self._exact().items()}
+        new = {name: value.double() for name, value in self._applied().items()}
+        off = {name: _norm(new[name] - old[name]) for name in "HGW"}
+        steepest = max(map(abs, self.slopes))
+        return off["H"] + steepest * (off["G"] * _norm(new["W"]) + _norm(old["G"]) * off["W"])
 
     def _options(self) -> dict[str, str | float]:
         return super()._options() | {"activation": activation(self.activation).name}
@@ -140,6 +168,10 @@ class ClosedFormResidual(ClosedForm):
         H, G, W = (numpy(value) for value in self._applied().values())
         name = activation(self.activation).name
         return System.residual(H, G, W, numpy(self.bias), activation=name)
+
+
+def _norm(X: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(X, ord=2)) * (1 + 1e-12)
 
 
 class ClosedFormEquilibrium(ClosedForm, EquilibriumLayer):
@@ -155,7 +187,7 @@ class ClosedFormEquilibrium(ClosedForm, EquilibriumLayer):
     """
 
     condition = "equilibrium"
-    feedthrough: ClassVar[bool] = False  # type: ignore[misc]
+    feedthrough: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -186,13 +218,8 @@ class ClosedFormEquilibrium(ClosedForm, EquilibriumLayer):
         )
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """nn.Linear's initialisation throughout; vectors start at zero."""
-        super().reset_parameters()
-        for name in self.free:
-            parameter = getattr(self, name)
-            if parameter.ndim == 2:
-                fill_uniform(parameter, fan_in=parameter.shape[-1])
+    def _fill(self, parameter: nn.Parameter) -> None:
+        fill_uniform(parameter, fan_in=parameter.shape[-1])
 
     def _promise(self) -> float:
         with torch.no_grad():

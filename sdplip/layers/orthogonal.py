@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidInput
-from ._base import fill_uniform, saturate, wide
+from ._base import fill_normal, fill_uniform, saturate, wide
 from ._linear import LinearLayer
 
 Map = Literal["cayley", "matrix_exp"]
@@ -74,8 +74,9 @@ class OrthogonalLinear(LinearLayer):
         self.map = map
 
     def reset_parameters(self) -> None:
-        """Draw variance 1/k, k the smaller side: rotation angles spread over the whole circle."""
-        nn.init.normal_(self.weight, std=min(self.in_features, self.out_features) ** -0.5)
+        """Draw variance 1/k, k the larger side: a rectangular Q then spreads over all its entries,
+        where 1/k for the smaller side would leave it close to [-I; 0]."""
+        fill_normal(self.weight)
         fill_uniform(self.bias, fan_in=self.in_features)
 
     def _options(self) -> dict[str, str | float]:

