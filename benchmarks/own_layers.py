@@ -81,15 +81,6 @@ def emitted(name: str, file: str | None = None) -> type[Layer]:
     return next(d for d in every if d.name == name).layer()
 
 
-def spread(layer: Layer) -> Layer:
-    """Cayley's parameters with variance 1/(larger side), as OrthogonalLinear draws its own."""
-    parts = [p for name in layer.free if (p := getattr(layer, name)).ndim == 2]
-    side = max(sum(len(p) for p in parts), parts[0].shape[1])
-    for part in parts:
-        nn.init.normal_(part, std=side**-0.5)
-    return layer
-
-
 def blocks(block: Callable[[int], nn.Module]) -> Callable[[int], list[nn.Module]]:
     return lambda m: [block(m), block(m), OrthogonalLinear(m, CLASSES)]
 
@@ -102,7 +93,7 @@ def stack(linear: Callable[[int], nn.Module], *after: nn.Module) -> Callable[...
 ENTRIES = [
     Entry("sll", blocks(lambda m: LAYERS["sll"](m, WIDTH))),
     Entry("cpl", blocks(lambda m: LAYERS["cpl"](m, WIDTH))),
-    Entry("reflection", blocks(lambda m: spread(emitted("reflection")(m, WIDTH)))),
+    Entry("reflection", blocks(lambda m: emitted("reflection")(m, WIDTH))),
     Entry(
         "gram_power_residual",
         blocks(lambda m: emitted("gram_power_residual", "gram_power")(m, WIDTH)),
@@ -111,7 +102,7 @@ ENTRIES = [
     Entry("midpoint", blocks(lambda m: emitted("midpoint")(m, WIDTH, tol=TOL))),
     Entry("aol", stack(lambda m: LAYERS["aol"](m, WIDTH), nn.ReLU())),
     Entry("gram_power", stack(lambda m: emitted("gram_power")(m, WIDTH), nn.ReLU())),
-    Entry("sandwich", stack(lambda m: spread(emitted("sandwich")(m, WIDTH, WIDTH)))),
+    Entry("sandwich", stack(lambda m: emitted("sandwich")(m, WIDTH, WIDTH))),
     *(
         Entry(
             f"nemon, weight {weight}",

@@ -12,8 +12,8 @@ from sdplip.conditions import m, p
 from sdplip.derive import Derivation, Free, lemmas, main
 
 X = MatrixSymbol("X", p, m)
-cayley = lemmas.orthogonal("Q", X)
-lying = lemmas.orthogonal("Q", X, tall=False)
+cayley = lemmas.orthogonal("Q", X, "tall")
+lying = lemmas.orthogonal("Q", X, "lying")
 Q = cayley.symbol
 
 shared = {

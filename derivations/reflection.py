@@ -16,8 +16,8 @@ from sdplip.conditions import m, n
 from sdplip.derive import Derivation, Free, lemmas, main
 
 X = MatrixSymbol("X", m, n)
-cayley = lemmas.orthogonal("Q", X)
-lying = lemmas.orthogonal("Q", X, tall=False)
+cayley = lemmas.orthogonal("Q", X, "tall")
+lying = lemmas.orthogonal("Q", X, "lying")
 Q = cayley.symbol
 shared = {
     "source": "sdplip",

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .derive import Derivation
     from .errors import (
         CertificationError,
         InvalidInput,
@@ -27,6 +28,7 @@ _HOMES = {
     "LMI": "lmi",
     "Certificate": "verify",
     "CertificationError": "errors",
+    "Derivation": "derive",
     "InvalidInput": "errors",
     "NotConverged": "errors",
     "NotConvergedWarning": "errors",
@@ -38,13 +40,14 @@ _HOMES = {
     "lipschitz": "verify",
     "lipschitz_bound": "layers",
 }
-_MODULES = {"conditions", "equilibrium", "layers", "lmi", "system", "train", "verify"}
+_MODULES = {"conditions", "derive", "equilibrium", "layers", "lmi", "system", "train", "verify"}
 
 __all__ = [  # noqa: RUF022 - by job, not by letter
     "System",
     "lipschitz",
     "check",
     "Certificate",
+    "Derivation",
     "LMI",
     "LAYERS",
     "lipschitz_bound",

@@ -143,6 +143,8 @@ class LMI:
                     f"{self.name} has no symbol {name}; it has {', '.join(symbols)}."
                 )
             old = symbols[name]
+            if not isinstance(old, sp.MatrixSymbol) and getattr(new, "is_Matrix", False):
+                raise ShapeError(f"{self.name}: {name} is a scalar, not the matrix {new}.")
             if isinstance(old, sp.MatrixSymbol):
                 shape = getattr(new, "shape", None)
                 if shape is None:

@@ -17,6 +17,7 @@ ORDER = [
     {"system", "_modules", "_files"},
     {"verify"},
     {"layers"},
+    {"derive"},
     {"train"},
     {"cli"},
     {"__main__"},

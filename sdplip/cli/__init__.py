@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from ..errors import CertificationError, InvalidInput, NotConverged, NotWellPosed, SdplipError
 from ._console import BAD_INPUT, DEFECT, DOES_NOT_HOLD, INTERRUPTED, UNDECIDED, Json, fail, listing
+from ._derive import COUNTEREXAMPLE, PROOF, derive, read, replayed
 from ._train import compare, train
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Provably Lipschitz neural networks: verify and train them from one matrix condition.",
+    help="Provably Lipschitz neural networks: derive, verify and train them from one matrix condition.",
     epilog="Exit codes: 0 holds, 1 does not hold, 2 usage or bad input, 3 undecided, "
     "130 interrupted.",
 )
@@ -147,31 +148,47 @@ def verify(
 
 @app.command()
 def check(
-    certificate: Annotated[Path, typer.Argument(help="A certificate that verify wrote.")],
-    model: Annotated[Path, typer.Argument(help="The network it is about.")],
+    file: Annotated[
+        Path, typer.Argument(help="What verify or derive wrote: certificate, proof, counterexample.")
+    ],
+    model: Annotated[
+        Path | None, typer.Argument(help="The network that a certificate is about.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a certificate from its file and the model alone, without any solver."""
+    """Check a certificate, a proof or a counterexample from its file alone, without any solver."""
     from ..train.checkpoint import to_json
+
+    content = read(file)
+    if isinstance(content, dict) and content.get("kind") in (PROOF, COUNTEREXAMPLE):
+        if model is not None:
+            raise InvalidInput(f"{file} is about no network. Leave {model} out.")
+        result, said = replayed(file, content)
+    elif model is None:
+        raise InvalidInput(
+            f"{file} is no proof and no counterexample. If it is a certificate, name its network: "
+            f"sdplip check {file} NETWORK"
+        )
+    else:
+        result, said = _certified(file, model)
+    typer.echo(to_json(result) if as_json else said)
+    if not result["holds"]:
+        raise typer.Exit(DOES_NOT_HOLD)
+
+
+def _certified(certificate: Path, model: Path) -> tuple[dict[str, Any], str]:
+    """What a certificate shows about a network: JSON values, and a sentence."""
     from ..verify import Certificate
     from ..verify import check as check_certificate
 
-    bound, reason = None, None
     system = _system(model)
     try:
         loaded = Certificate.load(certificate)
         check_certificate(loaded, system)
-        bound = loaded.bound
     except CertificationError as error:
-        reason = str(error)
-    if as_json:
-        typer.echo(to_json({"holds": reason is None, "bound": bound, "reason": reason}))
-    elif reason is None:
-        typer.echo(f"holds: bound {bound!r} in norm {loaded.norm:g}")
-    else:
-        typer.echo(f"does not hold: {reason}")
-    if reason is not None:
-        raise typer.Exit(DOES_NOT_HOLD)
+        return {"holds": False, "bound": None, "reason": str(error)}, f"does not hold: {error}"
+    said = f"holds: bound {loaded.bound!r} in norm {loaded.norm:g}"
+    return {"holds": True, "bound": loaded.bound, "reason": None}, said
 
 
 def _system(path: Path) -> System:
@@ -188,6 +205,7 @@ def _system(path: Path) -> System:
     return System.from_module(exact_copy(model), features=math.prod(config.input_shape))
 
 
+app.command()(derive)
 app.command()(train)
 app.command()(compare)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import math
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +18,21 @@ from ..errors import DerivationError, InvalidInput
 from ..lmi import LMI, Structure
 from .algebra import Algebra, grid
 from .free import Free
-from .lemmas import Definition, squares_of
+from .lemmas import UNPROVED, Definition, rebuilt, squares_of
 from .rows import Row, rows
 from .statement import Square, Statement, Step, statement
 from .trees import tree, trees
+from .words import NAME
 from .words import check as check_words
 
 if TYPE_CHECKING:
     from ..layers import Layer
     from .proof import Proof
 
-SYSTEM = ("A", "B", "C", "D", "H", "G", "W")
+EXTRA = ("B", "C", "D")
+"""What an entrywise condition may lack of the system."""
+
+DOMINANCE = ("diagonal dominance", "block diagonal dominance", "Gram power")
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,6 @@ class Goal:
     condition: LMI
     squares: tuple[Square, ...] = ()
     rows: tuple[Row, ...] = ()
-    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,18 @@ class Derivation:
         for name in names:
             if names.count(name) > 1:
                 raise InvalidInput(f"{self.name}: {name} is declared twice.")
-        low, high = self.slopes
-        if not low <= high:
-            raise InvalidInput(f"{self.name}: slopes {self.slopes} are no range; give low <= high.")
-        if unknown := set(self.ansatz) - set(self.condition.symbols) - set(SYSTEM):
+        for name in names:
+            if not NAME.fullmatch(name):
+                raise InvalidInput(
+                    f"{self.name}: {name!r} is no name for a symbol here; use letters and digits."
+                )
+        if self.norm != (2 if self.condition.cone == "psd" else math.inf):
+            raise InvalidInput(
+                f"{self.name}: norm = {self.norm}, but {self.condition.name} is a condition for "
+                f"norm {'2' if self.condition.cone == 'psd' else 'inf'}."
+            )
+        extra = EXTRA if self.condition.cone == "nonnegative" else ()
+        if unknown := set(self.ansatz) - set(self.condition.symbols) - set(extra):
             raise InvalidInput(
                 f"{self.name}: the ansatz gives {', '.join(sorted(unknown))}, which "
                 f"{self.condition.name} does not have; it has {', '.join(self.condition.symbols)}."
@@ -94,12 +106,73 @@ class Derivation:
                 f"{self.name}: neither the ansatz nor the free symbols give "
                 f"{', '.join(sorted(missing))}, which {self.condition.name} needs."
             )
-        for expr in (*self.ansatz.values(), *(a for d in self.definitions for a in d.arguments)):
-            used = {s.name for s in sp.sympify(expr).atoms(sp.MatrixSymbol)}
-            if loose := used - set(names):
+        declared = {f.name for f in self.free}
+        for definition in self.definitions:
+            self._check_definition(definition, declared)
+            declared.add(definition.symbol.name)
+        for name, expr in self.ansatz.items():
+            self._check_symbols(expr, declared)
+            if name in declared and sp.sympify(expr) not in self._own_symbols():
                 raise InvalidInput(
-                    f"{self.name}: {', '.join(sorted(loose))} in {expr} is neither free nor "
-                    "defined. Declare it with Free(...) or a definition."
+                    f"{self.name}: {name} is a symbol of {self.condition.name} with a value in the "
+                    "ansatz, and also free or defined. Rename the latter."
+                )
+        self._check_slopes()
+
+    def _own_symbols(self) -> set[Any]:
+        return {f.symbol for f in self.free} | {d.symbol for d in self.definitions}
+
+    def _check_symbols(self, expr: Any, declared: set[str]) -> None:
+        found = sp.sympify(expr)
+        sizes = {s for m in found.atoms(sp.MatrixExpr) for d in m.shape for s in d.free_symbols}
+        used = {s.name for s in found.atoms(sp.MatrixSymbol)}
+        used |= {s.name for s in found.free_symbols - sizes if isinstance(s, sp.Symbol)}
+        if loose := used - declared:
+            raise InvalidInput(
+                f"{self.name}: {', '.join(sorted(loose))} in {expr} is neither free nor defined "
+                "before. Declare it with Free(...) or a definition."
+            )
+
+    def _check_definition(self, d: Definition, declared: set[str]) -> None:
+        for expr in (*d.arguments, *(() if d.value is None else (d.value,))):
+            self._check_symbols(expr, declared)
+        if d.lemma == UNPROVED:
+            return
+        earlier = {e.symbol.name: e for e in self.definitions if e.symbol.name in declared}
+        fresh = rebuilt(d.symbol.name, d.lemma, d.arguments, d.options, earlier)
+        for part in ("symbol", "value", "facts", "concludes", "rules", "code"):
+            if getattr(fresh, part) != getattr(d, part):
+                raise InvalidInput(
+                    f"{self.name}: {d.symbol} is not what {d.lemma!r} makes of its arguments (its "
+                    f"{part} differ). Use the functions of sdplip.derive.lemmas."
+                )
+        if d.lemma in DOMINANCE:
+            positive = {f.symbol for f in self.free if f.facts}
+            if any(q not in positive for q in d.arguments[1:]):
+                raise InvalidInput(
+                    f"{self.name}: {d.symbol} is scaled by {d.arguments[1]}, which must be a free "
+                    'vector of domain "ratios" or "weights".'
+                )
+
+    def _check_slopes(self) -> None:
+        """The slopes for which the condition was stated are those that the layer accepts."""
+        low, high = self.slopes
+        if not low <= high:
+            raise InvalidInput(f"{self.name}: slopes {self.slopes} are no range; give low <= high.")
+        for name, bound in (("alpha", low), ("beta", high)):
+            if name not in self.condition.symbols:
+                if not 0 <= low <= high <= 1:
+                    raise InvalidInput(
+                        f"{self.name}: slopes {self.slopes}, but {self.condition.name} is stated "
+                        "for slopes in [0, 1]. Start from conditions.lipschitz."
+                    )
+                continue
+            terms = Algebra().terms(sp.sympify(self.ansatz.get(name, self.outputs[name])))
+            found = terms.get((), sp.Integer(0))
+            if set(terms) - {()} or found != sp.Rational(str(bound)):
+                raise InvalidInput(
+                    f"{self.name}: the ansatz gives {name} = {self.ansatz.get(name)}, but slopes = "
+                    f"{self.slopes}. The two must say the same."
                 )
 
     # --- what the ansatz says ---
@@ -114,7 +187,8 @@ class Derivation:
         """Every symbol of the condition and of the system, as expressions."""
         given = {f.name: f.symbol for f in self.free}
         given |= {d.symbol.name: d.symbol for d in self.definitions}
-        names = [*self.condition.symbols, *(s for s in SYSTEM if s in {*given, *self.ansatz})]
+        extra = EXTRA if self.condition.cone == "nonnegative" else ()
+        names = [*self.condition.symbols, *(s for s in extra if s in {*given, *self.ansatz})]
         found = {name: self.ansatz.get(name, given.get(name)) for name in dict.fromkeys(names)}
         if self.family == "Equilibrium" and "D" not in found:
             found["D"] = sp.ZeroMatrix(found["C"].shape[0], found["B"].shape[1])
@@ -132,6 +206,11 @@ class Derivation:
         """Whether input and output have the same size."""
         last = next((self.outputs[x] for x in ("H", "D") if x in self.outputs), None)
         return last is not None and last.shape[0] == last.shape[1]
+
+    @property
+    def takes_relu(self) -> bool:
+        low, high = self.slopes
+        return low <= 0 and high >= 1
 
     @property
     def direct(self) -> bool:
@@ -165,6 +244,7 @@ class Derivation:
         proved = self.argument(self.start())
         if not proved.concluded:
             raise DerivationError(f"{self.name}: the argument ends without conclude().")
+        self._nothing_assumed(proved.algebra)
         self._signed(proved.algebra)
         found = [Goal(self.condition, squares=proved.squares)]
         if self.family == "Equilibrium":
@@ -179,6 +259,25 @@ class Derivation:
             return self.argument(self.start()).steps
         except DerivationError as error:
             return getattr(error, "steps", ())
+
+    def _nothing_assumed(self, algebra: Algebra) -> None:
+        """The argument may use what definitions give, not facts of its own."""
+        given = self.start().algebra
+        more = [r for r in algebra.rules if r not in given.rules]
+        facts = {n: f for n, f in algebra.facts.items() if not f <= given.facts.get(n, frozenset())}
+        facts = {n: f for n, f in facts.items() if n.startswith("diag(") is False}
+        if more or facts:
+            raise DerivationError(
+                f"{self.name}: the argument assumes {', '.join([*facts, *map(str, more)])}, which no "
+                "definition gives. Use a lemma's definition instead."
+            )
+        for d in self.definitions:
+            if d.lemma == UNPROVED:
+                raise DerivationError(
+                    f"{self.name}: {d.symbol} is defined by a formula that no lemma knows."
+                )
+            if d.lemma in DOMINANCE and not algebra.equal(d.arguments[0], d.arguments[0].T):
+                raise DerivationError(f"{self.name}: {d.arguments[0]} is not symmetric.")
 
     def _signed(self, algebra: Algebra) -> None:
         """The multipliers must be diagonal and ≥ 0: nothing else is a valid multiplier."""
@@ -211,7 +310,7 @@ class Derivation:
                 f"{algebra.normal(at.matrix)} is not seen to be positive definite."
             )
         found = tuple(Square((F,), C, "positive") for F, C in squares)
-        return Goal(conditions.wellposed, squares=found, strict=True)
+        return Goal(conditions.wellposed, squares=found)
 
     def document(self, goals: Sequence[Goal]) -> dict[str, Any]:
         """The symbolic part of the proof object: declarations, ansatz, decompositions."""
@@ -220,9 +319,15 @@ class Derivation:
             values |= {k: v for k, v in conditions.unit_slopes(sp.Symbol("n")).items()
                        if k not in values}
         return {
+            "slopes": [str(sp.Rational(str(s))) for s in self.slopes],
+            "norm": "2" if self.norm == 2 else "inf",
             "free": {
                 f.name: {
                     "domain": f.domain,
+                    "low": f.low,
+                    "high": f.high,
+                    "default": f.default,
+                    "shape": [str(d) for d in getattr(f.symbol, "shape", ())],
                     "positive": f.low >= 0 if f.domain == "constant" else bool(f.facts),
                 }
                 for f in self.free
@@ -310,7 +415,7 @@ def _goal(goal: Goal) -> dict[str, Any]:
         "condition": goal.condition.name,
         "blocks": trees(grid(goal.condition.matrix)),
         "signed": list(goal.condition.signed),
-        "strict": goal.strict,
+        "strict": goal.condition.name == "wellposed",
         "squares": [
             {"row": [tree(e) for e in s.row], "weight": tree(s.weight), "by": s.by}
             for s in goal.squares

@@ -191,6 +191,7 @@ def source(derivation: Derivation, name: str) -> str:
     if square:
         table = {k: tuple(s if s != "features" else "in_features" for s in v)
                  for k, v in table.items()}
+    has_constructor = family != "Linear" and (square or constants or not derivation.takes_relu)
     imports = ", ".join(sorted(used | ({"between"} if constants else set())))
     lines = [
         f'"""{derivation.title}',
@@ -205,7 +206,7 @@ def source(derivation: Derivation, name: str) -> str:
         "import torch",
         "from torch import Tensor",
         "",
-        *(["from sdplip.activations import Activation"] if square or constants else []),
+        *(["from sdplip.activations import Activation"] if has_constructor else []),
         *([f"from sdplip.layers.closed_forms import {imports}"] if imports else []),
         f"from sdplip.layers.custom import ClosedForm{family}",
         "",
@@ -222,7 +223,7 @@ def source(derivation: Derivation, name: str) -> str:
           if constants else []),
         *(f"    {f.name} = between({f.low!r}, {f.high!r})" for f in constants),
         "",
-        *_constructor(family, square, constants),
+        *_constructor(family, square, constants, derivation.takes_relu or family == "Linear"),
         "    @staticmethod",
         *textwrap.indent(body, "    ").splitlines(),
     ]
@@ -234,8 +235,12 @@ def _wrapped(text: str) -> str:
     return lines[0] if len(lines) == 1 else "\n".join(lines) + "\n"
 
 
-def _constructor(family: str, square: bool, constants: Sequence[Any]) -> list[str]:
-    if not square and not constants:
+def _constructor(
+    family: str, square: bool, constants: Sequence[Any], relu: bool
+) -> list[str]:
+    """The constructor where the base's own does not do: one size for input and output, constants,
+    or no default activation because the slopes leave out ReLU."""
+    if not square and not constants and relu:
         return []
     options = [o for o in _OPTIONS if family == "Equilibrium" or o[0] not in
                ("method", "tol", "max_steps")]
@@ -250,6 +255,8 @@ def _constructor(family: str, square: bool, constants: Sequence[Any]) -> list[st
     else:
         signature = [f"{s}: int" for s in sizes]
         passed = sizes
+    if not relu:
+        options = [(n, t, "" if n == "activation" else v) for n, t, v in options]
     lead = []
     if family != "Equilibrium":
         lead, options = [options[0]], options[1:]
@@ -258,7 +265,7 @@ def _constructor(family: str, square: bool, constants: Sequence[Any]) -> list[st
     lines += [f"        {n}: {t} = {v}," for n, t, v in lead]
     lines += ["        *,"]
     lines += [f"        {f.name}: float = {f.default!r}," for f in constants]
-    lines += [f"        {n}: {t} = {v}," for n, t, v in options]
+    lines += [f"        {n}: {t} = {v}," if v else f"        {n}: {t}," for n, t, v in options]
     lines += ["    ) -> None:", "        super().__init__("]
     lines += [f"            {p}," for p in passed]
     lines += [f"            {n}={n}," for n, _, _ in (*lead, *options)]
@@ -326,6 +333,8 @@ def _definition(d: Any, writer: Writer) -> str:
                          else f"torch.diag_embed({code.text})")
     if "." not in d.code:
         writer.used.add(d.code)
+    if d.code == "gram_power":
+        arguments += ["None"] * (len(d.arguments) == 1)
     if d.code in ("gram_power", "block_dominant"):
-        arguments += ["None"] * (len(d.arguments) == 1) + [repr(o) for o in d.options]
+        arguments += [repr(o) for o in d.options]
     return f"{d.code}({', '.join(arguments)})"

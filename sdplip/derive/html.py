@@ -8,9 +8,13 @@ from html import escape
 from typing import Any
 
 from . import outline as parts
-from .mathml import mathml
+from .mathml import mathml, plain
 from .outline import outline
+from .tex import split
 from .proof import Proof
+
+COLUMN = 70
+"""Characters of a formula that fit beside each other."""
 
 SYMBOLS = {"equivalent": "⇔", "sufficient": "⇐", "necessary": "⇒"}
 
@@ -55,7 +59,7 @@ def _set(part: parts.Part) -> str:
                 + "</li>"
                 for latex, remark in part.items
             ]
-            return f'<ul class="items">{"".join(rows)}</ul>'
+            return f'<ul class="items{" dense" * part.dense}">{"".join(rows)}</ul>'
         case parts.Step():
             said = (
                 f'<p><span class="number">{part.number}</span> <b>{_prose(part.name)}</b> — '
@@ -76,16 +80,21 @@ def _set(part: parts.Part) -> str:
 
 
 def _displayed(latex: str, more: tuple[str, ...] = ()) -> str:
-    if more:
-        lines = r" \\ ".join([latex.replace(" = ", " &= ", 1), *(f"&{line}" for line in more)])
-        latex = rf"\begin{{split}} {lines} \end{{split}}"
-    return f'<div class="formula scroll">{mathml(latex, display=True)}</div>'
+    # The font shrinks for a formula that is wider than the column, down to what can be read.
+    longest = max(
+        len(line) for part in (latex, *more) for line in plain(part, 10**6).splitlines()
+    )
+    fit = max(0.55, min(1.0, COLUMN / longest))
+    style = f' style="--fit:{fit:.2f}"' if fit < 1 else ""
+    formula = mathml(split(latex, more), display=True)
+    return f'<div class="formula scroll"{style}>{formula}</div>'
 
 
 def _prose(text: str) -> str:
     """Escaped, with S_ij, Σ_{i<j} and p^{1/2} set as indices and exponents."""
-    found = escape(text, quote=False)
-    found = re.sub(r"(?<=\S)_(?:\{([^}]*)\}|([A-Za-z0-9]+))", r"<sub>\1\2</sub>", found)
+    found = escape(text, quote=False).replace("-Lipschitz", "\u2011Lipschitz")
+    # Not in words_like_these.
+    found = re.sub(r"(?<=\S)(?<![A-Za-z]{2})_(?:\{([^}]*)\}|([A-Za-z0-9]+))", r"<sub>\1\2</sub>", found)
     return re.sub(r"(?<=\S)\^(?:\{([^}]*)\}|\(([^)]*)\)|([A-Za-z0-9]+))", r"<sup>\1\2\3</sup>", found)
 
 
@@ -97,7 +106,7 @@ CSS = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:17px/1.6 "Iowan Old Style",Charter,
 "Palatino Linotype",Palatino,Georgia,"DejaVu Serif",serif;-webkit-text-size-adjust:100%}
-article{max-width:46rem;margin:0 auto;padding:3.2rem 1.4rem 4rem}
+article{max-width:50rem;margin:0 auto;padding:3.2rem 1.4rem 4rem}
 article+article{border-top:1px solid var(--line)}
 h1{font-size:1.85rem;line-height:1.25;font-weight:600;margin:0 0 .7rem;letter-spacing:-.01em}
 h2{font-size:1.2rem;font-weight:600;margin:2.6rem 0 .8rem;padding-bottom:.3rem;
@@ -114,14 +123,23 @@ color:var(--paper);background:var(--bad);vertical-align:.12em;margin-right:.3em}
 .claim{background:var(--panel);border-left:3px solid var(--accent);padding:.9rem 1.1rem;
 border-radius:0 .3rem .3rem 0;font-size:1.06rem}
 .scroll{overflow-x:auto;overflow-y:hidden;max-width:100%}
-.formula{padding:.35rem 0;margin:.5rem 0;text-align:center}
+.formula{padding:.35rem 0;margin:.5rem 0;text-align:center;
+font-size:max(.72em,calc(var(--fit,1)*1em))}
 math{font-family:"Latin Modern Math","STIX Two Math","Cambria Math","Libertinus Math",math;
 font-size:1.06em}
 mtd{padding:.28em .55em}
+mtable.matrix{margin:0 .22em;border:solid currentColor;border-width:0 .07em;
+background:linear-gradient(currentColor,currentColor) 0 0/.3em .07em no-repeat,
+linear-gradient(currentColor,currentColor) 0 100%/.3em .07em no-repeat,
+linear-gradient(currentColor,currentColor) 100% 0/.3em .07em no-repeat,
+linear-gradient(currentColor,currentColor) 100% 100%/.3em .07em no-repeat;
+print-color-adjust:exact;-webkit-print-color-adjust:exact}
 mtd[columnalign=left]{text-align:left}
 mtd[columnalign=right]{text-align:right}
 .items{list-style:none;margin:.5rem 0;padding:0}
 .items li{display:flex;flex-wrap:wrap;gap:.2rem 1.4rem;align-items:center;padding:.28rem 0 .28rem 1.1rem}
+.items.dense{display:flex;flex-wrap:wrap;gap:.2rem 1.6rem;padding-left:1.1rem}
+.items.dense li{padding-left:0}
 .items .remark{color:var(--soft)}
 .step{margin:1.1rem 0;break-inside:avoid}
 .number{display:inline-block;min-width:1.5em;color:var(--accent);font-weight:600}
@@ -141,5 +159,5 @@ p{overflow-wrap:anywhere}
 h1{font-size:1.5rem}.items li{padding-left:.3rem}}
 @media print{body{font-size:10.5pt;background:#fff;color:#000}article{max-width:none;padding:0}
 article+article{break-before:page;border:0}h2{break-after:avoid}.scroll{overflow:visible}
-.claim{background:none}.badge{color:#000;background:none;border:1px solid #000}}
+.claim{background:none}.formula{font-size:calc(var(--fit,1)*1em)}.badge{color:#000;background:none;border:1px solid #000}}
 """

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..activations import leaky_relu
+from ..errors import ShapeError
 
 if TYPE_CHECKING:
     from ..layers import Layer
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-9
 """Relative to the largest entry of the condition, for witnesses in float64."""
 
-SHAPES = ((5, 7, 3), (6, 3, 6))
+SHAPES = ((5, 7, 3), (6, 3, 6), (3, 2, 7))
 
 
 def numeric(derivation: Derivation) -> tuple[bool, str]:
@@ -36,6 +40,8 @@ def numeric(derivation: Derivation) -> tuple[bool, str]:
                 return False, f"slope {found:.6g} above {promised:.6g} for {name} weights"
             worst, count = min(worst, margin), count + 1
             tightest = max(tightest, found / promised if promised > 0 else 0.0)
+    if not count:
+        return False, f"the layer has none of the shapes {SHAPES}"
     return True, (
         f"{count} draws, relative margin ≥ {worst:.1e}, steepest slope {tightest:.4f} of the bound"
     )
@@ -46,12 +52,21 @@ def sized(derivation: Derivation, cls: type[Layer], sizes: tuple[int, int, int])
     import torch
 
     m, n, p = sizes
-    family: Callable[..., Any] = cls
+    family: Callable[..., Any] = partial(cls, dtype=torch.float64)
     if derivation.family == "Linear":
-        return family(m, p, dtype=torch.float64)
-    if derivation.square:
-        return family(m, n, dtype=torch.float64)
-    return family(m, n, p, dtype=torch.float64)
+        return family(m, p)
+    if not derivation.takes_relu:
+        family = partial(family, activation=leaky_relu(derivation.slopes[0]))
+    return family(m, n) if derivation.square else family(m, n, p)
+
+
+def _fits(derivation: Derivation, cls: type[Layer], sizes: tuple[int, int, int]) -> bool:
+    """Whether the layer has this shape: a Cayley map that is to be tall refuses others."""
+    try:
+        sized(derivation, cls, sizes).witness()
+    except ShapeError:
+        return False
+    return True
 
 
 def _layers(derivation: Derivation, cls: type[Layer]) -> Iterator[tuple[str, Any]]:
@@ -71,6 +86,8 @@ def _layers(derivation: Derivation, cls: type[Layer]) -> Iterator[tuple[str, Any
         "duplicate": lambda p: p[torch.arange(len(p)) // 2],
     }
     for sizes in SHAPES:
+        if not _fits(derivation, cls, sizes):
+            continue
         for name, change in changes.items():
             layer = sized(derivation, cls, sizes)
             with torch.no_grad():
@@ -109,9 +126,11 @@ def convex(derivation: Derivation) -> tuple[bool, str]:
     import torch
 
     cls = derivation.layer()
+    sizes = next(s for s in ((4, 5, 3), (4, 3, 5)) if _fits(derivation, cls, s))
+    shown = "-".join(map(str, sizes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        layer = sized(derivation, cls, (4, 5, 3))
+        layer = sized(derivation, cls, sizes)
         with torch.no_grad():
             for key in layer.free:
                 parameter = getattr(layer, key)
@@ -119,13 +138,13 @@ def convex(derivation: Derivation) -> tuple[bool, str]:
     values = {k: v.detach().double().numpy() for k, v in layer.witness().items()}
     arguments = {name: values[name] for name in derivation.condition.symbols}
     if derivation.condition.cone == "nonnegative":
-        return _linear_program(derivation, arguments)
+        return _linear_program(derivation, arguments, shown)
     best = optimum(derivation, arguments)
     if best is None:
         return False, "Clarabel found no multipliers at all"
     claimed = math.sqrt(float(arguments["rho"]))
     holds = best <= claimed * (1 + 1e-6) + 1e-9
-    return holds, f"claimed {claimed:.6g}, optimum over the multipliers {best:.6g} at 4-5-3"
+    return holds, f"claimed {claimed:.6g}, optimum over the multipliers {best:.6g} at {shown}"
 
 
 def optimum(derivation: Derivation, values: dict[str, Any]) -> float | None:
@@ -151,7 +170,9 @@ def optimum(derivation: Derivation, values: dict[str, Any]) -> float | None:
     return math.sqrt(max(float(rho.value), 0.0))
 
 
-def _linear_program(derivation: Derivation, values: dict[str, Any]) -> tuple[bool, str]:
+def _linear_program(
+    derivation: Derivation, values: dict[str, Any], shown: str
+) -> tuple[bool, str]:
     """The witness's scalar in the last place, and the least for which weights η exist."""
     import cvxpy as cp
 
@@ -175,4 +196,4 @@ def _linear_program(derivation: Derivation, values: dict[str, Any]) -> tuple[boo
     for _ in range(20):
         middle = (low + high) / 2
         low, high = (low, middle) if feasible(middle) else (middle, high)
-    return True, f"claimed {name} = {claimed:.6g}, optimum over the weights {high:.6g} at 4-5-3"
+    return True, f"claimed {name} = {claimed:.6g}, optimum over the weights {high:.6g} at {shown}"

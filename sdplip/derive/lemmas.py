@@ -6,9 +6,9 @@ and lets a derivation conclude T − WᵀW ⪰ 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import sympy as sp
@@ -21,6 +21,9 @@ from .algebra import Algebra, Letter, Rule
 from .tex import tex
 from .trees import tree
 from .words import Words
+
+
+UNPROVED = "unproved"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Definition:
         facts: of `algebra.FACTS`, what the lemma says of the symbol.
         concludes: each ⪰ 0 by the lemma.
         rules: equations that hold by the lemma.
-        options: further arguments of `code`; for "orthogonality" whether Q is "lying".
+        options: what else the lemma was given, such as the power.
         exact: from exact arguments an exact value that satisfies the lemma's hypothesis; where the
             closed form is irrational, a rational one beyond it.
         code: the function of `sdplip.layers.closed_forms` that computes it, called with the
@@ -206,7 +209,7 @@ LEMMAS: dict[str, Lemma] = {
         ),
         Lemma(
             "block diagonal dominance",
-            "T − S ⪰ 0 for symmetric S in blocks, q > 0 and T = diag(Σ_j ‖S_ij‖₂ q_j / q_i · I).",
+            "T − S ⪰ 0 for symmetric S in blocks and T = diag(Σ_j ‖S_ij‖₂ · I).",
             "vᵀSv ≤ Σ_ij ‖S_ij‖‖v_i‖‖v_j‖, and for the non-negative numbers ‖v_i‖ this is diagonal "
             "dominance.",
             "Feingold, Varga (1962)",
@@ -291,7 +294,8 @@ def diagonal_dominance(name: str, S: MatrixExpr, q: MatrixSymbol | None = None) 
 
     Args:
         name: of the new diagonal symbol.
-        S: symmetric (n, n). q: (n, 1), positive; None is all ones.
+        S: symmetric (n, n). q: (n, 1), a free symbol of domain "ratios" or "weights"; None is all
+            ones.
     """
     n = _square("diagonal_dominance", S)
     T = MatrixSymbol(name, n, n)
@@ -359,13 +363,11 @@ def gram_power(
     )
 
 
-def block_dominance(
-    name: str, S: MatrixExpr, blocks: int, q: MatrixSymbol | None = None
-) -> Definition:
-    """T = diag(Σ_j ‖S_ij‖₂ q_j / q_i · I) over blocks of `blocks` rows each, hence T − S ⪰ 0.
+def block_dominance(name: str, S: MatrixExpr, blocks: int) -> Definition:
+    """T = diag(Σ_j ‖S_ij‖₂ · I) over blocks of `blocks` rows each, hence T − S ⪰ 0.
 
     Args:
-        S: symmetric (n, n), n a multiple of `blocks`. q: (n, 1), positive, constant on blocks.
+        S: symmetric (n, n), n a multiple of `blocks`.
     """
     n = _square("block_dominance", S)
     if blocks < 1:
@@ -374,7 +376,7 @@ def block_dominance(
     return Definition(
         T,
         "block diagonal dominance",
-        (S,) if q is None else (S, q),
+        (S,),
         rf"\operatorname{{diag}}\bigl(\textstyle\sum_j \|{tex(S)}\|_{{[ij]}} I\bigr)",
         None,
         ("diagonal", "positive"),
@@ -385,19 +387,24 @@ def block_dominance(
     )
 
 
-def orthogonal(name: str, X: MatrixSymbol, tall: bool = True) -> Definition:
+def orthogonal(
+    name: str, X: MatrixSymbol, shape: Literal["any", "tall", "lying"] = "any"
+) -> Definition:
     """Q (p, m) semi-orthogonal by the Cayley map of the free X (p, m), hence I − QᵀQ ⪰ 0.
 
     Args:
-        tall: p ≥ m is stated, so that QᵀQ = I may be used; otherwise QQᵀ = I for p ≤ m.
-            I − QᵀQ ⪰ 0 is concluded for every shape.
+        shape: "tall" for p ≥ m, which gives QᵀQ = I besides, "lying" for p ≤ m, which gives
+            QQᵀ = I; the layer then refuses other shapes.
     """
     p, m = X.shape
     Q = MatrixSymbol(name, p, m)
-    if tall:
-        rule = Rule(Q.T * Q, Identity(m), "orthogonality")
-    else:
-        rule = Rule(Q * Q.T, Identity(p), "orthogonality")
+    rules = {
+        "any": (),
+        "tall": (Rule(Q.T * Q, Identity(m), "orthogonality"),),
+        "lying": (Rule(Q * Q.T, Identity(p), "orthogonality"),),
+    }
+    if shape not in rules:
+        raise InvalidInput(f"orthogonal: shape = {shape!r}, but must be any, tall or lying.")
     return Definition(
         Q,
         "orthogonality",
@@ -406,10 +413,10 @@ def orthogonal(name: str, X: MatrixSymbol, tall: bool = True) -> Definition:
         None,
         (),
         (Identity(m) - Q.T * Q,),
-        (rule,),
+        rules[shape],
         exact=_exact_cayley,
-        code="cayley",
-        options=() if tall else ("lying",),
+        code="cayley" if shape == "any" else f"cayley_{shape}",
+        options=(shape,),
     )
 
 
@@ -496,7 +503,6 @@ def stacked(top: str, bottom: str, X: MatrixSymbol, Y: MatrixSymbol) -> tuple[De
     """P (p, n) and Q (m, n) with [P; Q] = cayley([X; Y]), hence I − PᵀP − QᵀQ ⪰ 0."""
     n = X.shape[1]
     P, Q = MatrixSymbol(top, *X.shape), MatrixSymbol(bottom, *Y.shape)
-    names = f"[{top}; {bottom}]"
     first, second = (
         Definition(
             symbol,
@@ -507,7 +513,7 @@ def stacked(top: str, bottom: str, X: MatrixSymbol, Y: MatrixSymbol) -> tuple[De
             concludes=conclusion,
             exact=exact,
             code=code,
-            options=(names,),
+            options=(top, bottom),
         )
         for symbol, part, conclusion, exact, code in (
             (P, r"\text{top of}", (Identity(n) - P.T * P - Q.T * Q,), _exact_top, "cayley_top"),
@@ -521,7 +527,7 @@ def diagonal(name: str, value: MatrixExpr) -> Definition:
     """A diagonal given by a formula that no lemma knows: a derivation that rests on it fails."""
     return Definition(
         MatrixSymbol(name, *value.shape),
-        "unproved",
+        UNPROVED,
         (),
         tex(value),
         value,
@@ -534,6 +540,46 @@ def define(name: str, value: MatrixExpr) -> Definition:
     symbol = MatrixSymbol(name, *value.shape)
     rule = Rule(symbol, value, f"{name} stands for it")
     return Definition(symbol, "", (value,), tex(value), value, rules=(rule,))
+
+
+def rebuilt(
+    name: str,
+    lemma: str,
+    arguments: Sequence[Any],
+    options: Sequence[Any],
+    earlier: Mapping[str, Definition],
+) -> Definition:
+    """The definition that this lemma makes of these arguments.
+
+    Raises:
+        InvalidInput: an unknown lemma, or arguments that do not fit it.
+    """
+    makers: dict[str, Callable[..., Definition]] = {
+        "": define,
+        "diagonal dominance": diagonal_dominance,
+        "block diagonal dominance": block_dominance,
+        "spectral norm": spectral,
+        "inverse": inverse,
+        "M-matrix": m_matrix,
+        "row sums": row_sums,
+        "orthogonality": orthogonal,
+    }
+    try:
+        if lemma == "root":
+            return root(name, earlier[arguments[0].name])
+        if lemma == "Gram power":
+            return gram_power(name, *arguments, power=options[0])
+        if lemma == "stacked orthogonality":
+            top, bottom = options
+            return stacked(top, bottom, *arguments)[(top, bottom).index(name)]
+        if lemma == "":
+            return define(name, arguments[0])
+        return makers[lemma](name, *arguments, *options)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidInput(
+            f"{name} is defined by {lemma!r}, which is no lemma of the library that takes these "
+            "arguments. Use the functions of sdplip.derive.lemmas."
+        ) from error
 
 
 def squares_of(P: MatrixExpr, algebra: Algebra) -> list[tuple[MatrixExpr, MatrixExpr]] | None:
@@ -612,7 +658,7 @@ def _exact_spectral(W: sp.Matrix) -> sp.Matrix:
     return _upwards(top) * sp.eye(W.cols)
 
 
-def _exact_blocks(S: sp.Matrix, q: sp.Matrix | None = None, *, size: int) -> sp.Matrix:
+def _exact_blocks(S: sp.Matrix, *, size: int) -> sp.Matrix:
     count = S.rows // size
     if count * size != S.rows:
         raise InvalidInput(f"block_dominance: {S.rows} rows are no multiple of {size}.")
@@ -622,7 +668,7 @@ def _exact_blocks(S: sp.Matrix, q: sp.Matrix | None = None, *, size: int) -> sp.
             part = S[i * size : (i + 1) * size, j * size : (j + 1) * size]
             value = float(np.linalg.norm(np.array(part.tolist(), dtype=float), 2)) * (1 + 1e-9)
             norms[i, j] = sp.Rational(value).limit_denominator(10**12)
-    sums = _row_sums(norms, None if q is None else sp.Matrix(q[::size]))
+    sums = _row_sums(norms, None)
     return sp.diag(*(_upwards(sums[i // size]) for i in range(S.rows)))
 
 

@@ -18,8 +18,10 @@ ATTRIBUTES = frozenset(
     "xmlns display displaystyle scriptlevel stretchy fence form minsize maxsize lspace rspace width "
     "columnalign mathvariant".split()
 )
-_FENCES = frozenset("()[]|‖⌈⌉{}")
-_UPPER = dict(zip("0123456789+−-⊤ijn", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻ᵀⁱʲⁿ", strict=True))
+_FENCES = frozenset("()[]|‖⌈⌉{}/")
+_CLOSING = frozenset(")]|‖⌉}")
+_MARKS = frozenset("⊤′")
+_UPPER = dict(zip("0123456789+−-⊤ijn′", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻ᵀⁱʲⁿ′", strict=True))
 _LOWER = dict(zip("0123456789+−ijn", "₀₁₂₃₄₅₆₇₈₉₊₋ᵢⱼₙ", strict=True))
 _BINARY = frozenset("+−=<>≠≤≥⪰≻⪯→⇔⟺⟸⟹∈")
 _FRACTIONS = {"1/2": "½", "1/3": "⅓", "1/4": "¼", "3/4": "¾"}
@@ -35,6 +37,8 @@ def element(latex: str, display: bool = False) -> Element | None:
         # The converter leaves entities as text and would write "<" as it came.
         for node in root.iter():
             _settle(node)
+        for node in root.iter():
+            _space(node)
         return ElementTree.fromstring(ElementTree.tostring(root))
     except Exception:
         return None
@@ -48,12 +52,26 @@ def _settle(node: Element) -> None:
     text = node.text or ""
     if node.attrib.pop("mathvariant", "") == "bold":
         node.text = "".join(map(_bold, text))
-    if node.tag == "mi" and len(text) == 1 and unicodedata.category(text) in ("Sm", "So"):
-        node.tag = "mo"
-    elif node.tag == "mo" and text.isalpha():
+    if node.tag == "mo" and (text.isalpha() or text in _MARKS):
         node.tag = "mi"
-    elif node.tag == "mo" and text in _FENCES:
+    elif node.tag == "mi" and len(text) == 1 and text not in _MARKS:
+        if unicodedata.category(text) in ("Sm", "So"):
+            node.tag = "mo"
+        elif text in "ΓΔΘΛΞΠΣΦΨΩ":
+            node.attrib["mathvariant"] = "normal"
+    if node.tag == "mo" and text in _FENCES:
         node.attrib |= {"lspace": "0", "rspace": "0"}
+
+
+def _space(row: Element) -> None:
+    """Signs that stand first or after another operator are no infix operators."""
+    before = None
+    for node in row:
+        if node.tag == "mo" and node.text in ("−", "+") and node.attrib.get("form") is None:
+            if before is None or before.tag == "mo" and before.text not in _CLOSING:
+                node.attrib["form"] = "prefix"
+        if node.tag != "mspace":
+            before = node
 
 
 def _bold(character: str) -> str:
@@ -73,8 +91,21 @@ def mathml(latex: str, display: bool = False) -> str:
     namespace = "{http://www.w3.org/1998/Math/MathML}"
     for node in found.iter():
         node.tag = node.tag.removeprefix(namespace)
+    for node in found.iter():
+        _bracketed(node)
     found.attrib["xmlns"] = namespace.strip("{}")
     return ElementTree.tostring(found, encoding="unicode")
+
+
+def _bracketed(row: Element) -> None:
+    """Matrices get their brackets from the style sheet: without a mathematical font a browser
+    does not stretch them."""
+    inside = list(row)
+    if len(inside) == 3 and inside[1].tag == "mtable":
+        if (inside[0].text, inside[2].text) == ("[", "]"):
+            row.remove(inside[0])
+            row.remove(inside[2])
+            inside[1].attrib["class"] = "matrix"
 
 
 # --- as text ---
@@ -151,7 +182,8 @@ def _flat(box: Box) -> str:
 
 
 def _grouped(text: str) -> str:
-    return text if len(text) <= 1 or text.isdecimal() else f"({text})"
+    single = len(text.rstrip("".join(_UPPER.values()))) <= 1 or text.isdecimal()
+    return text if single else f"({text})"
 
 
 def _scripted(tag: str, boxes: Sequence[Box]) -> Box:

@@ -21,6 +21,7 @@ DOMAINS = {
     "ratios": "a positive vector; only ratios matter",
     "constant": "a constant",
 }
+POSITIVE = "a positive constant"
 RELATIONS = {
     "equivalent": r"\Longleftrightarrow",
     "sufficient": r"\Longleftarrow",
@@ -66,9 +67,10 @@ class Formula:
 
 @dataclass(frozen=True)
 class Items:
-    """Formulas, each with a remark."""
+    """Formulas, each with a remark; `dense` ones may stand beside each other."""
 
     items: tuple[tuple[str, str], ...]
+    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,13 @@ def verdict(document: Document) -> tuple[str, str]:
     checks = document["checks"]
     if digest(document) != document["sha256"] or not all(c["holds"] is True for c in checks):
         return "altered", SENTENCES["altered"]
-    some = sum(not c["general"] for c in checks)
-    text = f"Proved for every size: {len(checks) - some} checks cover all sizes"
-    return status, text + (f", {some} more were made on instances." if some else ".")
+    some = sum(c["general"] is not True for c in checks)
+    text = f"For matrices of every size, by {_count(len(checks) - some, 'check')} on symbols"
+    return status, f"{text}; {_count(some, 'more check')} on instances."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def readable(text: str) -> str:
@@ -209,13 +215,13 @@ def _setting(document: Document) -> Iterator[Part]:
         yield Heading("Setting")
         yield Prose(f"{condition['claim']} ({condition['source']})", f"{condition['name']}.")
         yield Formula(f"M = {condition['tex']}")
-    free = [(name(k), DOMAINS[d["domain"]]) for k, d in document["free"].items()]
-    for at, (key, d) in enumerate(document["free"].items()):
-        if d["domain"] == "constant" and d["positive"]:
-            free[at] = (name(key), "a positive constant")
-    if free:
+    groups: dict[str, list[str]] = {}
+    for key, d in document["free"].items():
+        positive = d["domain"] == "constant" and d["positive"]
+        groups.setdefault(POSITIVE if positive else DOMAINS[d["domain"]], []).append(name(key))
+    if groups:
         yield Prose("", "Free.")
-        yield Items(tuple(free))
+        yield Items(tuple((r",\; ".join(names), kind) for kind, names in groups.items()))
     if document["definitions_tex"]:
         by = {d["symbol"]: d["lemma"] for d in document["definitions"]}
         yield Prose("", "Defined.")
@@ -236,7 +242,8 @@ def _steps(document: Document) -> Iterator[Part]:
         latex = "" if after == before else rf"{RELATIONS[kind]}\quad {after} \succeq 0"
         if step["name"] == "conclude":
             latex = rf"{before} \succeq 0"
-        yield Step(at, step["name"], readable(step["reason"]), kind, latex)
+        reason = readable(step["reason"]) + ("" if latex else "; nothing changes")
+        yield Step(at, step["name"], reason, kind, latex)
         shown = after
 
 
@@ -267,19 +274,22 @@ def _squares(document: Document, goal: Mapping[str, Any], place: int) -> Iterato
     lines = [f"{letter} = {first}", *(f"+ {term}" for term in rest)]
     lines[-1] += r" \succ 0" if goal["strict"] else r" \succeq 0"
     yield Formula(lines[0], tuple(lines[1:]))
-    yield Items(
-        tuple(
-            (rf"P_{{{k}}} = {written(s['weight'])} \succeq 0", _why(document, s["by"]))
-            for k, s in enumerate(goal["squares"], 1)
-        )
-    )
+    lemmas = [
+        (rf"P_{{{k}}} = {written(s['weight'])} \succeq 0", _why(document, s["by"]))
+        for k, s in enumerate(goal["squares"], 1)
+        if s["by"] != "positive"
+    ]
+    if lemmas:
+        yield Items(tuple(lemmas))
+    if len(lemmas) < len(goal["squares"]):
+        every = "Every other" if lemmas else "Every"
+        yield Prose(f"{every} FᵀPF has for P a positive multiple of I or of a positive matrix.")
     if goal["strict"]:
         yield Prose("The summand without a factor F is positive definite, hence the whole is.")
 
 
 def _why(document: Document, by: str) -> str:
-    if by == "positive":
-        return "a positive multiple of the identity or of a positive matrix"
+    """The lemma behind the symbol `by`."""
     lemma = next(d["lemma"] for d in document["definitions"] if d["symbol"] == by)
     return f"by {_lemma(document, lemma)}"
 
@@ -307,12 +317,13 @@ def _rows(document: Document, goal: Mapping[str, Any]) -> Iterator[Part]:
     for row in goal["rows"]:
         value, terms = written(row["value"], ""), written(row["terms"], "")
         middle = "" if value == terms else f" = {terms}"
-        yield Prose("", f"{row['name'].capitalize()}.")
-        yield Formula(rf"{value}{middle} \ge 0")
+        sign = ">" if row["name"].endswith("> 0") else r"\ge"
+        yield Prose("", f"{readable(row['name'])}.")
+        yield Formula(f"{value}{middle} {sign} 0")
 
 
 def _identities(goal: Mapping[str, Any]) -> Iterator[Part]:
-    yield Prose("", f"{goal['name'].capitalize()}.")
+    yield Prose("", f"{goal['name'][:1].upper()}{goal['name'][1:]}.")
     for left, right in goal["pairs"]:
         yield Formula(f"{written(left)}", (f"= {written(right)}",))
     if goal["rules"]:
@@ -323,20 +334,20 @@ def _counterexample(found: Mapping[str, Any]) -> Iterator[Part]:
     yield Heading("Counterexample")
     yield Prose("z = σ(Az + Bx + b), y = Cz + Dx; σ has the slopes α below 0 and β above.")
     values = [(k, v) for k, v in found["values"].items()]
-    yield Prose("", "Free symbols.")
-    yield Items(tuple((f"{name(k)} = {_exact(v)}", "") for k, v in values))
+    yield Prose("", "Symbols.")
+    yield Items(tuple((f"{name(k)} = {_exact(v)}", "") for k, v in values), dense=True)
     yield Prose("", "Network.")
     system = [(k, found[k]) for k in "ABCD" if found[k] and found[k][0]]
     vectors = [(k, [[x] for x in found[k]]) for k in ("b", "alpha", "beta") if found[k]]
-    yield Items(tuple((f"{name(k)} = {_exact(v)}", "") for k, v in [*system, *vectors]))
+    yield Items(tuple((f"{name(k)} = {_exact(v)}", "") for k, v in [*system, *vectors]), dense=True)
     yield Prose("", "Two inputs and their solutions.")
     pairs = [(k, found[k]) for k in "xz" if found[k][0]]
     columns = [
         (f"{k}{mark} = {_exact([[e] for e in v[at]])}", "")
         for k, v in pairs
-        for at, mark in ((0, ""), (1, "'"))
+        for at, mark in ((0, ""), (1, r"^{\prime}"))
     ]
-    yield Items(tuple(columns))
+    yield Items(tuple(columns), dense=True)
     y, x = (rf"\lVert \Delta {letter} \rVert" for letter in "yx")
     power = r"_{2}^{2}" if found["norm"] == "2" else r"_{\infty}"
     ratio, claim = number(found["ratio"]), number(found["claim"])

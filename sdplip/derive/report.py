@@ -24,6 +24,7 @@ from .html import html
 from .mathml import plain
 from .outline import outline
 from .proof import Proof
+from .tex import split
 
 if TYPE_CHECKING:
     from .derivation import Derivation
@@ -68,7 +69,8 @@ def _set(found: Text, part: parts.Part) -> None:
                 at = found.plain.rindex(part.label)
                 found.stylize("italic", at, at + len(part.label))
         case parts.Formula():
-            shown = [plain(line, WIDTH - 6) for line in (part.latex, *part.more)]
+            lines = (part.latex, *(rf"\quad {line}" for line in part.more))
+            shown = [plain(line, WIDTH - 6) for line in lines]
             found.append("\n".join(textwrap.indent(line, "      ") for line in shown) + "\n")
         case parts.Items():
             for latex, remark in part.items:
@@ -131,10 +133,9 @@ def _marked(part: parts.Part) -> str:
 
 
 def _displayed(latex: str, more: Sequence[str] = ()) -> str:
-    if more:
-        lines = r" \\ ".join([latex.replace(" = ", " &= ", 1), *(f"&{line}" for line in more)])
-        latex = rf"\begin{{split}} {lines} \end{{split}}"
-    return f"$$\n{latex}\n$$"
+    # A line that starts with a minus would be an item of a list.
+    lead = "{} " if latex.startswith("-") and not more else ""
+    return f"$$\n{lead}{split(latex, more)}\n$$"
 
 
 def _escaped(prose: str) -> str:

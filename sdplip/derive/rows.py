@@ -8,7 +8,7 @@ subtract absolute values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import sympy as sp
@@ -26,25 +26,24 @@ class Row:
     """value = terms, a sum of products of letters that are ≥ 0.
 
     `signs` says how a real number x and its |x| are written by their positive and negative parts;
-    `units` whether the row belongs to a unit rather than to an output.
+    `strict` that the claim needs the row > 0.
     """
 
     name: str
     value: Any
     terms: Any
     signs: tuple[tuple[Any, Any], ...]
-    units: bool = False
+    strict: bool = False
 
     def document(self) -> dict[str, Any]:
         """JSON values (see `words`)."""
         letters = {s.name for e in (self.value, self.terms) for s in e.free_symbols}
-        letters |= {s.name for _, e in self.signs for s in e.free_symbols}
         return {
             "name": self.name,
             "letters": sorted(letters),
             "value": _letters(self.value),
             "terms": _letters(self.terms),
-            "signs": [[_letters(x), _letters(e)] for x, e in self.signs],
+            "strict": self.name.endswith("> 0") or self.strict,
         }
 
 
@@ -58,15 +57,17 @@ def rows(derivation: Derivation, changes: Mapping[str, Any] | None = None) -> li
     c = sp.sympify({**derivation.ansatz, **(changes or {})}.get("c", derivation.outputs.get("c", 0)))
     bound = next((f for f in derivation.free if f.symbol == c), None)
     below = c < 1 if c.is_number else bound is not None and bound.high <= 1
-    if not below:
-        # At c = 1 the condition proves well-posedness only where its rows are > 0.
-        units = [row for row in found if row.units]
-        if c != 1 or not all(any(t.is_positive for t in _parts(row.terms)) for row in units):
+    if below:
+        return found
+    # At c = 1 the condition proves well-posedness only where the rows of the units are > 0.
+    units = {f"{derivation.condition.name}, block {k}" for k in (1, 2)}
+    for row in found:
+        if c != 1 or (row.name in units and not any(t.is_positive for t in _parts(row.terms))):
             raise DerivationError(
                 f"{derivation.name}: c = {c} is not below 1, and the rows of the units are not "
                 "seen to be strictly positive: the equilibrium need not exist."
             )
-    return found
+    return [replace(row, strict=row.name in units) for row in found]
 
 
 def _parts(terms: Any) -> tuple[Any, ...]:
@@ -83,10 +84,9 @@ def _hypotheses(derivation: Derivation, calculus: _Calculus) -> list[tuple[str, 
         bound = next((f for f in derivation.free if f.symbol == c), None)
         if bound is None or bound.high > 1:
             raise DerivationError(f"{derivation.name}: {c} must be a constant below 1.")
-        if not all(t.is_positive for t in sp.Add.make_args(sp.expand(calculus.row(right)))):
-            if not calculus.row(right).is_positive:
-                raise DerivationError(f"{derivation.name}: {right} is not seen to be positive.")
-        found.append((f"M-matrix for {d.symbol}", calculus.row(c * q - Metzler(A) * q)))
+        found.append((f"{right} > 0", calculus.row(right)))
+        found.append((f"{q} > 0", calculus.row(q)))
+        found.append((f"M-matrix for {d.symbol}", calculus.row(c * q - Metzler(A) * q, top=True)))
     return found
 
 
@@ -104,7 +104,10 @@ def _values(
     found = []
     for number, (block,) in enumerate(blocks, 1):
         at = block.xreplace(given).doit()
-        found.append((f"{derivation.condition.name}, block {number}", calculus.row(at)))
+        value = calculus.row(at, top=True)
+        found.append((f"{derivation.condition.name}, block {number}", value))
+    for name in derivation.condition.signed:
+        found.append((f"{name} > 0", calculus.row(given[symbols[name]])))
     found += _hypotheses(derivation, calculus)
     return [(name, value.xreplace(calculus.sums())) for name, value in found]
 
@@ -118,13 +121,14 @@ def _shown(derivation: Derivation, name: str, value: Any) -> Row:
             up, down = (sp.Symbol(f"{letter.name}{s}", nonnegative=True) for s in "⁺⁻")
             signs += [(letter, up - down), (size, up + down)]
     terms = sp.expand(value.xreplace(dict(signs)))
+    if name.endswith("> 0") and not (terms.is_positive or any(t.is_positive for t in _parts(terms))):
+        raise DerivationError(f"{derivation.name}: {name} is not seen; the row is {value}.")
     for term in sp.Add.make_args(terms):
         if not term.is_nonnegative:
             raise DerivationError(
                 f"{derivation.name}, {name}: the row is {value}, and {term} in it may be negative."
             )
-    units = name.startswith(f"{derivation.condition.name}, block") and not name.endswith("3")
-    return Row(name, value, terms, tuple(signs), units)
+    return Row(name, value, terms, tuple(signs))
 
 
 class _Calculus:
@@ -144,7 +148,9 @@ class _Calculus:
                 found[letter] = sp.Symbol(f"{d.symbol.name}_i", positive=True) - floor
         return found
 
-    def row(self, vector: Any, at: str = "i") -> Any:
+    def row(self, vector: Any, at: str = "i", top: bool = False) -> Any:
+        """Row `at` of a vector; at the `top` absolute values of sums that are subtracted may be
+        replaced by the larger sums of absolute values."""
         match vector:
             case sp.MatrixSymbol() if vector.name in self.definitions:
                 d = self.definitions[vector.name]
@@ -158,16 +164,16 @@ class _Calculus:
             case sp.ZeroMatrix():
                 return sp.Integer(0)
             case sp.MatAdd():
-                return sp.Add(*(self.row(a, at) for a in vector.args))
+                return sp.Add(*(self.row(a, at, top) for a in vector.args))
             case sp.MatMul():
                 factor, (first, *rest) = vector.as_coeff_matrices()
                 if not rest:
                     return factor * self.row(first, at)
                 tail = rest[0] if len(rest) == 1 else sp.MatMul(*rest)
-                return factor * self._times(first, tail, at)
+                return factor * self._times(first, tail, at, split=top and factor.is_negative)
         raise DerivationError(f"{vector} has no row that could be written in letters.")
 
-    def _times(self, matrix: Any, vector: Any, at: str) -> Any:
+    def _times(self, matrix: Any, vector: Any, at: str, split: bool) -> Any:
         if isinstance(matrix, Absolute):
             inner = self._plain(matrix.args[0])
             solved = self.definitions.get(getattr(vector, "name", ""))
@@ -175,14 +181,25 @@ class _Calculus:
                 A, right = solved.arguments[:2]
                 if inner == self._plain(A):
                     return self.row(vector, at) - self.row(right, at)
-            total = self._beside(inner, vector, at)
+            total = self._beside(inner, vector, at, split)
             if inner.shape[0] == inner.shape[1]:
                 own = self.entry(inner, at, at)
                 if not isinstance(matrix, Metzler):
-                    own = sp.Add(*(self._size(t) for t in sp.Add.make_args(sp.expand(own))))
+                    own = sp.Add(*(self._size(t) for t in self._terms(own, inner, split)))
                 total += own * self.row(vector, at)
             return total
+        if not self._diagonal(matrix):
+            raise DerivationError(f"{matrix} times a vector has no row that could be written.")
         return self.entry(matrix, at, at) * self.row(vector, at)
+
+    def _terms(self, value: Any, matrix: Any, split: bool) -> tuple[Any, ...]:
+        terms = sp.Add.make_args(sp.expand(value))
+        if len(terms) > 1 and not split:
+            raise DerivationError(
+                f"|{matrix}| is the absolute value of a sum, which is bounded by its parts only "
+                "where the condition subtracts it."
+            )
+        return terms
 
     def _plain(self, matrix: Any) -> Any:
         """The matrix with plain definitions written out."""
@@ -193,14 +210,19 @@ class _Calculus:
         }
         return sp.sympify(matrix).xreplace(replaced).doit()
 
-    def _beside(self, matrix: Any, vector: Any, at: str) -> Any:
+    def _beside(self, matrix: Any, vector: Any, at: str, split: bool = False) -> Any:
         """Σ_{j≠i} |X_ij| v_j, an upper bound where X_ij is a sum."""
         other = "j"
         weight = self.row(vector, other)
+        if not weight.is_nonnegative:
+            raise DerivationError(f"The weights {vector} are not seen to be ≥ 0.")
         total = sp.Integer(0)
-        for term in sp.Add.make_args(sp.expand(self.entry(matrix, at, other) * weight)):
+        parts = self._terms(self.entry(matrix, at, other), matrix, split)
+        for term in (sp.expand(part * weight) for part in parts):
             if term == 0:
                 continue
+            if isinstance(term, sp.Add):
+                raise DerivationError(f"|{matrix}|({vector}) has no row that could be written.")
             here: list[Any] = []
             there: list[Any] = []
             for factor in sp.Mul.make_args(term):

@@ -118,6 +118,15 @@ def matrix(rows: Sequence[Sequence[str]]) -> str:
     return rf"\left[\begin{{matrix}}{lines}\end{{matrix}}\right]"
 
 
+def split(latex: str, more: Sequence[str]) -> str:
+    """A formula over several lines, aligned at its first = or at its start."""
+    if not more:
+        return latex
+    first = latex.replace(" = ", " &= ", 1) if " = " in latex else f"&{latex}"
+    lines = r" \\ ".join([first, *(f"&{line}" for line in more)])
+    return rf"\begin{{split}} {lines} \end{{split}}"
+
+
 def number(value: Any) -> str:
     """A rational number."""
     found = Fraction(value)
@@ -138,10 +147,24 @@ def written(tree: Any, unit: str = "I") -> str:
             return joined([written(term, unit) for term in terms])
         case ["t", ["sym", str(text)]]:
             return name(text) if text.startswith("diag(") else rf"{name(text)}^{{\top}}"
+        case ["t", ["diag", _]]:
+            return written(tree[1])
         case ["t", inner]:
             return rf"{_bracketed(written(inner, unit))}^{{\top}}"
         case ["sym", str(text)]:
             return name(text)
+        case ["eye", *_]:
+            return "I"
+        case ["zeros", *_]:
+            return "0"
+        case ["ones", *_]:
+            return r"\mathbf{1}"
+        case ["diag", inner]:
+            return f"[{written(inner)}]"
+        case ["abs", inner]:
+            return rf"\left|{written(inner)}\right|"
+        case ["metzler", inner]:
+            return rf"\left\lceil {written(inner)} \right\rceil"
     return _product(tree, unit)
 
 
@@ -191,7 +214,8 @@ def _factors(tree: Any) -> tuple[Fraction, list[tuple[str, int]], list[tuple[str
 
 
 def _has_matrix(tree: Any) -> bool:
-    return tree[0] == "sym" or any(_has_matrix(t) for t in tree[1:] if isinstance(t, list))
+    kinds = ("sym", "eye", "zeros", "ones", "diag")
+    return tree[0] in kinds or any(_has_matrix(t) for t in tree[1:] if isinstance(t, list))
 
 
 def _power(base: str, power: int) -> str:

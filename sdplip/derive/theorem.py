@@ -10,7 +10,7 @@ from ..errors import DerivationError
 from ..lmi import LMI
 from .algebra import grid
 from .lemmas import Identities, both_agree
-from .proof import Check, Proof, assemble
+from .proof import THEOREM, Check, Proof, assemble
 from .statement import Statement
 from .trees import tree
 
@@ -74,6 +74,7 @@ class Theorem:
         ]
         return assemble(
             self,
+            kind=THEOREM,
             condition=self.gives,
             symbolic={"free": {}, "definitions": [], "ansatz": {}, "goals": documents},
             steps=steps,

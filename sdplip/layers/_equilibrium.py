@@ -56,7 +56,7 @@ class EquilibriumLayer(Layer):
         owner = type(self).__name__
         check_size(owner, "hidden", hidden)
         self.hidden = hidden
-        self.activation = slopes_in_unit_interval(owner, activation)
+        self.activation = self._accepted(activation)
         self.method, self.tol, self.max_steps = method, tol, max_steps
 
         def free(*shape: int) -> nn.Parameter:
@@ -67,6 +67,9 @@ class EquilibriumLayer(Layer):
         self.D = free(out_features, in_features) if feedthrough else None
         self.bias = free(hidden) if bias else None
         self.out_bias = free(out_features) if bias else None
+
+    def _accepted(self, activation: str | Activation) -> str | Activation:
+        return slopes_in_unit_interval(type(self).__name__, activation)
 
     def reset_parameters(self) -> None:
         """Draw B, C and the biases as nn.Linear does; the direct path D starts at zero."""

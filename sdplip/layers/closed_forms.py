@@ -7,6 +7,7 @@ for its value in floating point.
 import torch
 from torch import Tensor
 
+from ..errors import ShapeError
 from ._base import saturate, soft_bound
 from ._state import between
 from .nemon import reach
@@ -18,6 +19,8 @@ __all__ = [
     "bounded",
     "cayley",
     "cayley_bottom",
+    "cayley_lying",
+    "cayley_tall",
     "cayley_top",
     "dominant",
     "eye",
@@ -82,6 +85,22 @@ def weights(log_q: Tensor) -> Tensor:
 def cayley(X: Tensor) -> Tensor:
     """The semi-orthogonal matrix (*batch, p, m) that the Cayley map makes of X."""
     return semi_orthogonal(X, "cayley")
+
+
+def cayley_tall(X: Tensor) -> Tensor:
+    """`cayley` where QᵀQ = I is needed; InvalidInput for more columns than rows."""
+    return cayley(_shaped(X, X.shape[-2] >= X.shape[-1], "at least as many rows as columns"))
+
+
+def cayley_lying(X: Tensor) -> Tensor:
+    """`cayley` where QQᵀ = I is needed; InvalidInput for more rows than columns."""
+    return cayley(_shaped(X, X.shape[-2] <= X.shape[-1], "at least as many columns as rows"))
+
+
+def _shaped(X: Tensor, fits: bool, rule: str) -> Tensor:
+    if not fits:
+        raise ShapeError(f"The matrix is {tuple(X.shape)}, but this layer needs {rule}.")
+    return X
 
 
 def cayley_top(X: Tensor, Y: Tensor) -> Tensor:
@@ -175,18 +194,23 @@ def gram_power(S: Tensor, q: Tensor | None = None, power: int = 2) -> Tensor:
     return _floored(_upwards(torch.where(T > 0, root, 0), S))
 
 
-def block_dominant(S: Tensor, q: Tensor | None = None, size: int = 1) -> Tensor:
-    """T_i = Σ_j ‖S_ij‖₂ q_j / q_i on blocks of `size` rows, rounded upwards: T - S ⪰ 0.
+def block_dominant(S: Tensor, size: int) -> Tensor:
+    """T_i = Σ_j ‖S_ij‖₂ on blocks of `size` rows, rounded upwards: T - S ⪰ 0.
 
     Args:
-        S: (*batch, n, n), symmetric, n a multiple of `size`. q: (*batch, n), constant on blocks.
+        S: (*batch, n, n), symmetric, n a multiple of `size`.
+
+    Raises:
+        ShapeError: n is no multiple of `size`.
     """
-    count = S.shape[-1] // size
+    count, rest = divmod(S.shape[-1], size)
+    if rest:
+        raise ShapeError(f"{S.shape[-1]} units do not divide into blocks of {size}.")
     blocks = S.unflatten(-1, (count, size)).unflatten(-3, (count, size)).transpose(-3, -2)
     norms = spectral_square(blocks).clamp(min=0)
     # √ has an infinite slope at 0, where a zero block has nothing to say.
     norms = torch.where(norms > 0, norms, 1).sqrt() * (norms > 0)
-    T = dominant(norms, None if q is None else q[..., ::size])
+    T = dominant(norms)
     return T.repeat_interleave(size, dim=-1)
 
 

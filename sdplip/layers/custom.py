@@ -16,7 +16,16 @@ from torch.nn import functional as F
 from ..activations import Activation, activation
 from ..errors import InvalidInput
 from ..system import System
-from ._base import Layer, check_size, fill_normal, fill_orthogonal, fill_uniform, numpy, wide
+from ._base import (
+    Layer,
+    check_size,
+    fill_normal,
+    fill_orthogonal,
+    fill_uniform,
+    numpy,
+    slopes_in_unit_interval,
+    wide,
+)
 from ._equilibrium import EquilibriumLayer
 from ._linear import LinearLayer
 from .nemon import linf_bound, metric
@@ -75,7 +84,7 @@ class ClosedForm(Layer):
     def _half(self) -> bool:
         return next(self.parameters()).dtype in (torch.float16, torch.bfloat16)
 
-    def _slopes_covered(self, name: str | Activation) -> str | Activation:
+    def _accepted(self, name: str | Activation) -> str | Activation:
         sigma, (low, high) = activation(name), self.slopes
         if not low <= sigma.alpha <= sigma.beta <= high:
             raise InvalidInput(
@@ -120,7 +129,7 @@ class ClosedFormResidual(ClosedForm):
         super().__init__(in_features, out_features)
         check_size(type(self).__name__, "hidden", hidden)
         self.hidden = hidden
-        self.activation = self._slopes_covered(activation)
+        self.activation = self._accepted(activation)
         sizes = {"in_features": in_features, "hidden": hidden, "out_features": out_features}
         self._register(sizes | {"features": in_features}, device, dtype)
         self.bias = (
@@ -217,6 +226,9 @@ class ClosedFormEquilibrium(ClosedForm, EquilibriumLayer):
             dtype=dtype,
         )
         self.reset_parameters()
+
+    def _accepted(self, name: str | Activation) -> str | Activation:
+        return slopes_in_unit_interval(type(self).__name__, super()._accepted(name))
 
     def _fill(self, parameter: nn.Parameter) -> None:
         fill_uniform(parameter, fan_in=parameter.shape[-1])

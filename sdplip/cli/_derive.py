@@ -1,0 +1,153 @@
+"""The commands about derivations: `sdplip derive`, and what `sdplip check` replays of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InvalidInput, SdplipError
+from ._console import Json, listing
+
+MAX_BYTES = 16 << 20
+PROOF, COUNTEREXAMPLE = "sdplip.derivation", "sdplip.counterexample"
+
+
+def derive(
+    target: Annotated[
+        str | None, typer.Argument(metavar="NAME|FILE", help="See --list, or a Python file.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the derivations and exit.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(show_default="none", help="Write the proof to read, .html or .md.")
+    ] = None,
+    emit: Annotated[
+        Path | None, typer.Option(show_default="none", help="Write the layer, .py, if proved.")
+    ] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", show_default="from the name", help="Of the layer.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the proof object for sdplip check, .json.")
+    ] = None,
+    counterexample: Annotated[
+        Path | None, typer.Option(help="Write a counterexample for sdplip check, .json.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(show_default="all", help="One derivation of several, by its name.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove what a derivation claims, or refute it, and write the proof and the layer."""
+    if list_:
+        _list(as_json)
+        return
+    if target is None:
+        raise InvalidInput("Name a derivation or a file; sdplip derive --list shows what there is.")
+    from ..derive.library import blamed, find, load
+    from ..derive.report import Request, run
+
+    path = find(target).resolve()
+    derivations = load(path)
+    request = Request(report, emit, class_name, out, counterexample, only, as_json)
+    try:
+        code = run(derivations, request)
+    except (SdplipError, OSError):
+        raise
+    except Exception as error:
+        # A mistake in the file's own argument is no defect of sdplip.
+        if traceback.extract_tb(error.__traceback__)[-1].filename != str(path):
+            raise
+        raise blamed(error, path) from error
+    raise typer.Exit(code)
+
+
+def _list(as_json: bool) -> None:
+    from ..derive.library import files, load
+
+    rows = []
+    for name, path in files().items():
+        for d in load(path):
+            condition = getattr(d, "condition", None)
+            rows.append((d.name, name, condition.name if condition else "", d.title))
+    listing(("derivation", "file", "condition", "title"), rows, as_json)
+
+
+def read(path: Path) -> Any:
+    """A JSON file from anywhere.
+
+    Raises:
+        InvalidInput: unreadable, too large, or with numbers that would take forever.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InvalidInput(f"{path} has more than {MAX_BYTES >> 20} MiB: no file of sdplip.")
+        text = path.read_text()
+        content = json.loads(text)
+    except InvalidInput:
+        raise
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise InvalidInput(f"{path} is no readable JSON file ({error}).") from error
+    # Fraction("1e999999999") is a number with a billion digits.
+    if isinstance(content, dict) and content.get("kind") in (PROOF, COUNTEREXAMPLE):
+        if found := re.search(r'"\s*[-+]?[\d._]+[eE][-+]?\d+', text):
+            raise InvalidInput(f"{path} contains {found[0]}\"; exact numbers are written as 3/4.")
+    return content
+
+
+def replayed(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What a proof object or a counterexample shows: JSON values, and a sentence.
+
+    Raises:
+        InvalidInput: something that is neither.
+    """
+    check = _proof if content["kind"] == PROOF else _counterexample
+    try:
+        result, said = check(content)
+        # What is printed comes from the file: no escape sequences for the terminal.
+        return result, "".join(c if c.isprintable() else "�" for c in said)
+    except (
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError,
+        MemoryError,
+    ) as error:  # fmt: skip
+        said = str(error) if isinstance(error, InvalidInput) else f"{type(error).__name__} {error}"
+        raise InvalidInput(f"{path}: {said}") from error
+
+
+def _proof(content: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    from ..derive import replay
+
+    problems = replay(content)
+    reason = "; ".join(problems) or None
+    conditions = dict.fromkeys(str(g["condition"]) for g in content["goals"] if "condition" in g)
+    what = f"satisfies {', '.join(conditions)}" if conditions else "rests on identities that hold"
+    result = {"holds": reason is None, "kind": PROOF, "name": content["name"], "reason": reason}
+    said = f"holds: {content['name']} {what} for every size"
+    return result, said if reason is None else f"does not hold: {reason}"
+
+
+def _counterexample(content: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    from ..derive import Counterexample
+
+    found = Counterexample.from_json(content)
+    reason, said = None, ""
+    try:
+        ratio = found.ratio()
+        power = "²" if found.norm == 2 else ""
+        said = f"‖Δy‖{power}/‖Δx‖{power} = {ratio}, and {found.claim} is claimed"
+        reason = None if ratio > found.claim else said
+    except InvalidInput as error:
+        reason = str(error)
+    result = {
+        "holds": reason is None,
+        "kind": COUNTEREXAMPLE,
+        "name": found.name,
+        "reason": reason,
+    }
+    if reason is None:
+        return result, f"holds: {found.name} is refuted, {said}"
+    return result, f"does not hold: {reason}"
