@@ -1,6 +1,6 @@
 """AOL: almost-orthogonal layers, T from Gershgorin's discs.
 
-    python derivations/aol.py
+python derivations/aol.py
 """
 
 import sys

@@ -1,6 +1,6 @@
 """CPL: one gradient step on a convex potential, the residual layer with T = ‖W‖₂² I.
 
-    python derivations/cpl.py
+python derivations/cpl.py
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The general condition: from what one unit does and the Lipschitz inequality, nothing else.
 
-    python derivations/general.py
+python derivations/general.py
 """
 
 import sys

@@ -1,6 +1,6 @@
 """LBEN: equilibrium networks that are γ-Lipschitz by construction.
 
-    python derivations/lben.py
+python derivations/lben.py
 """
 
 import sys

@@ -1,6 +1,6 @@
 """NEMON: equilibrium networks whose weighted ℓ∞ matrix measure is at most c.
 
-    python derivations/nemon.py
+python derivations/nemon.py
 """
 
 import random

@@ -1,6 +1,6 @@
 """Orthogonal layers: the Cayley map makes QᵀQ = I for every free matrix.
 
-    python derivations/orthogonal.py
+python derivations/orthogonal.py
 """
 
 import sys

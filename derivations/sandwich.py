@@ -1,6 +1,6 @@
 """Sandwich: y = √2 PΨσ(√2 Ψ⁻¹Qᵀx + b) with PᵀP + QᵀQ = I, written with Φ = √2 Ψ.
 
-    python derivations/sandwich.py
+python derivations/sandwich.py
 """
 
 import sys

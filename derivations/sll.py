@@ -1,6 +1,6 @@
 """SLL: the residual layer with T from Gershgorin's discs in a q-scaled basis.
 
-    python derivations/sll.py
+python derivations/sll.py
 """
 
 import sys

@@ -42,9 +42,9 @@ def for_slopes(name: str, a: Rational, b: Rational) -> Derivation:
             "beta": b * Identity(n),
             "rho": 1,
         },
-        argument=lambda s: s.simplify()
-        .factor([-k * T.I * W.T, step * T.I], T - W.T * W)
-        .conclude(),
+        argument=lambda s: (
+            s.simplify().factor([-k * T.I * W.T, step * T.I], T - W.T * W).conclude()
+        ),
         slopes=(float(a), float(b)),
         controls={
             "the identity left as it is": {"D": Identity(m)},

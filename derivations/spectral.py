@@ -1,6 +1,6 @@
 """Spectral normalisation: T = ‖W‖₂² I.
 
-    python derivations/spectral.py
+python derivations/spectral.py
 """
 
 import sys

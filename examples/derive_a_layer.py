@@ -45,9 +45,7 @@ def tied(name: str, V, argument) -> Derivation:
 
 
 # 3. The argument: the Schur complement of the identity, then a congruence, then the lemma.
-derivation = tied(
-    "tied", V, argument=lambda s: s.simplify().schur().congruence(R).conclude()
-)
+derivation = tied("tied", V, argument=lambda s: s.simplify().schur().congruence(R).conclude())
 proof = derivation.prove()
 print(f"\n{derivation.title}: {proof.status}")
 for step in proof.document["steps"]:

@@ -60,7 +60,6 @@ linear = (
 )
 
 
-
 def unit_slopes(units: sp.Expr) -> dict[str, sp.MatrixExpr]:
     """alpha and beta for slopes in [0, 1]."""
     return {"alpha": ZeroMatrix(units, units), "beta": Identity(units)}

@@ -149,7 +149,8 @@ def verify(
 @app.command()
 def check(
     file: Annotated[
-        Path, typer.Argument(help="What verify or derive wrote: certificate, proof, counterexample.")
+        Path,
+        typer.Argument(help="What verify or derive wrote: certificate, proof, counterexample."),
     ],
     model: Annotated[
         Path | None, typer.Argument(help="The network that a certificate is about.")

@@ -23,7 +23,8 @@ def derive(
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the derivations and exit.")] = False,
     report: Annotated[
-        Path | None, typer.Option(show_default="none", help="Write the proof to read, .html or .md.")
+        Path | None,
+        typer.Option(show_default="none", help="Write the proof to read, .html or .md."),
     ] = None,
     emit: Annotated[
         Path | None, typer.Option(show_default="none", help="Write the layer, .py, if proved.")
@@ -48,11 +49,10 @@ def derive(
         return
     if target is None:
         raise InvalidInput("Name a derivation or a file; sdplip derive --list shows what there is.")
-    from ..derive.library import blamed, find, load
+    from ..derive.library import blamed, find
     from ..derive.report import Request, run
 
-    path = find(target).resolve()
-    derivations = load(path)
+    path, derivations = find(target)
     request = Request(report, emit, class_name, out, counterexample, only, as_json)
     try:
         code = run(derivations, request)
@@ -95,7 +95,7 @@ def read(path: Path) -> Any:
     # Fraction("1e999999999") is a number with a billion digits.
     if isinstance(content, dict) and content.get("kind") in (PROOF, COUNTEREXAMPLE):
         if found := re.search(r'"\s*[-+]?[\d._]+[eE][-+]?\d+', text):
-            raise InvalidInput(f"{path} contains {found[0]}\"; exact numbers are written as 3/4.")
+            raise InvalidInput(f'{path} contains {found[0]}"; exact numbers are written as 3/4.')
     return content
 
 

@@ -2,11 +2,14 @@
 
 from . import lemmas
 from .algebra import Algebra, Rule
+from .controls import Check
 from .counterexample import Counterexample
 from .derivation import Derivation
 from .free import Free
-from .lemmas import LEMMAS, Definition, Identities, Lemma
-from .proof import Check, Proof, replay
+from .identities import LEMMAS, Identities, Lemma
+from .lemmas import Definition
+from .proof import Proof
+from .replay import replay
 from .report import main
 from .statement import Square, Statement, Step, s_procedure, statement
 from .theorem import Theorem

@@ -126,7 +126,12 @@ class Counterexample:
         except InvalidInput as error:
             raise InvalidInput(f"Not a counterexample: {error}") from error
         except (
-            KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, IndexError
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ZeroDivisionError,
+            IndexError,
         ) as error:
             raise InvalidInput(f"Not a counterexample: {type(error).__name__} {error}.") from error
         return found
@@ -166,7 +171,9 @@ def _instances(derivation: Derivation, tries: int) -> Iterator[Instance]:
 
 def _integers(f: Free, rng: random.Random, sizes: Mapping[Any, int]) -> Any:
     if f.domain == "constant":
-        inside = [sp.Rational(c) for c in ("1/4", "1", "0", "3") if f.low < float(sp.Rational(c)) < f.high]
+        inside = [
+            sp.Rational(c) for c in ("1/4", "1", "0", "3") if f.low < float(sp.Rational(c)) < f.high
+        ]
         return rng.choice(inside) if inside else f.draw(rng, sizes)
     rows, columns = (int(sp.sympify(d).subs(sizes)) for d in f.symbol.shape)
     low = 1 if f.facts else -3

@@ -17,13 +17,13 @@ from .. import conditions
 from ..errors import DerivationError, InvalidInput
 from ..lmi import LMI, Structure
 from .algebra import Algebra, grid
+from .checker import NAME, check
 from .free import Free
-from .lemmas import UNPROVED, Definition, rebuilt, squares_of
+from .lemmas import UNPROVED, Definition, rebuilt
 from .rows import Row, rows
+from .squares import squares_of
 from .statement import Square, Statement, Step, statement
 from .trees import tree, trees
-from .words import NAME
-from .words import check as check_words
 
 if TYPE_CHECKING:
     from ..layers import Layer
@@ -290,7 +290,9 @@ class Derivation:
                         f"{self.name}, step 1 (substitute): {name} = {value} is not diagonal, and "
                         "only diagonal multipliers are valid for units that act one by one."
                     )
-                if not factor.is_nonnegative or not all(algebra.has(x, "positive") for x in letters):
+                if not factor.is_nonnegative or not all(
+                    algebra.has(x, "positive") for x in letters
+                ):
                     raise DerivationError(
                         f"{self.name}, step 1 (substitute): {name} = {value} is not seen to be ≥ 0."
                     )
@@ -316,8 +318,9 @@ class Derivation:
         """The symbolic part of the proof object: declarations, ansatz, decompositions."""
         values = dict(self.ansatz)
         if self.family == "Equilibrium" and self.condition.cone == "psd":
-            values |= {k: v for k, v in conditions.unit_slopes(sp.Symbol("n")).items()
-                       if k not in values}
+            values |= {
+                k: v for k, v in conditions.unit_slopes(sp.Symbol("n")).items() if k not in values
+            }
         return {
             "slopes": [str(sp.Rational(str(s))) for s in self.slopes],
             "norm": "2" if self.norm == 2 else "inf",
@@ -356,15 +359,13 @@ class Derivation:
         document["ansatz"] |= {k: tree(sp.sympify(v)) for k, v in (changes or {}).items()}
         if self.condition.cone == "nonnegative":
             fresh = _goal(Goal(self.condition, rows=tuple(rows(self, changes))))
-            return fresh == document["goals"][0], check_words(document | {"goals": [fresh]})
+            return fresh == document["goals"][0], check(document | {"goals": [fresh]})
         start = self.start(changes)
         total = start.original
         for square in goals[0].squares:
-            part = tuple(
-                tuple(a.T * square.weight * b for b in square.row) for a in square.row
-            )
+            part = tuple(tuple(a.T * square.weight * b for b in square.row) for a in square.row)
             total = start.algebra.add(total, part, -1)
-        return start.algebra.zero(total), check_words(document)
+        return start.algebra.zero(total), check(document)
 
     def prove(self, *, quick: bool = False) -> Proof:
         """Run every check; see `Proof`. `quick` leaves out all but the symbolic part."""

@@ -182,15 +182,11 @@ def source(derivation: Derivation, name: str) -> str:
     body, used = _closed_form(derivation)
     constants = [f for f in derivation.free if f.domain == "constant"]
     tensors = [f for f in derivation.free if f.domain != "constant"]
-    table = {
-        f.parameter: tuple(
-            names[str(d)] for d in f.symbol.shape if d != 1
-        )
-        for f in tensors
-    }
+    table = {f.parameter: tuple(names[str(d)] for d in f.symbol.shape if d != 1) for f in tensors}
     if square:
-        table = {k: tuple(s if s != "features" else "in_features" for s in v)
-                 for k, v in table.items()}
+        table = {
+            k: tuple(s if s != "features" else "in_features" for s in v) for k, v in table.items()
+        }
     has_constructor = family != "Linear" and (square or constants or not derivation.takes_relu)
     imports = ", ".join(sorted(used | ({"between"} if constants else set())))
     lines = [
@@ -219,8 +215,11 @@ def source(derivation: Derivation, name: str) -> str:
         f"    free = {table!r}".replace("'", '"'),
         *([f"    slopes = {derivation.slopes!r}"] if derivation.slopes != (0.0, 1.0) else []),
         *(["    feedthrough = True"] if family == "Equilibrium" and derivation.direct else []),
-        *([f"    constants = {tuple(f.name for f in constants)!r}".replace("'", '"')]
-          if constants else []),
+        *(
+            [f"    constants = {tuple(f.name for f in constants)!r}".replace("'", '"')]
+            if constants
+            else []
+        ),
         *(f"    {f.name} = between({f.low!r}, {f.high!r})" for f in constants),
         "",
         *_constructor(family, square, constants, derivation.takes_relu or family == "Linear"),
@@ -235,15 +234,14 @@ def _wrapped(text: str) -> str:
     return lines[0] if len(lines) == 1 else "\n".join(lines) + "\n"
 
 
-def _constructor(
-    family: str, square: bool, constants: Sequence[Any], relu: bool
-) -> list[str]:
+def _constructor(family: str, square: bool, constants: Sequence[Any], relu: bool) -> list[str]:
     """The constructor where the base's own does not do: one size for input and output, constants,
     or no default activation because the slopes leave out ReLU."""
     if not square and not constants and relu:
         return []
-    options = [o for o in _OPTIONS if family == "Equilibrium" or o[0] not in
-               ("method", "tol", "max_steps")]
+    options = [
+        o for o in _OPTIONS if family == "Equilibrium" or o[0] not in ("method", "tol", "max_steps")
+    ]
     if family == "Linear":
         options = [o for o in options if o[0] != "activation"]
     sizes = ["in_features", "hidden", "out_features"]
@@ -286,7 +284,9 @@ def _closed_form(derivation: Derivation) -> tuple[str, set[str]]:
                 sizes.setdefault(dim, f"{f.parameter}.shape[{axis}]")
     kinds: dict[str, Kind] = {f.name: "vector" if f.facts else "matrix" for f in tensors}
     writer = Writer(kinds, sizes, tensors[0].parameter)
-    signature = [f"{f.parameter}: Tensor" for f in tensors] + [f"{f.name}: float" for f in constants]
+    signature = [f"{f.parameter}: Tensor" for f in tensors] + [
+        f"{f.name}: float" for f in constants
+    ]
     lines = [f"def closed_form({', '.join(signature)}) -> dict[str, Tensor]:"]
     lines.append(f'    """{derivation.ansatz_text}"""')
     for f in tensors:
@@ -329,8 +329,11 @@ def _definition(d: Any, writer: Writer) -> str:
     arguments = []
     for a in d.arguments[:2]:
         code = writer(a)
-        arguments.append(code.text if code.kind != "diagonal" or d.code == "torch.sqrt"
-                         else f"torch.diag_embed({code.text})")
+        arguments.append(
+            code.text
+            if code.kind != "diagonal" or d.code == "torch.sqrt"
+            else f"torch.diag_embed({code.text})"
+        )
     if "." not in d.code:
         writer.used.add(d.code)
     if d.code == "gram_power":

@@ -103,3 +103,12 @@ def is_psd(matrix: sp.Matrix) -> bool:
                 for j in active:
                     M[i][j] -= factor * M[k][j]
     return True
+
+
+def sizes_of(derivation: Derivation) -> list[dict[Any, int]]:
+    dims = {d for f in derivation.free if f.domain != "constant" for d in f.symbol.shape}
+    named = sorted((d for d in dims if getattr(d, "is_Symbol", False)), key=str)
+    found = []
+    for m, n, p in derivation.sizes:
+        found.append({d: {"m": m, "n": n, "p": p}.get(str(d), 2) for d in named})
+    return [s for i, s in enumerate(found) if s not in found[:i]]

@@ -46,7 +46,9 @@ class Free:
         if self.domain in _FACTS and self.symbol.shape[1] != 1:
             raise InvalidInput(f"Free: {self.symbol} has shape {self.symbol.shape}, not (n, 1).")
         if scalar and self.low >= 0 and not self.symbol.is_positive:
-            raise InvalidInput(f"Free: declare {self.symbol} with positive=True, as its range says.")
+            raise InvalidInput(
+                f"Free: declare {self.symbol} with positive=True, as its range says."
+            )
         if scalar and not self.low < self.default < self.high:
             raise InvalidInput(
                 f"Free: {self.symbol} = {self.default} by default, outside "

@@ -10,8 +10,8 @@ from typing import Any
 from . import outline as parts
 from .mathml import mathml, plain
 from .outline import outline
-from .tex import split
 from .proof import Proof
+from .tex import split
 
 COLUMN = 70
 """Characters of a formula that fit beside each other."""
@@ -81,9 +81,7 @@ def _set(part: parts.Part) -> str:
 
 def _displayed(latex: str, more: tuple[str, ...] = ()) -> str:
     # The font shrinks for a formula that is wider than the column, down to what can be read.
-    longest = max(
-        len(line) for part in (latex, *more) for line in plain(part, 10**6).splitlines()
-    )
+    longest = max(len(line) for part in (latex, *more) for line in plain(part, 10**6).splitlines())
     fit = max(0.55, min(1.0, COLUMN / longest))
     style = f' style="--fit:{fit:.2f}"' if fit < 1 else ""
     formula = mathml(split(latex, more), display=True)
@@ -94,8 +92,12 @@ def _prose(text: str) -> str:
     """Escaped, with S_ij, Σ_{i<j} and p^{1/2} set as indices and exponents."""
     found = escape(text, quote=False).replace("-Lipschitz", "\u2011Lipschitz")
     # Not in words_like_these.
-    found = re.sub(r"(?<=\S)(?<![A-Za-z]{2})_(?:\{([^}]*)\}|([A-Za-z0-9]+))", r"<sub>\1\2</sub>", found)
-    return re.sub(r"(?<=\S)\^(?:\{([^}]*)\}|\(([^)]*)\)|([A-Za-z0-9]+))", r"<sup>\1\2\3</sup>", found)
+    found = re.sub(
+        r"(?<=\S)(?<![A-Za-z]{2})_(?:\{([^}]*)\}|([A-Za-z0-9]+))", r"<sub>\1\2</sub>", found
+    )
+    return re.sub(
+        r"(?<=\S)\^(?:\{([^}]*)\}|\(([^)]*)\)|([A-Za-z0-9]+))", r"<sup>\1\2\3</sup>", found
+    )
 
 
 CSS = """

@@ -79,9 +79,9 @@ def _layers(derivation: Derivation, cls: type[Layer]) -> Iterator[tuple[str, Any
         "zero": torch.zeros_like,
         "tiny": lambda p: 1e-20 * torch.randn_like(p),
         "huge": lambda p: 1e15 * torch.randn_like(p) if p.ndim > 1 else p,
-        "rank one": lambda p: torch.outer(torch.randn_like(p[:, 0]), torch.randn_like(p[0]))
-        if p.ndim > 1
-        else p,
+        "rank one": lambda p: (
+            torch.outer(torch.randn_like(p[:, 0]), torch.randn_like(p[0])) if p.ndim > 1 else p
+        ),
         "zero row": lambda p: torch.cat([p[:1] * 0, p[1:]]),
         "duplicate": lambda p: p[torch.arange(len(p)) // 2],
     }
@@ -170,9 +170,7 @@ def optimum(derivation: Derivation, values: dict[str, Any]) -> float | None:
     return math.sqrt(max(float(rho.value), 0.0))
 
 
-def _linear_program(
-    derivation: Derivation, values: dict[str, Any], shown: str
-) -> tuple[bool, str]:
+def _linear_program(derivation: Derivation, values: dict[str, Any], shown: str) -> tuple[bool, str]:
     """The witness's scalar in the last place, and the least for which weights η exist."""
     import cvxpy as cp
 

@@ -34,21 +34,28 @@ def files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder().glob("*.py")) if path.stem[0] != "_"}
 
 
-def find(target: str) -> Path:
-    """The file meant: a path, or the name of a file in the folder.
+def find(target: str) -> tuple[Path, list[Derivation | Theorem]]:
+    """The derivations meant, and their file.
+
+    Args:
+        target: the path of a Python file, the name of a file in the folder, or of one derivation
+            in it.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: there is none; see also `load`.
     """
     path = Path(target)
     if path.suffix == ".py" or path.name != target:
         if not path.is_file():
             raise InvalidInput(f"{path} is no file. {_known()}")
-        return path
-    found = files().get(target)
-    if found is None:
-        raise InvalidInput(f"There is no derivation {target!r}. {_known()}")
-    return found
+        return path.resolve(), load(path)
+    here = files()
+    if target in here:
+        return here[target].resolve(), load(here[target])
+    for path in here.values():
+        if chosen := [d for d in load(path) if d.name == target]:
+            return path.resolve(), chosen
+    raise InvalidInput(f"There is no derivation {target!r}. {_known()}")
 
 
 def _known() -> str:

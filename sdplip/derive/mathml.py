@@ -11,12 +11,46 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 TAGS = frozenset(
-    "math mrow mi mo mn msup msub msubsup munder mover munderover mfrac msqrt mroot mtable mtr mtd "
-    "mtext mspace mstyle".split()
+    [
+        "math",
+        "mrow",
+        "mi",
+        "mo",
+        "mn",
+        "msup",
+        "msub",
+        "msubsup",
+        "munder",
+        "mover",
+        "munderover",
+        "mfrac",
+        "msqrt",
+        "mroot",
+        "mtable",
+        "mtr",
+        "mtd",
+        "mtext",
+        "mspace",
+        "mstyle",
+    ]
 )
 ATTRIBUTES = frozenset(
-    "xmlns display displaystyle scriptlevel stretchy fence form minsize maxsize lspace rspace width "
-    "columnalign mathvariant".split()
+    [
+        "xmlns",
+        "display",
+        "displaystyle",
+        "scriptlevel",
+        "stretchy",
+        "fence",
+        "form",
+        "minsize",
+        "maxsize",
+        "lspace",
+        "rspace",
+        "width",
+        "columnalign",
+        "mathvariant",
+    ]
 )
 _FENCES = frozenset("()[]|‖⌈⌉{}/")
 _CLOSING = frozenset(")]|‖⌉}")
@@ -68,7 +102,7 @@ def _space(row: Element) -> None:
     before = None
     for node in row:
         if node.tag == "mo" and node.text in ("−", "+") and node.attrib.get("form") is None:
-            if before is None or before.tag == "mo" and before.text not in _CLOSING:
+            if before is None or (before.tag == "mo" and before.text not in _CLOSING):
                 node.attrib["form"] = "prefix"
         if node.tag != "mspace":
             before = node
@@ -211,7 +245,12 @@ def _beside(nodes: Sequence[Element]) -> Box:
         lines, base = _box(node)
         text = lines[0] if len(lines) == 1 else ""
         tag = node.tag.rpartition("}")[2]
-        if tag == "mfrac" and "/" in text and following is not None and not following.tag.endswith("mo"):
+        if (
+            tag == "mfrac"
+            and "/" in text
+            and following is not None
+            and not following.tag.endswith("mo")
+        ):
             lines = [f"({text})"]
         if tag == "mo" and text in _BINARY and not after_operator:
             lines = [f" {text} "]

@@ -299,7 +299,10 @@ def _term(square: Mapping[str, Any]) -> str:
     weight = written(square["weight"])
     row = [written(entry) for entry in square["row"]]
     factor = _blocks([row])
-    lead, middle = "", rf" \left({weight}\right) " if square["weight"][0] == "add" else f" {weight} "
+    lead, middle = (
+        "",
+        rf" \left({weight}\right) " if square["weight"][0] == "add" else f" {weight} ",
+    )
     if weight == "I" or weight.endswith(" I"):
         lead, middle = weight[:-1], " "
     if row == ["I"]:

@@ -7,27 +7,21 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import sympy as sp
 
-from .. import __version__, conditions
+from .. import __version__
 from .._arrays import write_atomically
-from ..errors import DerivationError, InvalidInput
+from ..errors import DerivationError
 from ..lmi import LMI
-from . import lemmas
-from .algebra import grid
+from .controls import Check, controls
 from .counterexample import Counterexample, search
-from .exact import instance, is_psd
-from .free import Free
+from .exact import instance, is_psd, sizes_of
+from .identities import LEMMAS, verify
 from .instances import convex, numeric
 from .tex import tex
-from .trees import expression, size, trees
-from .words import Words
-from .words import check as check_words
 
 if TYPE_CHECKING:
     from .derivation import Derivation, Goal
@@ -36,16 +30,6 @@ if TYPE_CHECKING:
 
 KIND, THEOREM = "sdplip.derivation", "sdplip.theorem"
 Status = Literal["proved", "refuted", "undecided", "inconsistent"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check: `general` says whether it covers all sizes or only instances."""
-
-    name: str
-    holds: bool
-    detail: str
-    general: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +112,7 @@ def prove(derivation: Derivation, *, quick: bool = False) -> Proof:
             "lemmas": [
                 {"name": x.name, "statement": x.statement, "proof": x.proof, "source": x.source}
                 for name in dict.fromkeys(d.lemma for d in derivation.definitions)
-                if (x := lemmas.LEMMAS.get(name)) is not None
+                if (x := LEMMAS.get(name)) is not None
             ],
         },
     )
@@ -157,8 +141,8 @@ def _symbolic(derivation: Derivation, goals: Sequence[Goal]) -> list[Check]:
         ),
     ]
     for name in used:
-        both = lemmas.verify(name)
-        found.append(Check(f"lemma: {name}", all(both), lemmas.LEMMAS[name].statement, True))
+        both = verify(name)
+        found.append(Check(f"lemma: {name}", all(both), LEMMAS[name].statement, True))
     return found
 
 
@@ -173,13 +157,13 @@ def _on_instances(derivation: Derivation, goals: Sequence[Goal]) -> list[Check]:
             found.append(Check(name, *run()))
         except Exception as error:  # whatever stops a check, it has not been passed
             found.append(Check(name, False, f"{type(error).__name__}: {error}"))
-    return [*found, *_controls(derivation, goals)]
+    return [*found, *controls(derivation, goals)]
 
 
 def _exactly(derivation: Derivation, goals: Sequence[Goal]) -> tuple[bool, str]:
     rng = random.Random(1)
     done = []
-    for sizes in _sizes(derivation):
+    for sizes in sizes_of(derivation):
         at = instance(derivation, sizes, rng)
         matrix = at.condition(derivation)
         text = "×".join(str(s) for s in sizes.values())
@@ -196,78 +180,6 @@ def _exactly(derivation: Derivation, goals: Sequence[Goal]) -> tuple[bool, str]:
                 return False, f"not ⪰ 0 at {text}"
         done.append(text)
     return True, f"rational matrices of {len(done)} sizes"
-
-
-def _sizes(derivation: Derivation) -> list[dict[Any, int]]:
-    dims = {d for f in derivation.free if f.domain != "constant" for d in f.symbol.shape}
-    named = sorted((d for d in dims if getattr(d, "is_Symbol", False)), key=str)
-    found = []
-    for m, n, p in derivation.sizes:
-        found.append({d: {"m": m, "n": n, "p": p}.get(str(d), 2) for d in named})
-    return [s for i, s in enumerate(found) if s not in found[:i]]
-
-
-def _controls(derivation: Derivation, goals: Sequence[Goal]) -> list[Check]:
-    """Perturbed ansätze must fail symbolically and on instances."""
-    found = []
-    for name, changes in derivation.controls.items():
-        symbolic = not _still_holds(derivation, goals, changes)
-        instances = _violated(derivation, changes)
-        detail = f"fails symbolically: {symbolic}, on instances: {instances}"
-        found.append(Check(f"control: {name}", symbolic and instances, detail))
-    caught, harmless = [], []
-    for name, changes in _perturbations(derivation):
-        still = _still_holds(derivation, goals, changes)
-        violated = _violated(derivation, changes)
-        if still and violated:
-            text = f"{name} satisfies the identity, but not the condition on instances"
-            return [*found, Check("perturbations", False, text)]
-        if still:
-            harmless.append(name)
-        elif violated:
-            caught.append(name)
-    detail = f"caught: {', '.join(caught) or 'none'}"
-    detail += f"; harmless, still proved: {', '.join(harmless)}" if harmless else ""
-    return [*found, Check("perturbations", len(caught) + len(derivation.controls) >= 2, detail)]
-
-
-def _perturbations(derivation: Derivation) -> list[tuple[str, dict[str, Any]]]:
-    found: list[tuple[str, dict[str, Any]]] = []
-    for name, value in derivation.ansatz.items():
-        expr = sp.sympify(value)
-        if isinstance(expr, sp.ZeroMatrix) or name not in derivation.condition.symbols:
-            continue
-        found.append((f"{name} with its sign changed", {name: -expr}))
-        found.append((f"{name} without a factor 2", {name: expr / 2}))
-    return found
-
-
-def _still_holds(
-    derivation: Derivation, goals: Sequence[Goal], changes: Mapping[str, Any]
-) -> bool:
-    try:
-        first, problems = derivation.identity_holds(goals, changes)
-    except (DerivationError, InvalidInput):
-        return False
-    return first and not problems
-
-
-def _violated(derivation: Derivation, changes: Mapping[str, Any]) -> bool:
-    """Whether the condition fails at the changed ansatz for some small instance."""
-    rng = random.Random(2)
-    for sizes in _sizes(derivation) * 2:
-        try:
-            matrix = instance(derivation, sizes, rng, changes).condition(derivation)
-        except (ValueError, ZeroDivisionError, sp.matrices.exceptions.MatrixError):
-            continue
-        values = np.array(sp.Matrix(matrix).tolist(), dtype=float)
-        if derivation.condition.cone == "nonnegative":
-            lowest = values.min()
-        else:
-            lowest = np.linalg.eigvalsh((values + values.T) / 2)[0]
-        if lowest < -1e-9 * max(1.0, np.abs(values).max()):
-            return True
-    return False
 
 
 # --- the document ---
@@ -335,108 +247,3 @@ def digest(document: Mapping[str, Any]) -> str:
     """SHA-256 of a document without its own hash."""
     kept = {k: v for k, v in document.items() if k != "sha256"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def replay(document: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a proof object read from a file; an empty list if its goals are proved.
-
-    Squares are checked by the words alone, rows are derived anew; both against the library's own
-    conditions. Steps and prose are not read: what is proved is that the ansatz satisfies the named
-    condition, whose claim is the library's.
-
-    Raises:
-        InvalidInput: something that is no proof object of a derivation.
-    """
-    if not isinstance(document, dict) or document.get("kind") != KIND:
-        raise InvalidInput("This is no proof object of a derivation.")
-    try:
-        problems = _replayed(document)
-    except (RecursionError, MemoryError) as error:
-        raise InvalidInput("Not a proof object: it is nested too deeply.") from error
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, InvalidInput):
-            raise
-        raise InvalidInput(f"Not a proof object: {type(error).__name__} {error}.") from error
-    return problems
-
-
-def _replayed(document: Mapping[str, Any]) -> list[str]:
-    problems = []
-    if digest(document) != document.get("sha256"):
-        problems.append("the file was changed: its hash does not fit")
-    if document.get("status") != "proved":
-        problems.append(f"the file itself says {document.get('status')!r}, not 'proved'")
-    problems += check_words(document)
-    named = {x.name: x for x in vars(conditions).values() if isinstance(x, LMI)}
-    first = document["goals"][0]
-    known = named.get(first["condition"])
-    if known is None or document["condition"]["name"] != known.name:
-        return [*problems, f"the condition {first['condition']!r} is not one of the library's"]
-    if known.cone == "nonnegative":
-        again = _again(document, known)
-        if document["goals"] != again.document(again.goals())["goals"]:
-            problems.append("the rows are not those of the ansatz")
-        return problems
-    low, high = map(Fraction, document["slopes"])
-    wanted = [known]
-    if "A" in known.symbols and document["ansatz"].get("A", ["sym"])[0] != "zeros":
-        wanted.append(conditions.wellposed)
-    if "alpha" not in known.symbols:
-        if not 0 <= low <= high <= 1:
-            problems.append(f"{known.name} is stated for slopes in [0, 1]")
-        low, high = Fraction(0), Fraction(1)
-    if "alpha" in known.symbols or conditions.wellposed in wanted:
-        for name, bound in (("alpha", low), ("beta", high)):
-            off = ["add", document["ansatz"][name], ["num", str(-bound)]]
-            if not Words({}, []).zero(off):
-                problems.append(f"{name} does not go with the slopes {document['slopes']}")
-    if document["norm"] != "2":
-        problems.append(f"{known.name} is a condition for norm 2, not {document['norm']!r}")
-    found = [
-        {k: goal[k] for k in ("kind", "condition", "blocks", "signed")} for goal in document["goals"]
-    ]
-    if found != [
-        {
-            "kind": "squares",
-            "condition": lmi.name,
-            "blocks": trees(grid(lmi.matrix)),
-            "signed": list(lmi.signed),
-        }
-        for lmi in wanted
-    ]:
-        names = ", ".join(lmi.name for lmi in wanted)
-        problems.append(f"the goals are not the library's conditions ({names})")
-    return problems
-
-
-def _again(document: Mapping[str, Any], condition: LMI) -> Derivation:
-    """The derivation of a proof object, from its declarations."""
-    from .derivation import Derivation
-
-    symbols: dict[str, Any] = {}
-    free = []
-    for name, d in document["free"].items():
-        if d["domain"] == "constant":
-            symbol = sp.Symbol(name, positive=True) if d["low"] >= 0 else sp.Symbol(name, real=True)
-        else:
-            symbol = sp.MatrixSymbol(name, *map(size, d["shape"]))
-        symbols[name] = symbol
-        free.append(Free(symbol, d["domain"], d["default"], d["low"], d["high"]))
-    definitions: dict[str, lemmas.Definition] = {}
-    for d in document["definitions"]:
-        arguments = [expression(a, symbols) for a in d["arguments"]]
-        made = lemmas.rebuilt(d["symbol"], d["lemma"], arguments, d["options"], definitions)
-        definitions[d["symbol"]] = made
-        symbols[d["symbol"]] = made.symbol
-    return Derivation(
-        name=str(document["name"]),
-        title=str(document["title"]),
-        claim=str(document["claim"]),
-        source=str(document["source"]),
-        condition=condition,
-        free=free,
-        definitions=list(definitions.values()),
-        ansatz={k: expression(v, symbols) for k, v in document["ansatz"].items()},
-        slopes=tuple(float(Fraction(s)) for s in document["slopes"]),  # type: ignore[arg-type]
-        norm=float(document["norm"]),
-    )

@@ -83,7 +83,9 @@ def _set(found: Text, part: parts.Part) -> None:
                 found.append(textwrap.indent(plain(part.latex, WIDTH - 6), "      ") + "\n")
         case parts.Checks():
             for name, holds, scope, detail in part.rows:
-                found.append("  ok     " if holds else "  FAILS  ", "green" if holds else "bold red")
+                found.append(
+                    "  ok     " if holds else "  FAILS  ", "green" if holds else "bold red"
+                )
                 line = f"{scope:<11}{name}: {detail}"
                 lines = textwrap.wrap(line, WIDTH - 9, subsequent_indent=" " * 11)
                 found.append("\n         ".join(lines) + "\n")
@@ -106,7 +108,9 @@ def markdown(*proofs: Proof | Mapping[str, Any]) -> str:
 def _marked(part: parts.Part) -> str:
     match part:
         case parts.Title():
-            return f"# {_escaped(part.text)}\n\n**{part.status.upper()}.** {_escaped(part.sentence)}"
+            return (
+                f"# {_escaped(part.text)}\n\n**{part.status.upper()}.** {_escaped(part.sentence)}"
+            )
         case parts.Heading():
             return f"## {_escaped(part.text)}"
         case parts.Prose():

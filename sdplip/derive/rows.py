@@ -54,7 +54,9 @@ def rows(derivation: Derivation, changes: Mapping[str, Any] | None = None) -> li
         DerivationError: a row that is not seen to be ≥ 0, or an expression that has no row.
     """
     found = [_shown(derivation, name, value) for name, value in _values(derivation, changes)]
-    c = sp.sympify({**derivation.ansatz, **(changes or {})}.get("c", derivation.outputs.get("c", 0)))
+    c = sp.sympify(
+        {**derivation.ansatz, **(changes or {})}.get("c", derivation.outputs.get("c", 0))
+    )
     bound = next((f for f in derivation.free if f.symbol == c), None)
     below = c < 1 if c.is_number else bound is not None and bound.high <= 1
     if below:
@@ -121,7 +123,9 @@ def _shown(derivation: Derivation, name: str, value: Any) -> Row:
             up, down = (sp.Symbol(f"{letter.name}{s}", nonnegative=True) for s in "⁺⁻")
             signs += [(letter, up - down), (size, up + down)]
     terms = sp.expand(value.xreplace(dict(signs)))
-    if name.endswith("> 0") and not (terms.is_positive or any(t.is_positive for t in _parts(terms))):
+    if name.endswith("> 0") and not (
+        terms.is_positive or any(t.is_positive for t in _parts(terms))
+    ):
         raise DerivationError(f"{derivation.name}: {name} is not seen; the row is {value}.")
     for term in sp.Add.make_args(terms):
         if not term.is_nonnegative:

@@ -12,7 +12,8 @@ from sympy.matrices.expressions import MatrixExpr
 from ..errors import DerivationError, InvalidInput, ShapeError
 from ..lmi import LMI, Structure
 from .algebra import Algebra, Grid, Rule, block, grid, identity, transpose
-from .lemmas import Definition, squares_of
+from .lemmas import Definition
+from .squares import squares_of
 
 Direction = Literal["equivalent", "sufficient", "necessary"]
 """Whether the new condition is equivalent to, implies, or is implied by the old one."""
@@ -158,7 +159,9 @@ class Statement(LMI):
             try:
                 inverse = self.algebra.normal(sp.Inverse(P))
             except InvalidInput as error:
-                raise self._fails(f"P = {P} has no inverse that is known: {error}", "schur") from error
+                raise self._fails(
+                    f"P = {P} has no inverse that is known: {error}", "schur"
+                ) from error
         unit = sp.Identity(P.shape[0])
         if not self.algebra.equal(P * inverse, unit):
             raise self._fails(f"({P})·({inverse}) is not I", "schur")
@@ -367,6 +370,4 @@ def s_procedure(
     text = "ξᵀ(goal − Σ given)ξ ≥ 0 and ξᵀ given ξ ≥ 0 give ξᵀ goal ξ ≥ 0"
     step = Step("S-procedure", text, "sufficient", start.matrix, block(total))
     sizes = [row[0].shape[0] for row in total]
-    return replace(
-        start, matrix=block(total), steps=(step,), original=total, outer=identity(sizes)
-    )
+    return replace(start, matrix=block(total), steps=(step,), original=total, outer=identity(sizes))

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import DerivationError
 from ..lmi import LMI
 from .algebra import grid
-from .lemmas import Identities, both_agree
+from .identities import Identities, both_agree
 from .proof import THEOREM, Check, Proof, assemble
 from .statement import Statement
 from .trees import tree
@@ -48,7 +48,9 @@ class Theorem:
                 done = self.statement()
                 steps = done.steps
                 if self.gives is not None:
-                    identities = {f"the steps give {self.gives.name}": self._same(done)} | identities
+                    identities = {
+                        f"the steps give {self.gives.name}": self._same(done)
+                    } | identities
             except DerivationError as error:
                 broken = str(error)
             checks.append(Check("symbolic chain", broken is None, broken or "every step", True))

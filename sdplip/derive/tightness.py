@@ -69,7 +69,9 @@ class Tightness:
             axes.plot(*zip(*points, strict=True), marker="o", label=label)
         axes.axhline(1.0, color="0.6", linewidth=0.8)
         axes.set(xscale="log", xlabel="units", ylabel="ΣT over the least ΣT")
-        axes.set_xticks(sorted({n for _, n in means}), [str(n) for n in sorted({n for _, n in means})])
+        axes.set_xticks(
+            sorted({n for _, n in means}), [str(n) for n in sorted({n for _, n in means})]
+        )
         axes.minorticks_off()
         axes.legend(frameon=False)
         figure.savefig(path, dpi=160)

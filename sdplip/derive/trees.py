@@ -48,7 +48,6 @@ def trees(entries: Grid) -> list[list[Any]]:
     return [[tree(entry) for entry in row] for row in entries]
 
 
-
 def expression(node: Any, symbols: Mapping[str, Any]) -> Any:
     """The inverse of `tree`.
 

@@ -132,9 +132,7 @@ class ClosedFormResidual(ClosedForm):
         self.activation = self._accepted(activation)
         sizes = {"in_features": in_features, "hidden": hidden, "out_features": out_features}
         self._register(sizes | {"features": in_features}, device, dtype)
-        self.bias = (
-            nn.Parameter(torch.empty(hidden, device=device, dtype=dtype)) if bias else None
-        )
+        self.bias = nn.Parameter(torch.empty(hidden, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
