@@ -1,7 +1,7 @@
 """What closed forms of T give away against the least diagonal T ⪰ WᵀW.
 
     python benchmarks/tightness.py                        # Xavier weights, 16 to 256 units
-    python benchmarks/tightness.py --trained              # weights of AOL networks trained on digits
+    python benchmarks/tightness.py --trained              # weights of an AOL network for digits
     python benchmarks/tightness.py --plot tightness.png
 
 'trace / least' compares ΣT with the semidefinite program's optimum, '1 / norm²' says by how much T

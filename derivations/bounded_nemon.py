@@ -34,8 +34,8 @@ derivation = Derivation(
     name="bounded_nemon",
     title="NEMON with its ℓ∞ bound built in",
     claim="z = σ(Az + Bx + b), y = Cz + c with A = μI + [q]T[q]⁻¹ − [|T|1], "
-    "ζ = (I − ⌈A⌉)⁻¹(|B|1 + ε1) and C = γ[|X|ζ + ε1]⁻¹X has exactly one solution and is γ-Lipschitz "
-    "from ℓ∞ to ℓ∞, for all T, B, X, q > 0, μ < 1, γ, ε > 0 and every σ with slopes in [0, 1].",
+    "ζ = (I − ⌈A⌉)⁻¹(|B|1 + ε1) and C = γ[|X|ζ + ε1]⁻¹X has exactly one solution and is "
+    "γ-Lipschitz from ℓ∞ to ℓ∞, for all T, B, X, q > 0, μ < 1, γ, ε > 0 and every σ with slopes in [0, 1].",
     source="sdplip, from [NEMON]",
     condition=conditions.linf,
     free=[
@@ -43,9 +43,9 @@ derivation = Derivation(
         Free(q, "weights"),
         Free(B, "bounded"),
         Free(X, "bounded"),
-        Free(mu, "constant", default=0.0, low=-1e9, high=1.0),
-        Free(gamma, "constant", default=1.0),
-        Free(eps, "constant", default=1e-6),
+        Free(mu, "constant", default=0.0, low=-1e9, high=1 - 1e-6),
+        Free(gamma, "constant", default=1.0, low=1e-9),
+        Free(eps, "constant", default=1e-6, low=1e-12),
     ],
     definitions=[matrix, reach, size],
     ansatz={

@@ -96,11 +96,11 @@ derivation = Theorem(
         "(Δz − αΔv)(βΔv − Δz) = (β − α)² r(1 − r)Δv² ≥ 0.",
         "With weights λ ≥ 0 these add up to 2(Δz − αΔv)ᵀΛ(βΔv − Δz) ≥ 0 for Δv = AΔz + BΔx and a "
         "diagonal Λ; for any other Λ the sum need not be ≥ 0.",
-        "S-procedure: if ρ‖Δx‖² − ‖Δy‖² minus that form is ⪰ 0 as a quadratic form in (Δx, Δz), the "
-        "inequality ‖Δy‖² ≤ ρ‖Δx‖² holds for every two solutions. That matrix is M.",
+        "S-procedure: if ρ‖Δx‖² − ‖Δy‖² minus that form is ⪰ 0 as a quadratic form in (Δx, Δz), "
+        "the inequality ‖Δy‖² ≤ ρ‖Δx‖² holds for every two solutions. That matrix is M.",
         "If the block of M without CᵀC is ≻ 0, I − JA is invertible for every diagonal J in "
-        "[α, β]: (I − JA)y = 0 gives y = Jv with v = Ay, for which yᵀMy = −2(y − αv)ᵀΛ(βv − y) ≤ 0. "
-        "Hence the equilibrium exists and is unique.",
+        "[α, β]: (I − JA)y = 0 gives y = Jv with v = Ay, for which yᵀMy = −2(y − αv)ᵀΛ(βv − y) "
+        "≤ 0. Hence the equilibrium exists and is unique.",
     ],
     statement=steps,
     gives=conditions.lipschitz,

@@ -43,7 +43,7 @@ derivation = Derivation(
         Free(eta, "weights"),
         Free(B, "bounded"),
         Free(C, "bounded"),
-        Free(c, "constant", default=0.0, low=-1e9, high=1.0),
+        Free(c, "constant", default=0.0, low=-1e9, high=1 - 1e-6),
     ],
     ansatz={"A": c * Identity(n) + E * T * E.I - shift, "c": c},
     norm=float("inf"),
@@ -56,14 +56,14 @@ derivation = Derivation(
 
 # NEMON ⊂ LBEN. Row i of Λ(I − A) + (I − A)ᵀΛ in the basis scaled by η: with |a_ij| summed to
 # P = Σ_{j≠i}|a_ij|η_j and R = Σ_{j≠i}ξ_j|a_ji|, the equations for η and ξ are the two rules.
-l, e, a, P, R = (MatrixSymbol(x, 1, 1) for x in "leaPR")
+w, e, a, P, R = (MatrixSymbol(x, 1, 1) for x in "weaPR")
 one = Identity(1)
 reserve = Identities(
-    ((2 * l * (one - a) * e - l * P - R, l + one),),
-    {x: ("diagonal",) for x in "leaPR"},
+    ((2 * w * (one - a) * e - w * P - R, w + one),),
+    {x: ("diagonal",) for x in "weaPR"},
     (
         Rule(P, (one - a) * e - one, "row i of (I − ⌈A⌉)η = 1"),
-        Rule(R, (one - a) * l * e - one, "column i of ξᵀ(I − ⌈A⌉) = 1ᵀ, with ξ_i = Λ_i η_i"),
+        Rule(R, (one - a) * w * e - one, "column i of ξᵀ(I − ⌈A⌉) = 1ᵀ, with ξ_i = Λ_i η_i"),
     ),
 )
 
@@ -94,8 +94,8 @@ contained = Theorem(
     name="nemon-in-lben",
     title="NEMON ⊂ LBEN",
     claim="If the weighted measure of A is below 1, Λ = diag(ξ/η) with ξ = (I − ⌈A⌉)⁻ᵀ1 and "
-    "η = (I − ⌈A⌉)⁻¹1 satisfies LBEN's well-posedness condition Λ(I − A) + (I − A)ᵀΛ ≻ 0: ℓ₂ bounds "
-    "and monotone solvers apply to every NEMON network.",
+    "η = (I − ⌈A⌉)⁻¹1 satisfies LBEN's well-posedness condition Λ(I − A) + (I − A)ᵀΛ ≻ 0: ℓ₂ "
+    "bounds and monotone solvers apply to every NEMON network.",
     source="design of sdplip; M-matrices: Berman, Plemmons (1994)",
     identities={"row i keeps Λ_i + 1": reserve},
     argument=[

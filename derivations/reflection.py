@@ -31,7 +31,7 @@ derivation = Derivation(
     name="reflection",
     title="Reflection layers",
     claim="x ↦ x − 2Qσ(Qᵀx + b) with Q = cayley(X), QᵀQ = I, is 1-Lipschitz for every X with at "
-    "least as many rows as columns and every σ with slopes in [0, 1]; the condition is an equality.",
+    "least as many rows as columns and every σ with slopes in [0, 1]; M is zero throughout.",
     definitions=[cayley],
     argument=lambda s: s.simplify().drop_zeros(),
     sizes=[(1, 1, 1), (2, 2, 1), (3, 1, 1), (3, 2, 1)],

@@ -1,4 +1,4 @@
-"""Derive Lipschitz layers: state a structure and an ansatz, get a checked proof and a Torch layer."""
+"""Derive Lipschitz layers: from a structure and an ansatz to a checked proof and a Torch layer."""
 
 from . import lemmas
 from .algebra import Algebra, Rule

@@ -20,6 +20,9 @@ LIMIT = 20_000
 """Rewrite steps after which rules are taken not to terminate."""
 
 FACTS = frozenset({"symmetric", "diagonal", "positive", "invertible"})
+LONGEST = 2_000
+"""Letters of a word after which rules are taken to make words longer for ever."""
+
 Grid = tuple[tuple[MatrixExpr, ...], ...]
 Letter = tuple[str, bool, bool]
 """A symbol's name, whether transposed, whether inverted."""
@@ -101,6 +104,10 @@ class Algebra:
             if not work:
                 break
             factor, word = work.pop()
+            if len(word) > LONGEST:
+                raise InvalidInput(
+                    f"The rules make {expr} longer and longer. Orient them otherwise."
+                )
             word = self._ordered(word)
             for left, right in self._oriented:
                 at = _find(word, left)

@@ -156,8 +156,9 @@ def _conclusion(document: Mapping[str, Any], name: str) -> Any:
         case "inverse":
             return T
         case "stacked orthogonality":
-            same = [e for e in document["definitions"] if e["lemma"] == d["lemma"]]
-            parts = [["sym", e["symbol"]] for e in same if e["arguments"] == d["arguments"]]
+            keys = ("lemma", "arguments", "options")
+            same = [e for e in document["definitions"] if all(e[k] == d[k] for k in keys)]
+            parts = [["sym", e["symbol"]] for e in same]
             if len(parts) == 2 and {P[1] for P in parts} == set(d["options"]):
                 return ["add", ["num", "1"], *(_minus(["mul", ["t", P], P]) for P in parts)]
     raise InvalidInput(f"{name} is defined by {d['lemma']!r}, which concludes nothing.")
@@ -213,7 +214,15 @@ def _engine(document: Mapping[str, Any]) -> Words:
             case "":
                 if any(goal["kind"] == "squares" for goal in document["goals"]):
                     rules.append([S, first])
-            case "stacked orthogonality" | "M-matrix" | "row sums":
+            case "row sums":
+                weights, floor = arguments[1:]
+                vectors = [n for n, x in document["free"].items() if x["domain"] in POSITIVE]
+                vectors += [e["symbol"] for e in document["definitions"] if e["lemma"] in _VECTORS]
+                if weights[0] != "ones" and (weights[0] != "sym" or weights[1] not in vectors):
+                    raise InvalidInput(f"{name}: the weights {weights} are not seen to be ≥ 0.")
+                if floor[0] != "var" or document["free"][floor[1]]["low"] < 0:
+                    raise InvalidInput(f"{name}: {floor} is not seen to be positive.")
+            case "stacked orthogonality" | "M-matrix":
                 pass
             case other:
                 raise InvalidInput(f"{name} is defined by {other!r}, which is no known lemma.")

@@ -164,7 +164,7 @@ def _instances(derivation: Derivation, tries: int) -> Iterator[Instance]:
         sizes = {d: {"m": m, "n": n, "p": p}.get(name, 2) for name, d in named.items()}
         free = {f.name: _integers(f, rng, sizes) for f in derivation.free}
         try:
-            yield instance(derivation, sizes, rng, free=free)
+            yield instance(derivation, sizes, rng, free=free, closed_form=True)
         except (ValueError, ZeroDivisionError, TypeError, sp.matrices.exceptions.MatrixError):
             continue
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import linecache
 import math
-import sys
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -146,8 +143,24 @@ class Derivation:
                     f"{self.name}: {d.symbol} is not what {d.lemma!r} makes of its arguments (its "
                     f"{part} differ). Use the functions of sdplip.derive.lemmas."
                 )
+        positive = {f.symbol for f in self.free if f.facts}
+        if d.lemma == "stacked orthogonality":
+            parts = [
+                e for e in self.definitions if (e.arguments, e.options) == (d.arguments, d.options)
+            ]
+            if {e.symbol.name for e in parts} != set(d.options):
+                raise InvalidInput(
+                    f"{self.name}: {d.symbol} is one of {d.options}; give both definitions that "
+                    "lemmas.stacked returns."
+                )
+        if d.lemma == "row sums":
+            positive |= {e.symbol for e in earlier.values() if "positive" in e.facts}
+            weights, floor = d.arguments[1:]
+            if not (isinstance(weights, sp.OneMatrix) or weights in positive):
+                raise InvalidInput(f"{self.name}: the weights {weights} are not seen to be ≥ 0.")
+            if floor not in {f.symbol for f in self.free if f.domain == "constant" and f.low >= 0}:
+                raise InvalidInput(f"{self.name}: {floor} must be a positive constant.")
         if d.lemma in DOMINANCE:
-            positive = {f.symbol for f in self.free if f.facts}
             if any(q not in positive for q in d.arguments[1:]):
                 raise InvalidInput(
                     f"{self.name}: {d.symbol} is scaled by {d.arguments[1]}, which must be a free "
@@ -268,8 +281,8 @@ class Derivation:
         facts = {n: f for n, f in facts.items() if n.startswith("diag(") is False}
         if more or facts:
             raise DerivationError(
-                f"{self.name}: the argument assumes {', '.join([*facts, *map(str, more)])}, which no "
-                "definition gives. Use a lemma's definition instead."
+                f"{self.name}: the argument assumes {', '.join([*facts, *map(str, more)])}, which "
+                "no definition gives. Use a lemma's definition instead."
             )
         for d in self.definitions:
             if d.lemma == UNPROVED:
@@ -386,14 +399,10 @@ class Derivation:
 
         It pickles within this process; write `emit` to a file for more than that.
         """
+        from .emit import load
+
         name = name or f"{self.name.title().replace('-', '').replace('_', '')}Layer"
-        text = self.emit(name)
-        module = types.ModuleType(f"sdplip_emitted_{name}_{abs(hash(text)):x}")
-        path = f"<{module.__name__}>"
-        linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
-        sys.modules[module.__name__] = module
-        exec(compile(text, path, "exec"), module.__dict__)
-        return module.__dict__[name]
+        return load(self.emit(name), name)
 
 
 def _definite(weight: Any, algebra: Algebra) -> bool:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import keyword
+import linecache
+import sys
 import textwrap
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +18,9 @@ from ..errors import InvalidInput
 from ..lmi import Absolute
 
 if TYPE_CHECKING:
+    from ..layers import Layer
     from .derivation import Derivation
+    from .free import Free
 
 Kind = Literal["scalar", "diagonal", "vector", "matrix"]
 
@@ -154,6 +161,19 @@ def _signed(parts: Sequence[str]) -> str:
     return text
 
 
+_RESERVED = (
+    "torch",
+    "Tensor",
+    "self",
+    "training",
+    "out_bias",
+    "in_features",
+    "out_features",
+    "hidden",
+    "features",
+    "between",
+    "Activation",
+)
 _ROLES = {"m": "in_features", "n": "hidden", "p": "out_features"}
 _OPTIONS = (
     ("bias", "bool", "True"),
@@ -178,15 +198,14 @@ def source(derivation: Derivation, name: str) -> str:
     square = family != "Linear" and derivation.square
     names = dict(_ROLES)
     if square:
-        names |= {"m": "features", "p": "features"}
+        names |= {"p": "in_features"}
     body, used = _closed_form(derivation)
     constants = [f for f in derivation.free if f.domain == "constant"]
     tensors = [f for f in derivation.free if f.domain != "constant"]
     table = {f.parameter: tuple(names[str(d)] for d in f.symbol.shape if d != 1) for f in tensors}
     if square:
-        table = {
-            k: tuple(s if s != "features" else "in_features" for s in v) for k, v in table.items()
-        }
+        table = {f.parameter: _shape(f, names) for f in tensors}
+    _check_names(derivation, family, table)
     has_constructor = family != "Linear" and (square or constants or not derivation.takes_relu)
     imports = ", ".join(sorted(used | ({"between"} if constants else set())))
     lines = [
@@ -227,6 +246,39 @@ def source(derivation: Derivation, name: str) -> str:
         *textwrap.indent(body, "    ").splitlines(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _shape(f: Free, names: Mapping[str, str]) -> tuple[str | int, ...]:
+    """The names of a parameter's sizes; vectors are kept by their entries."""
+    sizes = f.symbol.shape[:1] if f.facts else f.symbol.shape
+    return tuple(int(d) if d.is_Integer else names[str(d)] for d in sizes)
+
+
+def _check_names(derivation: Derivation, family: str, table: Mapping[str, Any]) -> None:
+    from ..layers import closed_forms, custom
+
+    base = getattr(custom, f"ClosedForm{family}")
+    taken = {*closed_forms.__all__, *_RESERVED, *(n for n, _, _ in _OPTIONS), *keyword.kwlist}
+    symbols = [f.name for f in derivation.free] + [d.symbol.name for d in derivation.definitions]
+    for name in (*table, *symbols):
+        own = name in base.free or (family == "Equilibrium" and name in "ABCD")
+        if name in taken or (name in table and hasattr(base, name) and not own):
+            raise InvalidInput(
+                f"{derivation.name}: {name!r} cannot name a symbol of a layer: it means something "
+                "else in Python, torch or the layer. Rename the symbol."
+            )
+
+
+def load(text: str, name: str) -> type[Layer]:
+    """The class of an emitted module, importable within this process."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    module = types.ModuleType(f"sdplip_emitted_{name}_{digest}")
+    path = f"<{module.__name__}>"
+    # Tracebacks and inspect.getsource read the source from here.
+    linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
+    sys.modules[module.__name__] = module
+    exec(compile(text, path, "exec"), module.__dict__)
+    return module.__dict__[name]
 
 
 def _wrapped(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sympy as sp
 
 from ..lmi import evaluate
+from . import rational
 from .lemmas import Definition
 from .statement import Square
 
@@ -56,8 +57,12 @@ def instance(
     rng: random.Random,
     changes: Mapping[str, Any] | None = None,
     free: Mapping[str, Any] | None = None,
+    closed_form: bool = False,
 ) -> Instance:
     """A random instance; `changes` replaces entries of the ansatz, `free` gives drawn values.
+
+    With `closed_form` definitions take their closed form's own value, without it a rational one
+    that satisfies the lemma just as well.
 
     Raises:
         ValueError: a value that is not rational, or an inverse that does not exist.
@@ -68,18 +73,19 @@ def instance(
             values[f.name] = f.draw(rng, sizes)
     known = dict(sizes)
     for definition in derivation.definitions:
-        values[definition.symbol.name] = _defined(definition, values, known)
+        values[definition.symbol.name] = _defined(definition, values, known, closed_form)
     found = Instance(values, {}, known)
     expressions = {**derivation.outputs, **(changes or {})}
     outputs = {name: found.at(value) for name, value in expressions.items()}
     return Instance(values, outputs, known)
 
 
-def _defined(d: Definition, values: Mapping[str, Any], sizes: Mapping[Any, int]) -> Any:
-    if d.exact is None:
-        value = evaluate(d.value, values, sizes)
-    else:
-        value = d.exact(*(evaluate(a, values, sizes) for a in d.arguments))
+def _defined(
+    d: Definition, values: Mapping[str, Any], sizes: Mapping[Any, int], closed_form: bool
+) -> Any:
+    arguments = [evaluate(a, values, sizes) for a in d.arguments]
+    exact = rational.CLOSED.get(d.lemma, d.exact) if closed_form else d.exact
+    value = evaluate(d.value, values, sizes) if exact is None else exact(*arguments)
     if not all(entry.is_rational for entry in value):
         raise ValueError(f"{d.symbol} is not rational at this instance.")
     return value

@@ -108,7 +108,7 @@ def _inverse() -> Identities:
 
 
 def _metzler() -> Identities:
-    """(1 − s·a) − s(1 − a) = 1 − s: a slope s in [0, 1] keeps at least s times the row's reserve."""
+    """(1 − s·a) − s(1 − a) = 1 − s: a slope s in [0, 1] keeps at least s times the reserve."""
     s, a = _numbers("s", "a")
     one = Identity(1)
     facts = {"s": ("diagonal",), "a": ("diagonal",)}
@@ -145,8 +145,8 @@ LEMMAS: dict[str, Lemma] = {
             "Q = [2Y − I; −2VY] with Y = (I + A)⁻¹, A = U − Uᵀ + VᵀV has QᵀQ = I; and "
             "I − QᵀQ ⪰ 0 for Q and for Qᵀ alike.",
             "I + A is invertible since its symmetric part I + VᵀV is positive definite. With "
-            "A + Aᵀ = 2VᵀV the blocks' Gram matrices add up to I. Where instead QQᵀ = I, P = QᵀQ is "
-            "a projector and I − P = (I − P)ᵀ(I − P).",
+            "A + Aᵀ = 2VᵀV the blocks' Gram matrices add up to I. Where instead QQᵀ = I, P = QᵀQ "
+            "is a projector and I − P = (I − P)ᵀ(I − P).",
             "Cayley (1846); Trockman, Kolter (ICLR 2021); [LBDN]",
             _orthogonality,
         ),
@@ -198,8 +198,8 @@ LEMMAS: dict[str, Lemma] = {
         Lemma(
             "M-matrix",
             "ζ = (I − ⌈A⌉)⁻¹r > 0 for r > 0, where cq − ⌈A⌉q ≥ 0 with c < 1 and q > 0.",
-            "(I − ⌈A⌉)q ≥ (1 − c)q > 0 and the off-diagonal entries of I − ⌈A⌉ are ≤ 0, so it is an "
-            "M-matrix: its inverse is ≥ 0 and has no zero row.",
+            "(I − ⌈A⌉)q ≥ (1 − c)q > 0 and the off-diagonal entries of I − ⌈A⌉ are ≤ 0, so it is "
+            "an M-matrix: its inverse is ≥ 0 and has no zero row.",
             "Berman, Plemmons (1994), Theorem 6.2.3",
             _no_identity,
         ),
@@ -208,9 +208,9 @@ LEMMAS: dict[str, Lemma] = {
             "(I − ⌈A⌉)η ≥ |B|1 with η > 0, (I − ⌈A⌉)η > 0 and slopes in [0, 1] give exactly one "
             "solution of z = σ(Az + Bx + b) for every x, and |Δz| ≤ η‖Δx‖∞.",
             "Δz_i = s(a_ii Δz_i + Σ_{j≠i} a_ij Δz_j + (BΔx)_i) with s in [0, 1]. Let r be the "
-            "largest |Δz_i|/η_i, at i: (1 − s·a_ii)rη_i ≤ s(Σ_{j≠i}|a_ij| rη_j + (|B|1)_i‖Δx‖∞), and "
-            "1 − s·a_ii ≥ s(1 − a_ii), hence r ≤ ‖Δx‖∞ or s = 0. Existence: the same estimate makes "
-            "I − JA invertible for every diagonal J in [0, 1], so the piecewise smooth map is a "
+            "largest |Δz_i|/η_i, at i: (1 − s·a_ii)rη_i ≤ s(Σ_{j≠i}|a_ij| rη_j + (|B|1)_i‖Δx‖∞), "
+            "and 1 − s·a_ii ≥ s(1 − a_ii), hence r ≤ ‖Δx‖∞ or s = 0. Existence: the same estimate "
+            "makes I − JA invertible for every diagonal J in [0, 1], so the piecewise smooth map is a "
             "homeomorphism.",
             "[NEMON] Theorems 1 and 3",
             _metzler,

@@ -52,7 +52,8 @@ def sized(derivation: Derivation, cls: type[Layer], sizes: tuple[int, int, int])
     import torch
 
     m, n, p = sizes
-    family: Callable[..., Any] = partial(cls, dtype=torch.float64)
+    made: Callable[..., Any] = cls
+    family = partial(made, dtype=torch.float64)
     if derivation.family == "Linear":
         return family(m, p)
     if not derivation.takes_relu:

@@ -1,7 +1,7 @@
 """The lemmas that end a proof, used through the definition of a symbol.
 
-`diagonal_dominance("T", W.T * W, q)` defines T and lets a derivation conclude T − WᵀW ⪰ 0. What each
-lemma says and why it holds is in `LEMMAS`.
+`diagonal_dominance("T", W.T * W, q)` defines T and lets a derivation conclude T − WᵀW ⪰ 0. What
+each lemma says and why it holds is in `LEMMAS`.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def root(name: str, T: Definition) -> Definition:
 
 
 def inverse(name: str, E: MatrixExpr) -> Definition:
-    """Y = E⁻¹ for E = cI + squares, c > 0, hence Y ≻ 0. One word of E must be longer than others."""
+    """Y = E⁻¹ ≻ 0 for E = cI + squares, c > 0. One product in E must be longer than the others."""
     n = _square("inverse", E)
     algebra = Algebra()
     terms = algebra.terms(E)
@@ -342,7 +342,8 @@ def rebuilt(
         if lemma == "root":
             return root(name, earlier[arguments[0].name])
         if lemma == "Gram power":
-            return gram_power(name, *arguments, power=options[0])
+            S, q = (*arguments, None)[:2]
+            return gram_power(name, S, q, options[0])
         if lemma == "stacked orthogonality":
             top, bottom = options
             return stacked(top, bottom, *arguments)[(top, bottom).index(name)]

@@ -1,4 +1,4 @@
-"""Exact values that satisfy a lemma's hypothesis: rational squares, at or just above the closed form."""
+"""Exact values that satisfy a lemma's hypothesis: rational, at or just above the closed form."""
 
 from __future__ import annotations
 
@@ -70,3 +70,31 @@ def bottom(X: sp.Matrix, Y: sp.Matrix) -> sp.Matrix:
 
 def metzler(A: sp.Matrix) -> sp.Matrix:
     return sp.Matrix(*A.shape, lambda i, j: A[i, j] if i == j else abs(A[i, j]))
+
+
+# --- the closed forms' own values, where they are rational ---
+
+
+def own_dominance(S: sp.Matrix, q: sp.Matrix | None = None) -> sp.Matrix:
+    return sp.diag(*(t if t else sp.Integer(1) for t in _row_sums(S, q)))
+
+
+def own_spectral(W: sp.Matrix) -> sp.Matrix:
+    if min(W.shape) > 1:
+        raise ValueError("The norm is rational only by chance.")
+    square = (W.T * W).trace()
+    return (square if square else sp.Integer(1)) * sp.eye(W.cols)
+
+
+def own_power(S: sp.Matrix, q: sp.Matrix | None = None) -> sp.Matrix:
+    if S.rows > 1:
+        raise ValueError("The root is rational only by chance.")
+    return sp.Matrix([[S[0, 0] if S[0, 0] else sp.Integer(1)]])
+
+
+CLOSED = {
+    "diagonal dominance": own_dominance,
+    "block diagonal dominance": own_power,
+    "spectral norm": own_spectral,
+    "Gram power": own_power,
+}

@@ -9,7 +9,7 @@ from .algebra import Algebra, Letter
 
 
 def squares_of(P: MatrixExpr, algebra: Algebra) -> list[tuple[MatrixExpr, MatrixExpr]] | None:
-    """P as Σ FᵀCF with C a positive multiple of I or of a positive diagonal; None if not seen so."""
+    """P as Σ FᵀCF, C a positive multiple of I or of a positive diagonal; None if not seen so."""
     found: list[tuple[MatrixExpr, MatrixExpr]] = []
     for word, factor in algebra.terms(P).items():
         if not factor.is_nonnegative:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import DerivationError
+from ..errors import DerivationError, InvalidInput
 from ..lmi import LMI
 from .algebra import grid
 from .identities import Identities, both_agree
@@ -23,7 +23,7 @@ class Theorem:
         name, title, claim, source: as for a `Derivation`.
         identities: by name, what each shows; all are checked by SymPy and by the words.
         argument: how the identities give the claim, in sentences, in order.
-        statement: a chain of steps, if there is one, and `gives`, the condition that it must end in.
+        statement: a chain of steps, if there is one; `gives`, the condition that it must end in.
         instances: by name a function that returns whether the claim holds on exact instances.
     """
 
@@ -37,6 +37,10 @@ class Theorem:
     gives: LMI | None = None
     instances: Mapping[str, Callable[[], bool]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.identities and self.statement is None:
+            raise InvalidInput(f"{self.name}: a theorem needs identities or a statement.")
+
     def prove(self, *, quick: bool = False) -> Proof:
         """Run every check; `quick` leaves out the instances."""
         checks: list[Check] = []
@@ -47,6 +51,8 @@ class Theorem:
             try:
                 done = self.statement()
                 steps = done.steps
+                if done.direction == "necessary":
+                    raise DerivationError(f"{self.name}: the steps only give what is necessary.")
                 if self.gives is not None:
                     identities = {
                         f"the steps give {self.gives.name}": self._same(done)

@@ -17,11 +17,11 @@ from ..errors import InvalidInput
 
 NUMBER = re.compile(r"-?[0-9]{1,40}(/[0-9]{1,40})?")
 Poly = dict[tuple[Any, Any], Fraction]
-LIMIT = 200_000
+LIMIT, LONGEST = 200_000, 2_000
 
 
 class Words:
-    """Evaluates expressions to normal forms under facts {name: [fact, …]} and [[left, right], …]."""
+    """Normal forms under facts {name: [fact, …]} and rules [[left, right], …]."""
 
     def __init__(self, facts: Mapping[str, Sequence[str]], rules: Sequence[Sequence[Any]]) -> None:
         self.diagonal = {n for n, f in facts.items() if "diagonal" in f}
@@ -81,6 +81,8 @@ class Words:
             if not work:
                 return {k: c for k, c in result.items() if c}
             (scalars, word), factor = work.pop()
+            if len(word) > LONGEST:
+                break
             word = self._settled(word)
             hit = next(((i, w, r) for w, r in self.rules for i in _places(word, w)), None)
             if hit is None:

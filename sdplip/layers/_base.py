@@ -37,7 +37,7 @@ class Layer(nn.Module):
 
     condition: ClassVar[str]
     norm: ClassVar[float] = 2
-    free: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    free: ClassVar[Mapping[str, tuple[str | int, ...]]] = {}
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -110,7 +110,8 @@ class Layer(nn.Module):
         self, sizes: Mapping[str, int], device: torch.device | str | None, dtype: Any
     ) -> None:
         for name, shape in self.free.items():
-            empty = torch.empty([sizes[size] for size in shape], device=device, dtype=dtype)
+            numbers = [size if isinstance(size, int) else sizes[size] for size in shape]
+            empty = torch.empty(numbers, device=device, dtype=dtype)
             setattr(self, name, nn.Parameter(empty))
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -64,7 +64,8 @@ class EquilibriumLayer(Layer):
 
         sizes = {"in_features": in_features, "hidden": hidden, "out_features": out_features}
         self._register(sizes, device, dtype)
-        self.D = free(out_features, in_features) if feedthrough else None
+        if "D" not in self.free:
+            self.D = free(out_features, in_features) if feedthrough else None
         self.bias = free(hidden) if bias else None
         self.out_bias = free(out_features) if bias else None
 

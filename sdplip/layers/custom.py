@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..activations import Activation, activation
-from ..errors import InvalidInput
+from ..errors import InvalidInput, NotWellPosed
 from ..system import System
 from ._base import (
+    ROUNDING,
     Layer,
     check_size,
     fill_normal,
@@ -28,7 +29,7 @@ from ._base import (
 )
 from ._equilibrium import EquilibriumLayer
 from ._linear import LinearLayer
-from .nemon import linf_bound, metric
+from .nemon import checked_linf_bound, metric
 
 
 class ClosedForm(Layer):
@@ -232,11 +233,30 @@ class ClosedFormEquilibrium(ClosedForm, EquilibriumLayer):
         fill_uniform(parameter, fan_in=parameter.shape[-1])
 
     def _promise(self) -> float:
+        """√ρ, or the least constant that the multipliers show for the weights as they were
+        rounded, where that exceeds √ρ by more than ROUNDING.
+
+        Raises:
+            NotWellPosed: the multipliers show no equilibrium for the rounded weights.
+        """
+        owner, w = type(self).__name__, self._tensors()
+        if self.norm != 2:
+            return checked_linf_bound(owner, w)
         with torch.no_grad():
-            w = {name: value.double() for name, value in self._tensors().items()}
-            if self.norm == 2:
-                return math.sqrt(w["rho"])
-            return float(linf_bound(w["A"], w["B"], w["C"], w["D"]))
+            A, B, C, D, Lam, rho = (w[k].double() for k in ("A", "B", "C", "D", "Lam", "rho"))
+            L = torch.diag(Lam)
+            X = 2 * L - L @ A - A.mT @ L - C.mT @ C
+            N = C.mT @ D + L @ B
+            factor, failed = torch.linalg.cholesky_ex(X)
+            if failed or not factor.isfinite().all():
+                raise NotWellPosed(
+                    f"{owner}: rounded weights keep no margin in the condition. Use smaller "
+                    "parameters, a larger eps, or float64."
+                )
+            S = torch.linalg.solve_triangular(factor, N, upper=False)
+            needed = math.sqrt(torch.linalg.eigvalsh(D.mT @ D + S.mT @ S)[-1].clamp(min=0))
+            promised = math.sqrt(rho)
+        return promised if needed <= promised * (1 + ROUNDING) else needed
 
     def _metric(self, w: dict[str, Tensor]) -> Tensor:
         if "Lam" in w:

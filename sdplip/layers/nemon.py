@@ -73,6 +73,23 @@ def linf_bound(A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     return ((C.abs() @ size).squeeze(-1) + D.abs().sum(dim=-1)).amax(dim=-1)
 
 
+def checked_linf_bound(owner: str, w: dict[str, Tensor]) -> float:
+    """`linf_bound` in float64 of A, B, C, D as they are.
+
+    Raises:
+        NotWellPosed: I - ⌈A⌉ is no M-matrix, after rounding.
+    """
+    with torch.no_grad():
+        A, B, C, D = (w[name].double() for name in "ABCD")
+        zeta = reach(A, A.new_ones(len(A), 1))
+        # (I - ⌈A⌉)ζ > 0 for a ζ > 0 is what makes it an M-matrix.
+        if not ((zeta > 0) & (zeta > metzler(A) @ zeta)).all():
+            raise NotWellPosed(
+                f"{owner}: no weights show that the matrix measure is below 1. Lower its bound."
+            )
+        return float(linf_bound(A, B, C, D))
+
+
 class NEMONLinear(EquilibriumLayer):
     """x ↦ Cz + Dx + c at z = σ(Az + Bx + b), μ_{∞,η}(A) ≤ c < 1, is well-posed; slopes in [0, 1].
 
@@ -159,16 +176,7 @@ class NEMONLinear(EquilibriumLayer):
         return super()._options() | {"c": self.c}
 
     def _promise(self) -> float:
-        with torch.no_grad():
-            A, B, C, D = (w.double() for w in map(self._tensors().__getitem__, "ABCD"))
-            zeta = reach(A, A.new_ones(len(A), 1))
-            # (I - ⌈A⌉)ζ > 0 for a ζ > 0 is what makes it an M-matrix.
-            if not ((zeta > 0) & (zeta > metzler(A) @ zeta)).all():
-                raise NotWellPosed(
-                    f"NEMONLinear: no weights show a matrix measure below 1 for c = {self.c}. "
-                    "Lower c."
-                )
-            return float(linf_bound(A, B, C, D))
+        return checked_linf_bound(f"NEMONLinear with c = {self.c}", self._tensors())
 
     def _closed_form(self) -> dict[str, Tensor]:
         B, C = wide(self.B), wide(self.C)

@@ -34,3 +34,16 @@ def rational(rng, rows, columns, low=-4, high=4):
 def explicit(expr, values):
     """A matrix expression at explicit matrices, by SymPy's own arithmetic."""
     return sp.ImmutableMatrix(sp.sympify(expr).xreplace(values).doit().as_explicit())
+
+
+def located(expr, sizes, values):
+    """An expression of symbolic sizes at explicit matrices by name, by SymPy's own arithmetic."""
+    sized = sp.sympify(expr).xreplace(sizes)
+    symbols = sized.atoms(sp.MatrixSymbol) | {s for s in sized.free_symbols if s.name in values}
+    return explicit(sized, {s: values[s.name] for s in symbols})
+
+
+def stacked(blocks, sizes, values):
+    """A grid of blocks as one explicit matrix."""
+    rows = [sp.Matrix.hstack(*(located(e, sizes, values) for e in row)) for row in blocks]
+    return sp.ImmutableMatrix(sp.Matrix.vstack(*rows))
