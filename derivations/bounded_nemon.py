@@ -35,7 +35,8 @@ derivation = Derivation(
     title="NEMON with its ℓ∞ bound built in",
     claim="z = σ(Az + Bx + b), y = Cz + c with A = μI + [q]T[q]⁻¹ − [|T|1], "
     "ζ = (I − ⌈A⌉)⁻¹(|B|1 + ε1) and C = γ[|X|ζ + ε1]⁻¹X has exactly one solution and is "
-    "γ-Lipschitz from ℓ∞ to ℓ∞, for all T, B, X, q > 0, μ < 1, γ, ε > 0 and every σ with slopes in [0, 1].",
+    "γ-Lipschitz from ℓ∞ to ℓ∞, for all T, B, X, q > 0, μ < 1, γ, ε > 0 and every σ with slopes "
+    "in [0, 1].",
     source="sdplip, from [NEMON]",
     condition=conditions.linf,
     free=[

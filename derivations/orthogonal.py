@@ -1,21 +1,19 @@
-"""Orthogonal layers: the Cayley map makes QᵀQ = I for every free matrix.
+"""Orthogonal layers: the Cayley map makes rows or columns orthonormal for every free matrix.
 
-python derivations/orthogonal.py
+    python derivations/orthogonal.py
 """
 
 import sys
 
-from sympy import Identity, MatrixSymbol
+from sympy import MatrixSymbol
 
 from sdplip import conditions
 from sdplip.conditions import m, p
 from sdplip.derive import Derivation, Free, lemmas, main
 
 X = MatrixSymbol("X", p, m)
-cayley = lemmas.orthogonal("Q", X, "tall")
-lying = lemmas.orthogonal("Q", X, "lying")
+cayley, tall = lemmas.orthogonal("Q", X), lemmas.orthogonal("Q", X, "tall")
 Q = cayley.symbol
-
 shared = {
     "source": "Trockman, Kolter (ICLR 2021); Wang, Manchester (ICML 2023)",
     "condition": conditions.linear,
@@ -27,23 +25,22 @@ shared = {
 derivation = Derivation(
     name="orthogonal",
     title="Orthogonal layers by the Cayley map",
-    claim="x ↦ Qx keeps distances, QᵀQ = I, for Q = cayley(X) and every X with at least as many "
-    "rows as columns.",
+    claim="x ↦ Qx with Q = cayley(X) is 1-Lipschitz for every X.",
     definitions=[cayley],
+    argument=lambda s: s.simplify().conclude(),
+    **shared,
+)
+isometry = Derivation(
+    name="isometry",
+    title="Orthogonal layers keep distances",
+    claim="QᵀQ = I, and x ↦ Qx keeps distances, for Q = cayley(X) and every X with at least as many "
+    "rows as columns: M is zero.",
+    definitions=[tall],
     argument=lambda s: s.simplify().drop_zeros(),
     sizes=[(1, 1, 1), (2, 1, 2), (2, 1, 3), (1, 1, 3)],
     **shared,
 )
-wide = Derivation(
-    name="orthogonal-wide",
-    title="Orthogonal layers with fewer outputs than inputs",
-    claim="x ↦ Qx with QQᵀ = I is 1-Lipschitz: I − QᵀQ is a projection.",
-    definitions=[lying],
-    argument=lambda s: s.subtract([Identity(m) - Q.T * Q], Identity(m)).drop_zeros(),
-    sizes=[(1, 1, 1), (2, 1, 2), (2, 1, 1), (3, 1, 2)],
-    **shared,
-)
-derivations = [derivation, wide]
+derivations = [derivation, isometry]
 
 if __name__ == "__main__":
     sys.exit(main(*derivations))

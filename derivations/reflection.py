@@ -16,8 +16,7 @@ from sdplip.conditions import m, n
 from sdplip.derive import Derivation, Free, lemmas, main
 
 X = MatrixSymbol("X", m, n)
-cayley = lemmas.orthogonal("Q", X, "tall")
-lying = lemmas.orthogonal("Q", X, "lying")
+cayley, tall = lemmas.orthogonal("Q", X), lemmas.orthogonal("Q", X, "tall")
 Q = cayley.symbol
 shared = {
     "source": "sdplip",
@@ -30,23 +29,23 @@ shared = {
 derivation = Derivation(
     name="reflection",
     title="Reflection layers",
-    claim="x ↦ x − 2Qσ(Qᵀx + b) with Q = cayley(X), QᵀQ = I, is 1-Lipschitz for every X with at "
-    "least as many rows as columns and every σ with slopes in [0, 1]; M is zero throughout.",
+    claim="x ↦ x − 2Qσ(Qᵀx + b) with Q = cayley(X) is 1-Lipschitz for every X and every σ with "
+    "slopes in [0, 1].",
     definitions=[cayley],
+    argument=lambda s: s.simplify().drop_zeros().conclude(),
+    **shared,
+)
+tight = Derivation(
+    name="reflection-tight",
+    title="Reflection layers leave no slack",
+    claim="For X with at least as many rows as columns M is zero: with ReLU the Jacobian "
+    "I − 2QJQᵀ is orthogonal for every pattern J of units.",
+    definitions=[tall],
     argument=lambda s: s.simplify().drop_zeros(),
     sizes=[(1, 1, 1), (2, 2, 1), (3, 1, 1), (3, 2, 1)],
     **shared,
 )
-wide = Derivation(
-    name="reflection-wide",
-    title="Reflection layers with more units than features",
-    claim="x ↦ x − 2Qσ(Qᵀx + b) with QQᵀ = I is 1-Lipschitz.",
-    definitions=[lying],
-    argument=lambda s: s.simplify().drop_zeros().conclude(),
-    sizes=[(1, 1, 1), (2, 2, 1), (1, 3, 1), (2, 3, 1)],
-    **shared,
-)
-derivations = [derivation, wide]
+derivations = [derivation, tight]
 
 if __name__ == "__main__":
     sys.exit(main(*derivations))

@@ -160,12 +160,11 @@ class Derivation:
                 raise InvalidInput(f"{self.name}: the weights {weights} are not seen to be ≥ 0.")
             if floor not in {f.symbol for f in self.free if f.domain == "constant" and f.low >= 0}:
                 raise InvalidInput(f"{self.name}: {floor} must be a positive constant.")
-        if d.lemma in DOMINANCE:
-            if any(q not in positive for q in d.arguments[1:]):
-                raise InvalidInput(
-                    f"{self.name}: {d.symbol} is scaled by {d.arguments[1]}, which must be a free "
-                    'vector of domain "ratios" or "weights".'
-                )
+        if d.lemma in DOMINANCE and any(q not in positive for q in d.arguments[1:]):
+            raise InvalidInput(
+                f"{self.name}: {d.symbol} is scaled by {d.arguments[1]}, which must be a free "
+                'vector of domain "ratios" or "weights".'
+            )
 
     def _check_slopes(self) -> None:
         """The slopes for which the condition was stated are those that the layer accepts."""

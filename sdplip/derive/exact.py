@@ -84,7 +84,7 @@ def _defined(
     d: Definition, values: Mapping[str, Any], sizes: Mapping[Any, int], closed_form: bool
 ) -> Any:
     arguments = [evaluate(a, values, sizes) for a in d.arguments]
-    exact = rational.CLOSED.get(d.lemma, d.exact) if closed_form else d.exact
+    exact: Any = rational.CLOSED.get(d.lemma, d.exact) if closed_form else d.exact
     value = evaluate(d.value, values, sizes) if exact is None else exact(*arguments)
     if not all(entry.is_rational for entry in value):
         raise ValueError(f"{d.symbol} is not rational at this instance.")

@@ -208,10 +208,10 @@ LEMMAS: dict[str, Lemma] = {
             "(I − ⌈A⌉)η ≥ |B|1 with η > 0, (I − ⌈A⌉)η > 0 and slopes in [0, 1] give exactly one "
             "solution of z = σ(Az + Bx + b) for every x, and |Δz| ≤ η‖Δx‖∞.",
             "Δz_i = s(a_ii Δz_i + Σ_{j≠i} a_ij Δz_j + (BΔx)_i) with s in [0, 1]. Let r be the "
-            "largest |Δz_i|/η_i, at i: (1 − s·a_ii)rη_i ≤ s(Σ_{j≠i}|a_ij| rη_j + (|B|1)_i‖Δx‖∞), "
-            "and 1 − s·a_ii ≥ s(1 − a_ii), hence r ≤ ‖Δx‖∞ or s = 0. Existence: the same estimate "
-            "makes I − JA invertible for every diagonal J in [0, 1], so the piecewise smooth map is a "
-            "homeomorphism.",
+            "largest |Δz_i|/η_i, at i: (1 − s·a_ii)rη_i ≤ s(Σ_{j≠i}|a_ij| rη_j + "
+            "(|B|1)_i‖Δx‖∞), and 1 − s·a_ii ≥ s(1 − a_ii), hence r ≤ ‖Δx‖∞ or s = 0. Existence: "
+            "the same estimate makes I − JA invertible for every diagonal J in [0, 1], so the "
+            "piecewise smooth map is a homeomorphism.",
             "[NEMON] Theorems 1 and 3",
             _metzler,
         ),

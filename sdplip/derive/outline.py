@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidInput
-from .proof import KIND, digest
+from .proof import KIND, THEOREM, digest
 from .tex import matrix, name, number, written
 
 Document = Mapping[str, Any]
@@ -100,7 +100,7 @@ def outline(document: Document) -> list[Part]:
     Raises:
         InvalidInput: something that is no proof object.
     """
-    if not isinstance(document, Mapping) or document.get("kind") != KIND:
+    if not isinstance(document, Mapping) or document.get("kind") not in (KIND, THEOREM):
         raise InvalidInput("This is no proof object of sdplip, so there is nothing to report.")
     try:
         return list(_parts(document))
