@@ -143,24 +143,29 @@ class Counterexample:
         )
 
 
-def search(derivation: Derivation, seconds_of_tries: int = 400) -> Counterexample | None:
-    """The worst of many small instances with integer entries, or None if no claim breaks."""
-    best: tuple[float, Instance, Any] | None = None
-    for at in _instances(derivation, seconds_of_tries):
-        found = _worst(derivation, at)
-        if found is not None and (best is None or found[0] > best[0] * (1 + 1e-9)):
-            best = (found[0], at, found[1])
-    if best is None or best[0] <= 1 + 1e-9:
-        return None
-    return _exact(derivation, best[1], best[2])
+def search(derivation: Derivation, tries: int = 80) -> Counterexample | None:
+    """The worst instance with integer entries of the smallest shape that breaks the claim."""
+    for shape in _SHAPES:
+        best: tuple[float, Instance, Any] | None = None
+        for at in _instances(derivation, shape, tries):
+            found = _worst(derivation, at)
+            if found is not None and (best is None or found[0] > best[0] * (1 + 1e-9)):
+                best = (found[0], at, found[1])
+        if best is not None and best[0] > 1 + 1e-9:
+            exact = _exact(derivation, best[1], best[2])
+            if exact is not None:
+                return exact
+    return None
 
 
-def _instances(derivation: Derivation, tries: int) -> Iterator[Instance]:
+def _instances(
+    derivation: Derivation, shape: tuple[int, int, int], tries: int
+) -> Iterator[Instance]:
     rng = random.Random(0)
     dims = {d for f in derivation.free if f.domain != "constant" for d in f.symbol.shape if d != 1}
     named = {str(d): d for d in dims if getattr(d, "is_Symbol", False)}
-    for k in range(tries):
-        m, n, p = _SHAPES[k % len(_SHAPES)]
+    m, n, p = shape
+    for _ in range(tries):
         sizes = {d: {"m": m, "n": n, "p": p}.get(name, 2) for name, d in named.items()}
         free = {f.name: _integers(f, rng, sizes) for f in derivation.free}
         try:

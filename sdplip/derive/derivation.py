@@ -387,21 +387,28 @@ class Derivation:
 
     # --- the layer ---
 
-    def emit(self, name: str) -> str:
-        """The layer as a Python module with the class `name`."""
-        from .emit import source
+    def emit(self, name: str, convolution: bool = False) -> str:
+        """The layer as a Python module with the class `name`.
 
-        return source(self, name)
+        Args:
+            convolution: a layer of images, where the ansatz has that meaning.
 
-    def layer(self, name: str | None = None) -> type[Layer]:
-        """The layer as a class.
+        Raises:
+            InvalidInput: no Torch form, no convolutional meaning, or a bad name.
+        """
+        from . import emit, emit_conv
 
-        It pickles within this process; write `emit` to a file for more than that.
+        return (emit_conv if convolution else emit).source(self, name)
+
+    def layer(self, name: str | None = None, convolution: bool = False) -> type[Layer]:
+        """The layer as a class; see `emit`.
+
+        It pickles within this process; write the source to a file for more than that.
         """
         from .emit import load
 
         name = name or f"{self.name.title().replace('-', '').replace('_', '')}Layer"
-        return load(self.emit(name), name)
+        return load(self.emit(name, convolution), name)
 
 
 def _definite(weight: Any, algebra: Algebra) -> bool:

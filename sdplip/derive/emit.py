@@ -192,8 +192,7 @@ def source(derivation: Derivation, name: str) -> str:
     Raises:
         InvalidInput: an expression of the ansatz that has no Torch form, or a bad class name.
     """
-    if not name.isidentifier():
-        raise InvalidInput(f"layer: {name!r} is no name for a class.")
+    check_class_name(name)
     family = derivation.family
     square = family != "Linear" and derivation.square
     names = dict(_ROLES)
@@ -267,6 +266,11 @@ def _check_names(derivation: Derivation, family: str, table: Mapping[str, Any]) 
                 f"{derivation.name}: {name!r} cannot name a symbol of a layer: it means something "
                 "else in Python, torch or the layer. Rename the symbol."
             )
+
+
+def check_class_name(name: str) -> None:
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise InvalidInput(f"layer: {name!r} is no name for a class.")
 
 
 def load(text: str, name: str) -> type[Layer]:

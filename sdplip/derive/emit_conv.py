@@ -1,0 +1,162 @@
+"""The convolutional layer that a derivation gives, where its products have that meaning."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import sympy as sp
+
+from ..errors import InvalidInput
+from .algebra import Algebra
+from .emit import Writer, check_class_name
+
+if TYPE_CHECKING:
+    from .derivation import Derivation
+
+
+def source(derivation: Derivation, name: str) -> str:
+    """A Python module with the convolutional class `name`.
+
+    Raises:
+        InvalidInput: an ansatz that is not made of one free matrix W, diagonals per channel and
+            T ⪰ WᵀW by diagonal dominance, or a bad class name.
+    """
+    check_class_name(name)
+    W = _kernel(derivation)
+    vectors = [f for f in derivation.free if f.facts]
+    roles = {"m": "in_features", "n": "hidden", "p": "out_features"}
+    if derivation.square:
+        roles["p"] = "in_features"
+    table: dict[str, tuple[str, ...]] = {
+        W.name: (roles[str(W.shape[0])], roles[str(W.shape[1])], "kernel", "kernel")
+    }
+    table |= {f.parameter: (roles[str(f.symbol.shape[0])],) for f in vectors}
+    used = {"adjoint", "convolve", "scale", "dominant_channels"}
+    lines = [f"def closed_form({', '.join(f'{k}: Tensor' for k in table)}) -> dict[str, Tensor]:"]
+    lines.append(f'    """{derivation.ansatz_text}"""')
+    forms = set()
+    kinds: dict[str, Any] = {W.name: "matrix"}
+    for f in vectors:
+        lines.append(f"    {f.name} = {f.code}({f.parameter})")
+        forms.add(f.code)
+        kinds[f.name] = "vector"
+    for d in derivation.definitions:
+        if d.lemma == "diagonal dominance":
+            q = f", {d.arguments[1].name}" if len(d.arguments) > 1 else ""
+            lines.append(f"    {d.symbol.name} = dominant_channels({W.name}{q})")
+        else:
+            lines.append(f"    {d.symbol.name} = torch.sqrt({d.arguments[0].name})")
+        kinds[d.symbol.name] = "diagonal"
+    rho = sp.sympify(derivation.outputs["rho"])
+    if not rho.is_number:
+        raise InvalidInput(f"{derivation.name}: ρ = {rho} is no number.")
+    lines.append(f"    rho = {W.name}.new_tensor({sp.pycode(rho)})")
+    names = [*(n for n in kinds), "rho"]
+    lines.append(f"    return {{{', '.join(f'{chr(34)}{n}{chr(34)}: {n}' for n in names)}}}")
+    forward = _forward(derivation, W, kinds)
+    kept = [n for n in kinds if any(n in line for line in forward)]
+    body = [
+        "def forward(self, x: Tensor) -> Tensor:",
+        "    self._check(x)",
+        "    w = {name: value.to(x.dtype) for name, value in self._tensors().items()}",
+        f"    {', '.join(kept)}, pad = {', '.join(f'w[{chr(34)}{n}{chr(34)}]' for n in kept)}, "
+        "self.padding_mode",
+        *(f"    {line}" for line in forward),
+    ]
+    used = {u for u in used if any(f"{u}(" in line for line in (*lines, *body))}
+    activated = derivation.family == "Residual"
+    return "\n".join(
+        [
+            f'"""{derivation.title}, as a convolution.',
+            "",
+            *textwrap.wrap(derivation.claim, 96),
+            "",
+            f"Written by sdplip from the derivation {derivation.name!r}; {derivation.source}.",
+            '"""',
+            "",
+            "from __future__ import annotations",
+            "",
+            "import torch" if any("torch." in line for line in lines) else "",
+            "from torch import Tensor",
+            "",
+            *(["from sdplip.activations import activation"] if activated else []),
+            *([f"from sdplip.layers.closed_forms import {', '.join(sorted(forms))}"] * bool(forms)),
+            f"from sdplip.layers.custom_conv import {', '.join(['ClosedFormConv2d', *sorted(used)])}",
+            "",
+            "",
+            f"class {name}(ClosedFormConv2d):",
+            f'    """{derivation.title}, as a convolution with stride 1."""',
+            "",
+            f'    condition = "{derivation.condition.name}"',
+            f"    free = {table!r}".replace("'", '"'),
+            *([f"    slopes = {derivation.slopes!r}"] * (derivation.slopes != (0.0, 1.0))),
+            "",
+            "    @staticmethod",
+            *(f"    {line}" for line in lines),
+            "",
+            *(f"    {line}" for line in body),
+            "",
+        ]
+    )
+
+
+def _kernel(derivation: Derivation) -> Any:
+    matrices = [f for f in derivation.free if not f.facts]
+    fits = len(matrices) == 1 and matrices[0].domain != "constant"
+    if fits and derivation.family != "Equilibrium":
+        W = matrices[0].symbol
+        known = {"root"}
+        for d in derivation.definitions:
+            gram = d.lemma == "diagonal dominance" and Algebra().equal(d.arguments[0], W.T * W)
+            fits = fits and (gram or d.lemma in known)
+        if fits:
+            return W
+    raise InvalidInput(
+        f"{derivation.name} has no convolutional form: it must be made of one free matrix W, "
+        "diagonals, and T ⪰ WᵀW by diagonal dominance."
+    )
+
+
+def _forward(derivation: Derivation, W: Any, kinds: Mapping[str, Any]) -> list[str]:
+    o = derivation.outputs
+    if derivation.family == "Linear":
+        bias = "y if self.bias is None else y + self.bias[:, None, None]"
+        return [f"y = {_applied(o['D'], 'x', W, kinds)}", f"return {bias}"]
+    before, first, last = (o["W"].T, o["H"], o["G"]) if "H" in o else (o["B"], o["D"], o["C"])
+    return [
+        f"v = {_applied(sp.sympify(before).doit(), 'x', W, kinds)}",
+        "v = v if self.bias is None else v + self.bias[:, None, None]",
+        "z = activation(self.activation)(v)",
+        "return "
+        + " + ".join(
+            part
+            for expr, on in ((first, "x"), (last, "z"))
+            if (part := _applied(expr, on, W, kinds))
+        ),
+    ]
+
+
+def _applied(expr: Any, on: str, W: Any, kinds: Mapping[str, Any]) -> str:
+    """Source of the operator `expr` applied to the images `on`; "" for zero."""
+    writer = Writer(kinds, {}, W.name)
+    parts = []
+    for term in sp.Add.make_args(sp.expand(expr)) if isinstance(expr, sp.MatAdd) else (expr,):
+        if isinstance(term, sp.ZeroMatrix):
+            continue
+        product = isinstance(term, sp.MatMul)
+        factor, matrices = term.as_coeff_matrices() if product else (1, (term,))
+        text = on
+        for X in reversed(matrices):
+            match X:
+                case sp.Identity():
+                    continue
+                case sp.MatrixSymbol() if W == X:
+                    text = f"convolve({W.name}, {text}, pad)"
+                case sp.Transpose() if W == X.arg:
+                    text = f"convolve(adjoint({W.name}), {text}, pad)"
+                case _:
+                    text = f"scale({writer(X).text}, {text})"
+        parts.append(text if factor == 1 else f"{sp.pycode(factor)} * {text}")
+    return " + ".join(parts)
