@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from ..errors import CertificationError, InvalidInput, NotConverged, NotWellPosed, SdplipError
 from ._console import BAD_INPUT, DEFECT, DOES_NOT_HOLD, INTERRUPTED, UNDECIDED, Json, fail, listing
-from ._derive import COUNTEREXAMPLE, PROOF, derive, read, replayed
+from ._derive import derive, has_kind, read, replayed
 from ._train import compare, train
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Provably Lipschitz neural networks: derive, verify and train them from one matrix condition.",
+    help="Provably Lipschitz neural networks: derive, verify and train them from one condition.",
     epilog="Exit codes: 0 holds, 1 does not hold, 2 usage or bad input, 3 undecided, "
     "130 interrupted.",
 )
@@ -161,7 +161,7 @@ def check(
     from ..train.checkpoint import to_json
 
     content = read(file)
-    if isinstance(content, dict) and content.get("kind") in (PROOF, COUNTEREXAMPLE):
+    if has_kind(content):
         if model is not None:
             raise InvalidInput(f"{file} is about no network. Leave {model} out.")
         result, said = replayed(file, content)

@@ -14,7 +14,6 @@ from ..errors import InvalidInput, SdplipError
 from ._console import Json, listing
 
 MAX_BYTES = 16 << 20
-PROOF, COUNTEREXAMPLE = "sdplip.derivation", "sdplip.counterexample"
 
 
 def derive(
@@ -93,10 +92,15 @@ def read(path: Path) -> Any:
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise InvalidInput(f"{path} is no readable JSON file ({error}).") from error
     # Fraction("1e999999999") is a number with a billion digits.
-    if isinstance(content, dict) and content.get("kind") in (PROOF, COUNTEREXAMPLE):
-        if found := re.search(r'"\s*[-+]?[\d._]+[eE][-+]?\d+', text):
-            raise InvalidInput(f'{path} contains {found[0]}"; exact numbers are written as 3/4.')
+    huge = re.search(r'"\s*[-+]?[\d._]+[eE][-+]?\d+', text)
+    if huge and has_kind(content):
+        raise InvalidInput(f'{path} contains {huge[0]}"; exact numbers are written as 3/4.')
     return content
+
+
+def has_kind(content: Any) -> bool:
+    """Whether this is what `derive` wrote; certificates have a format instead."""
+    return isinstance(content, dict) and "kind" in content
 
 
 def replayed(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -105,9 +109,22 @@ def replayed(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], str]:
     Raises:
         InvalidInput: something that is neither.
     """
-    check = _proof if content["kind"] == PROOF else _counterexample
+    from ..derive.counterexample import KIND as COUNTEREXAMPLE
+    from ..derive.proof import KIND as PROOF
+    from ..derive.proof import THEOREM
+
+    kind = content["kind"]
+    if kind == THEOREM:
+        raise InvalidInput(
+            f"{path} records a theorem about conditions, which is not replayed from a file. Prove "
+            f"it anew: sdplip derive {content.get('name')}"
+        )
+    if kind not in (PROOF, COUNTEREXAMPLE):
+        raise InvalidInput(
+            f"{path} is of the kind {kind!r}; a file must be {PROOF} or {COUNTEREXAMPLE}."
+        )
     try:
-        result, said = check(content)
+        result, said = (_proof if kind == PROOF else _counterexample)(content)
         # What is printed comes from the file: no escape sequences for the terminal.
         return result, "".join(c if c.isprintable() else "�" for c in said)
     except (
@@ -127,7 +144,12 @@ def _proof(content: dict[str, Any]) -> tuple[dict[str, Any], str]:
     reason = "; ".join(problems) or None
     conditions = dict.fromkeys(str(g["condition"]) for g in content["goals"] if "condition" in g)
     what = f"satisfies {', '.join(conditions)}" if conditions else "rests on identities that hold"
-    result = {"holds": reason is None, "kind": PROOF, "name": content["name"], "reason": reason}
+    result = {
+        "holds": reason is None,
+        "kind": content["kind"],
+        "name": content["name"],
+        "reason": reason,
+    }
     said = f"holds: {content['name']} {what} for every size"
     return result, said if reason is None else f"does not hold: {reason}"
 
@@ -146,7 +168,7 @@ def _counterexample(content: dict[str, Any]) -> tuple[dict[str, Any], str]:
         reason = str(error)
     result = {
         "holds": reason is None,
-        "kind": COUNTEREXAMPLE,
+        "kind": content["kind"],
         "name": found.name,
         "reason": reason,
     }

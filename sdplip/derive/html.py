@@ -66,7 +66,8 @@ def _set(part: parts.Part) -> str:
                 f'{_prose(part.reason)} <span class="tag {escape(part.direction)}">'
                 f"{SYMBOLS[part.direction]} {escape(part.direction)}</span></p>"
             )
-            return f'<section class="step">{said}{_displayed(part.latex) if part.latex else ""}</section>'
+            formula = _displayed(part.latex) if part.latex else ""
+            return f'<section class="step">{said}{formula}</section>'
         case parts.Checks():
             rows = [
                 f'<tr class="{"holds" if holds else "fails"}"><td>{"✓" if holds else "✗"}</td>'
@@ -76,7 +77,11 @@ def _set(part: parts.Part) -> str:
                 for name, holds, scope, detail in part.rows
             ]
             head = "<tr><th></th><th>check</th><th>scope</th><th>detail</th></tr>"
-            return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
+            body = "".join(rows)
+            return (
+                f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table>'
+                "</div>"
+            )
 
 
 def _displayed(latex: str, more: tuple[str, ...] = ()) -> str:
@@ -139,7 +144,8 @@ print-color-adjust:exact;-webkit-print-color-adjust:exact}
 mtd[columnalign=left]{text-align:left}
 mtd[columnalign=right]{text-align:right}
 .items{list-style:none;margin:.5rem 0;padding:0}
-.items li{display:flex;flex-wrap:wrap;gap:.2rem 1.4rem;align-items:center;padding:.28rem 0 .28rem 1.1rem}
+.items li{display:flex;flex-wrap:wrap;gap:.2rem 1.4rem;align-items:center;
+padding:.28rem 0 .28rem 1.1rem}
 .items.dense{display:flex;flex-wrap:wrap;gap:.2rem 1.6rem;padding-left:1.1rem}
 .items.dense li{padding-left:0}
 .items .remark{color:var(--soft)}
@@ -161,5 +167,6 @@ p{overflow-wrap:anywhere}
 h1{font-size:1.5rem}.items li{padding-left:.3rem}}
 @media print{body{font-size:10.5pt;background:#fff;color:#000}article{max-width:none;padding:0}
 article+article{break-before:page;border:0}h2{break-after:avoid}.scroll{overflow:visible}
-.claim{background:none}.formula{font-size:calc(var(--fit,1)*1em)}.badge{color:#000;background:none;border:1px solid #000}}
+.claim{background:none}.formula{font-size:calc(var(--fit,1)*1em)}
+.badge{color:#000;background:none;border:1px solid #000}}
 """

@@ -101,9 +101,9 @@ def _space(row: Element) -> None:
     """Signs that stand first or after another operator are no infix operators."""
     before = None
     for node in row:
-        if node.tag == "mo" and node.text in ("−", "+") and node.attrib.get("form") is None:
-            if before is None or (before.tag == "mo" and before.text not in _CLOSING):
-                node.attrib["form"] = "prefix"
+        first = before is None or (before.tag == "mo" and before.text not in _CLOSING)
+        if first and node.tag == "mo" and node.text in ("−", "+"):
+            node.attrib["form"] = "prefix"
         if node.tag != "mspace":
             before = node
 
@@ -135,11 +135,12 @@ def _bracketed(row: Element) -> None:
     """Matrices get their brackets from the style sheet: without a mathematical font a browser
     does not stretch them."""
     inside = list(row)
-    if len(inside) == 3 and inside[1].tag == "mtable":
-        if (inside[0].text, inside[2].text) == ("[", "]"):
-            row.remove(inside[0])
-            row.remove(inside[2])
-            inside[1].attrib["class"] = "matrix"
+    if [node.tag for node in inside] != ["mo", "mtable", "mo"]:
+        return
+    if (inside[0].text, inside[2].text) == ("[", "]"):
+        row.remove(inside[0])
+        row.remove(inside[2])
+        inside[1].attrib["class"] = "matrix"
 
 
 # --- as text ---
@@ -280,7 +281,7 @@ def _aligned(boxes: Sequence[Box]) -> Box:
 
 
 def _edge(bracket: str, height: int) -> list[str]:
-    top, middle, bottom = _EDGES[bracket]
+    top, middle, bottom = tuple(_EDGES[bracket])
     lines = [top, *[middle] * (height - 2), bottom]
     return [f"{line} " if bracket == "[" else f" {line}" for line in lines]
 

@@ -14,14 +14,14 @@ from .tex import matrix, name, number, written
 Document = Mapping[str, Any]
 
 DOMAINS = {
-    "matrix": "any matrix",
-    "direction": "any matrix; only its direction matters",
-    "bounded": "any matrix",
-    "weights": "a positive vector",
-    "ratios": "a positive vector; only ratios matter",
-    "constant": "a constant",
+    "matrix": "any",
+    "direction": "any; only its direction matters",
+    "bounded": "any",
+    "weights": "positive",
+    "ratios": "positive; only ratios matter",
 }
-POSITIVE = "a positive constant"
+UNBOUNDED = 1e9
+"""A constant's limit from which on it is none."""
 RELATIONS = {
     "equivalent": r"\Longleftrightarrow",
     "sufficient": r"\Longleftarrow",
@@ -215,13 +215,18 @@ def _setting(document: Document) -> Iterator[Part]:
         yield Heading("Setting")
         yield Prose(f"{condition['claim']} ({condition['source']})", f"{condition['name']}.")
         yield Formula(f"M = {condition['tex']}")
-    groups: dict[str, list[str]] = {}
+    if "slopes" in document:
+        low, high = document["slopes"]
+        norm = "∞" if document["norm"] == "inf" else "₂"
+        yield Prose(f"σ has slopes in [{low}, {high}]; both norms are ℓ{norm}.", "Layer.")
+    groups: dict[tuple[str, str], list[str]] = {}
     for key, d in document["free"].items():
-        positive = d["domain"] == "constant" and d["positive"]
-        groups.setdefault(POSITIVE if positive else DOMAINS[d["domain"]], []).append(name(key))
+        groups.setdefault(_kind(d), []).append(name(key))
     if groups:
         yield Prose("", "Free.")
-        yield Items(tuple((r",\; ".join(names), kind) for kind, names in groups.items()))
+        yield Items(
+            tuple((r",\, ".join(names) + place, kind) for (place, kind), names in groups.items())
+        )
     if document["definitions_tex"]:
         by = {d["symbol"]: d["lemma"] for d in document["definitions"]}
         yield Prose("", "Defined.")
@@ -231,6 +236,17 @@ def _setting(document: Document) -> Iterator[Part]:
                 for key, shown in document["definitions_tex"].items()
             )
         )
+
+
+def _kind(d: Mapping[str, Any]) -> tuple[str, str]:
+    """The space that a free symbol is from, and what else is known of it."""
+    if d["domain"] == "constant":
+        low, high = (f"{d[k]:g}" if abs(d[k]) < UNBOUNDED else "" for k in ("low", "high"))
+        above = rf" > {low}" if low else r" \in \mathbb{R}"
+        return above, f"a constant below {high}" if high else "a constant"
+    rows, columns = d["shape"]
+    power = rows if columns == "1" else rf"{rows} \times {columns}"
+    return rf" \in \mathbb{{R}}^{{{power}}}", DOMAINS[d["domain"]]
 
 
 def _steps(document: Document) -> Iterator[Part]:
@@ -318,9 +334,9 @@ def _rows(document: Document, goal: Mapping[str, Any]) -> Iterator[Part]:
     text += "x⁺ − x⁻ with |x| = x⁺ + x⁻, both ≥ 0."
     yield Prose(text, "Rows.")
     for row in goal["rows"]:
-        value, terms = written(row["value"], ""), written(row["terms"], "")
+        value, terms = written(row["value"]), written(row["terms"])
         middle = "" if value == terms else f" = {terms}"
-        sign = ">" if row["name"].endswith("> 0") else r"\ge"
+        sign = ">" if row["strict"] else r"\ge"
         yield Prose("", f"{readable(row['name'])}.")
         yield Formula(f"{value}{middle} {sign} 0")
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -20,15 +20,13 @@ from rich.text import Text
 from .._arrays import write_atomically
 from ..errors import InvalidInput, SdplipError
 from . import outline as parts
+from .derivation import Derivation
 from .html import html
 from .mathml import plain
 from .outline import outline
 from .proof import Proof
 from .tex import split
-
-if TYPE_CHECKING:
-    from .derivation import Derivation
-    from .theorem import Theorem
+from .theorem import Theorem
 
 __all__ = ["Request", "html", "main", "markdown", "run", "styled", "text"]
 
@@ -69,14 +67,12 @@ def _set(found: Text, part: parts.Part) -> None:
                 at = found.plain.rindex(part.label)
                 found.stylize("italic", at, at + len(part.label))
         case parts.Formula():
-            lines = (part.latex, *(rf"\quad {line}" for line in part.more))
-            shown = [plain(line, WIDTH - 6) for line in lines]
-            found.append("\n".join(textwrap.indent(line, "      ") for line in shown) + "\n")
+            for line in (part.latex, *(rf"\quad {line}" for line in part.more)):
+                found.append(textwrap.indent(plain(line, WIDTH - 6), "      ") + "\n")
         case parts.Items():
             for latex, remark in part.items:
-                lines = plain(latex, WIDTH - 6).splitlines()
-                lines[-1] += f"   {remark}" if remark else ""
-                found.append("".join(f"      {line}\n" for line in lines))
+                line = plain(latex, WIDTH - 6) + (f"   {remark}" if remark else "")
+                found.append(textwrap.indent(line, "      ") + "\n")
         case parts.Step():
             found.append(_wrapped(f"{part.number}. {part.name}: {part.reason} [{part.direction}]"))
             if part.latex:
@@ -87,8 +83,9 @@ def _set(found: Text, part: parts.Part) -> None:
                     "  ok     " if holds else "  FAILS  ", "green" if holds else "bold red"
                 )
                 line = f"{scope:<11}{name}: {detail}"
-                lines = textwrap.wrap(line, WIDTH - 9, subsequent_indent=" " * 11)
-                found.append("\n         ".join(lines) + "\n")
+                found.append(
+                    textwrap.fill(line, WIDTH - 9, subsequent_indent=" " * 20).lstrip() + "\n"
+                )
 
 
 def _wrapped(line: str) -> str:
@@ -129,10 +126,9 @@ def _marked(part: parts.Part) -> str:
             return f"{said}\n\n{_displayed(part.latex)}" if part.latex else said
         case parts.Checks():
             lines = ["| check | holds | scope | detail |", "| --- | --- | --- | --- |"]
-            lines += [
-                f"| {_escaped(name)} | {'yes' if holds else '**no**'} | {scope} | {_escaped(detail)} |"
-                for name, holds, scope, detail in part.rows
-            ]
+            for name, holds, scope, detail in part.rows:
+                cells = (_escaped(name), "yes" if holds else "**no**", scope, _escaped(detail))
+                lines.append(f"| {' | '.join(cells)} |")
             return "\n".join(lines)
 
 
@@ -242,36 +238,40 @@ def _chosen(
             )
     if request.class_name is not None and not request.class_name.isidentifier():
         raise InvalidInput(f"--class is {request.class_name!r}, which is no name for a class.")
-    if request.emit is not None and not hasattr(derivations[0], "emit"):
+    if request.emit is not None and not isinstance(derivations[0], Derivation):
         raise InvalidInput(f"{derivations[0].name} is a theorem about a condition, not a layer.")
     return derivations
 
 
 def _write(
-    derivations: Sequence[Any], proofs: Sequence[Proof], request: Request
-) -> Iterator[Path] | list[Path]:
-    files: list[tuple[Path, str]] = []
+    derivations: Sequence[Derivation | Theorem], proofs: Sequence[Proof], request: Request
+) -> list[Path]:
+    proof, first = proofs[0], derivations[0]
+    written: list[Path] = []
     if request.report is not None:
         shown = html if request.report.suffix == ".html" else markdown
-        files.append((request.report, shown(*proofs)))
+        _save(request.report, shown(*proofs))
+        written.append(request.report)
     if request.out is not None:
-        files.append((request.out, json.dumps(proofs[0].document, indent=1) + "\n"))
-    if request.emit is not None:
-        if proofs[0].proved:
-            name = request.class_name or derivations[0].layer().__name__
-            files.append((request.emit, derivations[0].emit(name)))
+        proof.save(request.out)
+        written.append(request.out)
+    if request.emit is not None and isinstance(first, Derivation):
+        if proof.proved:
+            _save(request.emit, first.emit(request.class_name or first.layer().__name__))
+            written.append(request.emit)
         else:
-            text = f"{proofs[0].document['name']} is not proved, so no layer is written.\n"
-            sys.stderr.write(text)
+            sys.stderr.write(f"{first.name} is not proved, so no layer is written.\n")
     if request.counterexample is not None:
-        found = proofs[0].counterexample
-        if found is None:
-            sys.stderr.write("There is no counterexample to write.\n")
+        if proof.counterexample is None:
+            sys.stderr.write(f"There is no counterexample to {first.name}.\n")
         else:
-            files.append((request.counterexample, json.dumps(found.to_json(), indent=1) + "\n"))
-    for path, content in files:
-        write_atomically(path, lambda scratch, content=content: scratch.write_text(content))
-    return [path for path, _ in files]
+            proof.counterexample.save(request.counterexample)
+            written.append(request.counterexample)
+    return written
+
+
+def _save(path: Path, content: str) -> None:
+    write_atomically(path, lambda scratch: scratch.write_text(content))
 
 
 def main(*derivations: Derivation | Theorem) -> int:

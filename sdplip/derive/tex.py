@@ -22,7 +22,7 @@ _SCRIPTS = {"⁺": "+", "⁻": "-"}
 
 
 def name(text: str) -> str:
-    """LaTeX of a symbol's name: Lam, eta_i, |T_ii|, T_ii⁺, Σ|T_ij|·eta_j, diag(q)."""
+    """LaTeX of a symbol's name: Lam, eta_i, |T_ii|, T_ii⁺, Σ|T_ij|·eta_j."""
     if text in NAMES:
         return NAMES[text]
     if text.startswith("Σ"):
@@ -35,8 +35,6 @@ def name(text: str) -> str:
         return f"{name(text[2:])}^{{-1}}"
     if found := re.fullmatch(r"(.+)\*\*(\d+)", text):
         return f"{name(found[1])}^{{{found[2]}}}"
-    if found := re.fullmatch(r"diag\((.+)\)", text):
-        return f"[{name(found[1])}]"
     if found := re.fullmatch(r"([A-Za-z]+)_?(\d+|(?<=_)\w+)", text):
         return f"{NAMES.get(found[1], found[1])}_{{{found[2]}}}"
     plain = re.sub(r"[^\w ()+/.,|-]", " ", text)
@@ -136,21 +134,17 @@ def number(value: Any) -> str:
     return rf"{sign}\frac{{{abs(found.numerator)}}}{{{found.denominator}}}"
 
 
-def written(tree: Any, unit: str = "I") -> str:
-    """LaTeX of an expression in a proof object (see `words`).
-
-    Args:
-        unit: what the number 1 stands for: "I" among matrices, "" among numbers.
-    """
+def written(tree: Any) -> str:
+    """LaTeX of an expression in a proof object (see `words`)."""
     match tree:
         case ["add", *terms]:
-            return joined([written(term, unit) for term in terms])
+            return joined([written(term) for term in terms])
         case ["t", ["sym", str(text)]]:
-            return name(text) if text.startswith("diag(") else rf"{name(text)}^{{\top}}"
+            return rf"{name(text)}^{{\top}}"
         case ["t", ["diag", _]]:
             return written(tree[1])
         case ["t", inner]:
-            return rf"{_bracketed(written(inner, unit))}^{{\top}}"
+            return rf"{_bracketed(written(inner))}^{{\top}}"
         case ["sym", str(text)]:
             return name(text)
         case ["eye", *_]:
@@ -165,10 +159,10 @@ def written(tree: Any, unit: str = "I") -> str:
             return rf"\left|{written(inner)}\right|"
         case ["metzler", inner]:
             return rf"\left\lceil {written(inner)} \right\rceil"
-    return _product(tree, unit)
+    return _product(tree)
 
 
-def _product(tree: Any, unit: str) -> str:
+def _product(tree: Any) -> str:
     """Number, scalars over scalars, matrices in their order."""
     number_, scalars, matrices = _factors(tree)
     above = [_power(s, k) for s, k in scalars if k > 0]
@@ -180,7 +174,7 @@ def _product(tree: Any, unit: str) -> str:
     over = " ".join([*([str(top)] if top != 1 else []), *above])
     under = " ".join([*([str(bottom)] if bottom != 1 else []), *below])
     lead = rf"\frac{{{over or 1}}}{{{under}}}" if under else over
-    body = " ".join(_power(m, k) for m, k in matrices) or unit
+    body = " ".join(_power(m, k) for m, k in matrices)
     return sign + (" ".join(part for part in (lead, body) if part) or "1")
 
 
@@ -210,7 +204,7 @@ def _factors(tree: Any) -> tuple[Fraction, list[tuple[str, int]], list[tuple[str
     if _has_matrix(tree):
         shown = written(tree)
         return Fraction(1), [], [(_bracketed(shown) if tree[0] == "add" else shown, 1)]
-    return Fraction(1), [(_bracketed(written(tree, "")), 1)], []
+    return Fraction(1), [(_bracketed(written(tree)), 1)], []
 
 
 def _has_matrix(tree: Any) -> bool:
