@@ -242,6 +242,7 @@ def _kind(d: Mapping[str, Any]) -> tuple[str, str]:
     """The space that a free symbol is from, and what else is known of it."""
     if d["domain"] == "constant":
         low, high = (f"{d[k]:g}" if abs(d[k]) < UNBOUNDED else "" for k in ("low", "high"))
+        low = re.sub(r"^1e(-?)[+0]*(\d+)$", r"10^{\1\2}", low)
         above = rf" > {low}" if low else r" \in \mathbb{R}"
         return above, f"a constant below {high}" if high else "a constant"
     rows, columns = d["shape"]

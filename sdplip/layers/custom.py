@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..activations import Activation, activation
 from ..errors import InvalidInput, NotWellPosed
-from ..system import System
+from ..system import UNKNOWN, System
 from ._base import (
     ROUNDING,
     Layer,
@@ -174,8 +175,20 @@ class ClosedFormResidual(ClosedForm):
 
     def _system(self) -> System:
         H, G, W = (numpy(value) for value in self._applied().values())
-        name = activation(self.activation).name
-        return System.residual(H, G, W, numpy(self.bias), activation=name)
+        sigma = activation(self.activation)
+        if isinstance(self.activation, str):
+            return System.residual(H, G, W, numpy(self.bias), activation=sigma.name)
+        n = W.shape[1]
+        return System(
+            np.zeros((n, n)),
+            W.T,
+            G,
+            H,
+            numpy(self.bias),
+            alpha=np.full(n, sigma.alpha),
+            beta=np.full(n, sigma.beta),
+            activation=UNKNOWN,  # type: ignore[arg-type]
+        )
 
 
 def _norm(X: Tensor) -> float:

@@ -159,3 +159,23 @@ def test_gradients_are_those_of_the_map(name):
         return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(f, (x, *layer.parameters()), atol=1e-6)
+
+
+def test_an_activation_of_ones_own_can_be_verified():
+    """GELU's slopes leave [0, 1], which is what `slopes` is for."""
+    torch.manual_seed(0)
+    gelu = Activation(
+        "gelu",
+        -0.13,
+        1.13,
+        torch.nn.functional.gelu,
+        torch.nn.functional.gelu,
+        lambda *_: None,
+        torch.nn.GELU,
+    )
+    layer = CLASSES["slopes"](5, 7, activation=gelu, dtype=torch.float64)
+    certificate = lipschitz(layer.system(), lower=False)
+    assert certificate.proven
+    assert certificate.bound <= layer.lipschitz * (1 + 1e-6)
+    with pytest.raises(InvalidInput, match="slopes"):
+        CLASSES["sll"](5, 7, activation=gelu)
