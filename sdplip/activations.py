@@ -24,7 +24,7 @@ THRESHOLD = 40
 
 @dataclass(frozen=True)
 class Activation:
-    """A non-decreasing elementwise σ with all slopes in [alpha, beta] ⊆ [0, 1].
+    """An elementwise σ with all slopes in [alpha, beta]; those of this module lie in [0, 1].
 
     Attributes:
         name: `activation(name)` gives the activation back (but for `per_unit` and `linear`).

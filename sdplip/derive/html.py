@@ -165,8 +165,9 @@ sub,sup{font-size:.72em;line-height:0}
 p{overflow-wrap:anywhere}
 @media(max-width:36rem){body{font-size:16px}article{padding:1.6rem 1rem 2.4rem}
 h1{font-size:1.5rem}.items li{padding-left:.3rem}}
-@media print{body{font-size:10.5pt;background:#fff;color:#000}article{max-width:none;padding:0}
+@media print{:root{--ink:#000;--soft:#444;--paper:#fff;--line:#bbb;--accent:#000}
+body{font-size:10.5pt;background:#fff;color:#000}article{max-width:none;padding:0}
 article+article{break-before:page;border:0}h2{break-after:avoid}.scroll{overflow:visible}
 .claim{background:none}.formula{font-size:calc(var(--fit,1)*1em)}
-.badge{color:#000;background:none;border:1px solid #000}}
+header .badge{color:#000;background:none;border:1px solid #000}}
 """

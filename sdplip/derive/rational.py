@@ -15,7 +15,7 @@ def upwards(value: sp.Rational, power: int = 1) -> sp.Rational:
     scale = 10**6
     guess = sp.Rational(int(np.ceil(float(value) ** (1 / (2 * power)) * scale)), scale)
     while guess ** (2 * power) < value:
-        guess += sp.Rational(1, scale)
+        guess *= 1 + sp.Rational(1, 10**12)
     return guess**2
 
 

@@ -189,7 +189,8 @@ def gram_power(S: Tensor, q: Tensor | None = None, power: int = 2) -> Tensor:
     row = P.abs()
     T = row.sum(dim=-1) if q is None else (row @ q.unsqueeze(-1)).squeeze(-1) / q
     # Entries of Sᵖ far below the largest are lost to rounding.
-    T = T + 4 * power * torch.finfo(S.dtype).eps * T.detach().amax(dim=-1, keepdim=True)
+    lost = 4 * power * torch.finfo(S.dtype).eps * T.detach().amax(dim=-1, keepdim=True)
+    T = torch.where(T > 0, T + lost, 0)
     root = (torch.where(T > 0, T, 1) * scale.squeeze(-1)) ** (1 / power) * size.squeeze(-1)
     return _floored(_upwards(torch.where(T > 0, root, 0), S))
 
@@ -207,9 +208,10 @@ def block_dominant(S: Tensor, size: int) -> Tensor:
     if rest:
         raise ShapeError(f"{S.shape[-1]} units do not divide into blocks of {size}.")
     blocks = S.unflatten(-1, (count, size)).unflatten(-3, (count, size)).transpose(-3, -2)
-    norms = spectral_square(blocks).clamp(min=0)
+    # In float64, since the squares of a large S overflow before their roots are taken.
+    norms = spectral_square(blocks.double()).clamp(min=0)
     # √ has an infinite slope at 0, where a zero block has nothing to say.
-    norms = torch.where(norms > 0, norms, 1).sqrt() * (norms > 0)
+    norms = (torch.where(norms > 0, norms, 1).sqrt() * (norms > 0)).to(S.dtype)
     T = dominant(norms)
     return T.repeat_interleave(size, dim=-1)
 

@@ -306,6 +306,7 @@ HOSTILE = {
     "odd goals": '{"kind": "sdplip.derivation", "status": "proved", "goals": [{"kind": []}]}',
     "huge number": '{"kind": "sdplip.counterexample", "A": [["1e999999999"]]}',
     "huge exponent": '{"kind": "sdplip.derivation", "free": ["num", " -1.5E+99999999 "]}',
+    "another kind": '{"kind": ["sdplip.derivation"]}',
     "certificate": '{"format": "sdplip certificate 1"}',
     "binary": b"\xff\xfe\x00\x01",
 }
@@ -350,6 +351,12 @@ def test_a_certificate_needs_its_network_and_a_proof_has_none(cli, proof):
     assert result.exit_code == 2 and "sdplip check cert.json NETWORK" in result.stderr
     result = cli("check", proof, "net.npz")
     assert result.exit_code == 2 and "net.npz" in result.stderr
+
+
+def test_the_record_of_a_theorem_names_the_command_that_proves_it(cli):
+    assert cli("derive", "general", "--out", "general.json").exit_code == 0
+    result = cli("check", "general.json")
+    assert result.exit_code == 2 and "sdplip derive general" in result.stderr
 
 
 # --- the package ---

@@ -8,11 +8,12 @@ import pytest
 import torch
 from layer_cases import EXTREMES, put
 
-from sdplip import conditions
+from sdplip import conditions, lipschitz
+from sdplip.activations import Activation
 from sdplip.derive import Derivation, replay
 from sdplip.derive.instances import sized
 from sdplip.derive.library import files, find
-from sdplip.errors import NotWellPosed, ShapeError
+from sdplip.errors import InvalidInput, NotWellPosed, ShapeError
 from sdplip.layers import ROUNDING
 
 FOUND = {d.name: d for name in files() for d in find(name)[1] if isinstance(d, Derivation)}
@@ -169,9 +170,8 @@ def test_an_activation_of_ones_own_can_be_verified():
         -0.13,
         1.13,
         torch.nn.functional.gelu,
-        torch.nn.functional.gelu,
-        lambda *_: None,
-        torch.nn.GELU,
+        torch.func.grad(lambda v: torch.nn.functional.gelu(v).sum()),
+        lambda v, step: v,
     )
     layer = CLASSES["slopes"](5, 7, activation=gelu, dtype=torch.float64)
     certificate = lipschitz(layer.system(), lower=False)

@@ -62,7 +62,7 @@ INPUTS = {
     "rank one": lambda M: M[:, :1] * sp.ones(1, M.cols),
     "tiny": lambda M: M / 10**20,
     "huge": lambda M: M * 10**15,
-    "scales": lambda M: M * sp.diag(*[10 ** (4 * j - 8) for j in range(M.cols)]),
+    "scales": lambda M: M * sp.diag(*[sp.Integer(10) ** (4 * j - 8) for j in range(M.cols)]),
 }
 
 
@@ -210,7 +210,7 @@ def test_closed_forms_dominate(form, change, dtype):
         assert torch.linalg.matrix_norm(scaled, ord=2) ** 2 <= 1 + tolerance
 
 
-@pytest.mark.parametrize("change", ["random", "zero column", "duplicates", "rank one", "scales"])
+@pytest.mark.parametrize("change", ["random", "duplicates", "rank one", "scales"])
 @pytest.mark.parametrize("case", ["dominance", "dominance, scaled", "Gram power 2", "spectral norm"])
 def test_exact_and_floating_values_are_the_same(case, change):
     d = DEFINITIONS[case]()

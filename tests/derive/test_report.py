@@ -89,6 +89,14 @@ def test_the_decomposition_is_one_formula(proofs):
     assert "N = (Bᵀ[λ])ᵀBᵀ[λ] + 2γVᵀV + 2εγI + CᵀC ≻ 0" in shown
 
 
+def test_the_setting_says_what_is_free_and_for_which_units(proofs):
+    shown = text(proofs["sll"])
+    assert "W ∈ ℝ^(m×n)   any" in shown and "q ∈ ℝⁿ   positive; only ratios matter" in shown
+    assert "σ has slopes in [0, 1]; both norms are ℓ₂." in shown
+    assert "both norms are ℓ∞." in text(proofs["nemon"])
+    assert "V, S ∈ ℝ^(n×n)   any" in text(proofs["lben"])
+
+
 def test_rows_and_identities_are_shown(proofs):
     assert "|Tᵢᵢ|ηᵢ − Tᵢᵢηᵢ = 2Tᵢᵢ⁻ηᵢ ≥ 0" in text(proofs["nemon"])
     shown = " ".join(text(proofs["general"]).split())
