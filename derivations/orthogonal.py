@@ -1,6 +1,6 @@
 """Orthogonal layers: the Cayley map makes rows or columns orthonormal for every free matrix.
 
-    python derivations/orthogonal.py
+python derivations/orthogonal.py
 """
 
 import sys
@@ -33,8 +33,8 @@ derivation = Derivation(
 isometry = Derivation(
     name="isometry",
     title="Orthogonal layers keep distances",
-    claim="QᵀQ = I, and x ↦ Qx keeps distances, for Q = cayley(X) and every X with at least as many "
-    "rows as columns: M is zero.",
+    claim="QᵀQ = I, and x ↦ Qx keeps distances, for Q = cayley(X) and every X with at least as "
+    "many rows as columns: M is zero.",
     definitions=[tall],
     argument=lambda s: s.simplify().drop_zeros(),
     sizes=[(1, 1, 1), (2, 1, 2), (2, 1, 3), (1, 1, 3)],

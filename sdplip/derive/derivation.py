@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import sympy as sp
 
 from .. import conditions
-from ..errors import DerivationError, InvalidInput
+from ..errors import DerivationError
 from ..lmi import LMI, Structure
 from .algebra import Algebra, grid
-from .checker import NAME, check
+from .checker import check
+from .declared import DOMINANCE, EXTRA, check_declarations
 from .free import Free
-from .lemmas import UNPROVED, Definition, rebuilt
+from .lemmas import UNPROVED, Definition
 from .rows import Row, rows
 from .squares import squares_of
 from .statement import Square, Statement, Step, statement
@@ -25,11 +25,6 @@ from .trees import tree, trees
 if TYPE_CHECKING:
     from ..layers import Layer
     from .proof import Proof
-
-EXTRA = ("B", "C", "D")
-"""What an entrywise condition may lack of the system."""
-
-DOMINANCE = ("diagonal dominance", "block diagonal dominance", "Gram power")
 
 
 @dataclass(frozen=True)
@@ -77,115 +72,7 @@ class Derivation:
     sizes: Sequence[tuple[int, int, int]] = ((1, 1, 1), (2, 2, 2), (2, 3, 1), (3, 2, 2))
 
     def __post_init__(self) -> None:
-        names = [f.name for f in self.free] + [d.symbol.name for d in self.definitions]
-        for name in names:
-            if names.count(name) > 1:
-                raise InvalidInput(f"{self.name}: {name} is declared twice.")
-        for name in names:
-            if not NAME.fullmatch(name):
-                raise InvalidInput(
-                    f"{self.name}: {name!r} is no name for a symbol here; use letters and digits."
-                )
-        if self.norm != (2 if self.condition.cone == "psd" else math.inf):
-            raise InvalidInput(
-                f"{self.name}: norm = {self.norm}, but {self.condition.name} is a condition for "
-                f"norm {'2' if self.condition.cone == 'psd' else 'inf'}."
-            )
-        extra = EXTRA if self.condition.cone == "nonnegative" else ()
-        if unknown := set(self.ansatz) - set(self.condition.symbols) - set(extra):
-            raise InvalidInput(
-                f"{self.name}: the ansatz gives {', '.join(sorted(unknown))}, which "
-                f"{self.condition.name} does not have; it has {', '.join(self.condition.symbols)}."
-            )
-        known = {*names, *self.ansatz}
-        if missing := set(self.condition.symbols) - known:
-            raise InvalidInput(
-                f"{self.name}: neither the ansatz nor the free symbols give "
-                f"{', '.join(sorted(missing))}, which {self.condition.name} needs."
-            )
-        declared = {f.name for f in self.free}
-        for definition in self.definitions:
-            self._check_definition(definition, declared)
-            declared.add(definition.symbol.name)
-        for name, expr in self.ansatz.items():
-            self._check_symbols(expr, declared)
-            if name in declared and sp.sympify(expr) not in self._own_symbols():
-                raise InvalidInput(
-                    f"{self.name}: {name} is a symbol of {self.condition.name} with a value in the "
-                    "ansatz, and also free or defined. Rename the latter."
-                )
-        self._check_slopes()
-
-    def _own_symbols(self) -> set[Any]:
-        return {f.symbol for f in self.free} | {d.symbol for d in self.definitions}
-
-    def _check_symbols(self, expr: Any, declared: set[str]) -> None:
-        found = sp.sympify(expr)
-        sizes = {s for m in found.atoms(sp.MatrixExpr) for d in m.shape for s in d.free_symbols}
-        used = {s.name for s in found.atoms(sp.MatrixSymbol)}
-        used |= {s.name for s in found.free_symbols - sizes if isinstance(s, sp.Symbol)}
-        if loose := used - declared:
-            raise InvalidInput(
-                f"{self.name}: {', '.join(sorted(loose))} in {expr} is neither free nor defined "
-                "before. Declare it with Free(...) or a definition."
-            )
-
-    def _check_definition(self, d: Definition, declared: set[str]) -> None:
-        for expr in (*d.arguments, *(() if d.value is None else (d.value,))):
-            self._check_symbols(expr, declared)
-        if d.lemma == UNPROVED:
-            return
-        earlier = {e.symbol.name: e for e in self.definitions if e.symbol.name in declared}
-        fresh = rebuilt(d.symbol.name, d.lemma, d.arguments, d.options, earlier)
-        for part in ("symbol", "value", "facts", "concludes", "rules", "code"):
-            if getattr(fresh, part) != getattr(d, part):
-                raise InvalidInput(
-                    f"{self.name}: {d.symbol} is not what {d.lemma!r} makes of its arguments (its "
-                    f"{part} differ). Use the functions of sdplip.derive.lemmas."
-                )
-        positive = {f.symbol for f in self.free if f.facts}
-        if d.lemma == "stacked orthogonality":
-            parts = [
-                e for e in self.definitions if (e.arguments, e.options) == (d.arguments, d.options)
-            ]
-            if {e.symbol.name for e in parts} != set(d.options):
-                raise InvalidInput(
-                    f"{self.name}: {d.symbol} is one of {d.options}; give both definitions that "
-                    "lemmas.stacked returns."
-                )
-        if d.lemma == "row sums":
-            positive |= {e.symbol for e in earlier.values() if "positive" in e.facts}
-            weights, floor = d.arguments[1:]
-            if not (isinstance(weights, sp.OneMatrix) or weights in positive):
-                raise InvalidInput(f"{self.name}: the weights {weights} are not seen to be ≥ 0.")
-            if floor not in {f.symbol for f in self.free if f.domain == "constant" and f.low >= 0}:
-                raise InvalidInput(f"{self.name}: {floor} must be a positive constant.")
-        if d.lemma in DOMINANCE and any(q not in positive for q in d.arguments[1:]):
-            raise InvalidInput(
-                f"{self.name}: {d.symbol} is scaled by {d.arguments[1]}, which must be a free "
-                'vector of domain "ratios" or "weights".'
-            )
-
-    def _check_slopes(self) -> None:
-        """The slopes for which the condition was stated are those that the layer accepts."""
-        low, high = self.slopes
-        if not low <= high:
-            raise InvalidInput(f"{self.name}: slopes {self.slopes} are no range; give low <= high.")
-        for name, bound in (("alpha", low), ("beta", high)):
-            if name not in self.condition.symbols:
-                if not 0 <= low <= high <= 1:
-                    raise InvalidInput(
-                        f"{self.name}: slopes {self.slopes}, but {self.condition.name} is stated "
-                        "for slopes in [0, 1]. Start from conditions.lipschitz."
-                    )
-                continue
-            terms = Algebra().terms(sp.sympify(self.ansatz.get(name, self.outputs[name])))
-            found = terms.get((), sp.Integer(0))
-            if set(terms) - {()} or found != sp.Rational(str(bound)):
-                raise InvalidInput(
-                    f"{self.name}: the ansatz gives {name} = {self.ansatz.get(name)}, but slopes = "
-                    f"{self.slopes}. The two must say the same."
-                )
+        check_declarations(self)
 
     # --- what the ansatz says ---
 
@@ -242,7 +129,7 @@ class Derivation:
         facts = {f"diag({f.name})": ("diagonal", *f.facts) for f in self.free if f.facts}
         values = {k: v for k, v in {**self.ansatz, **(changes or {})}.items()}
         values = {k: sp.sympify(v) for k, v in values.items() if k in self.condition.symbols}
-        begun = statement(self.condition, self.definitions, facts)
+        begun = replace(statement(self.condition, self.definitions, facts), name=self.name)
         return begun.substitute(structure=self.structure, **values)
 
     def goals(self) -> list[Goal]:

@@ -201,9 +201,7 @@ def source(derivation: Derivation, name: str) -> str:
     body, used = _closed_form(derivation)
     constants = [f for f in derivation.free if f.domain == "constant"]
     tensors = [f for f in derivation.free if f.domain != "constant"]
-    table = {f.parameter: tuple(names[str(d)] for d in f.symbol.shape if d != 1) for f in tensors}
-    if square:
-        table: dict[str, tuple[str | int, ...]] = {f.parameter: _shape(f, names) for f in tensors}
+    table: dict[str, tuple[str | int, ...]] = {f.parameter: _shape(f, names) for f in tensors}
     _check_names(derivation, family, table)
     has_constructor = family != "Linear" and (square or constants or not derivation.takes_relu)
     imports = ", ".join(sorted(used | ({"between"} if constants else set())))

@@ -83,7 +83,7 @@ def source(derivation: Derivation, name: str) -> str:
             "",
             *(["from sdplip.activations import activation"] if activated else []),
             *([f"from sdplip.layers.closed_forms import {', '.join(sorted(forms))}"] * bool(forms)),
-            f"from sdplip.layers.custom_conv import {', '.join(['ClosedFormConv2d', *sorted(used)])}",
+            f"from sdplip.layers.custom_conv import ClosedFormConv2d, {', '.join(sorted(used))}",
             "",
             "",
             f"class {name}(ClosedFormConv2d):",
@@ -154,7 +154,7 @@ def _applied(expr: Any, on: str, W: Any, kinds: Mapping[str, Any]) -> str:
                     continue
                 case sp.MatrixSymbol() if W == X:
                     text = f"convolve({W.name}, {text}, pad)"
-                case sp.Transpose() if W == X.arg:
+                case sp.Transpose() if X.arg == W:
                     text = f"convolve(adjoint({W.name}), {text}, pad)"
                 case _:
                     text = f"scale({writer(X).text}, {text})"

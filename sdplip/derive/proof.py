@@ -120,7 +120,7 @@ def prove(derivation: Derivation, *, quick: bool = False) -> Proof:
 
 def _chain_text(goals: Sequence[Goal]) -> str:
     parts = [
-        f"{goal.condition.name} = {len(goal.squares)} squares"
+        f"{goal.condition.name} is a sum of squares ({len(goal.squares)})"
         if goal.squares or not goal.rows
         else f"{goal.condition.name}: {len(goal.rows)} rows ≥ 0"
         for goal in goals
@@ -142,7 +142,8 @@ def _symbolic(derivation: Derivation, goals: Sequence[Goal]) -> list[Check]:
     ]
     for name in used:
         both = verify(name)
-        found.append(Check(f"lemma: {name}", all(both), LEMMAS[name].statement, True))
+        how = "" if LEMMAS[name].identities().pairs else " (argued in words, nothing to compute)"
+        found.append(Check(f"lemma: {name}", all(both), LEMMAS[name].statement + how, True))
     return found
 
 

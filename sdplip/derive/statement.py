@@ -138,7 +138,7 @@ class Statement(LMI):
         ]
         kept = [i for i, empty in enumerate(zero) if not empty]
         if len(kept) == len(zero):
-            raise self._fails("has no zero block row to drop", "drop_zeros")
+            raise self._fails("the matrix has no zero block row to drop", "drop_zeros")
         if not kept and self.direction == "necessary":
             raise self._fails("a necessary condition proves nothing", "drop_zeros")
         if not kept:

@@ -17,7 +17,7 @@ from ..errors import InvalidInput
 
 NUMBER = re.compile(r"-?[0-9]{1,40}(/[0-9]{1,40})?")
 Poly = dict[tuple[Any, Any], Fraction]
-LIMIT, LONGEST = 200_000, 2_000
+LIMIT, LONGEST, MOST = 200_000, 2_000, 100_000
 
 
 class Words:
@@ -134,6 +134,8 @@ def times(p: Poly, q: Poly) -> Poly:
                 powers[name] = powers.get(name, 0) + k
             key = (tuple(sorted((n, k) for n, k in powers.items() if k)), v + w)
             total[key] = total.get(key, Fraction(0)) + a * b
+        if len(total) > MOST:
+            raise InvalidInput("This proof multiplies out to too many terms.")
     return total
 
 

@@ -44,14 +44,14 @@ def scale(d: Tensor, x: Tensor) -> Tensor:
 
 
 def dominant_channels(W: Tensor, q: Tensor | None = None) -> Tensor:
-    """T_c = Σ_{c', shifts} |W⋆W|_{c,c'} q_c' / q_c, rounded upwards: T ⪰ WᵀW for every image size."""
+    """T_c = Σ_{c', shifts} |W⋆W|_{c,c'} q_c' / q_c, rounded upwards: T ⪰ WᵀW for all images."""
     columns = W.transpose(0, 1)
     correlation = F.conv2d(columns, columns, padding=W.shape[-1] - 1)
     return dominant(correlation.abs().sum(dim=(-2, -1)), q)
 
 
 class ClosedFormConv2d(ClosedForm):
-    """A map of images (N, in_channels, height, width), stride 1, output of the same height and width.
+    """A map of images (N, in_channels, height, width) with stride 1, which keeps their size.
 
     Args:
         in_channels, out_channels: of the images.

@@ -21,7 +21,7 @@ W, q = MatrixSymbol("W", m, n), MatrixSymbol("q", n, 1)
 TEXT = {"title": "wrong", "claim": "1-Lipschitz", "source": "tests"}
 
 
-def residual(name, definition, step=Rational(2), free=()):
+def residual(name, definition, step=2, free=()):
     T = definition.symbol
     return Derivation(
         name=name,
