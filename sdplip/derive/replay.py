@@ -91,6 +91,23 @@ def _replayed(document: Mapping[str, Any]) -> list[str]:
     ]:
         names = ", ".join(lmi.name for lmi in wanted)
         problems.append(f"the goals are not the library's conditions ({names})")
+        return problems
+    return problems + _ill_typed(document, _again(document, known))
+
+
+def _ill_typed(document: Mapping[str, Any], again: Derivation) -> list[str]:
+    """Squares whose matrices do not fit: words have no sizes, so they do not see it."""
+    symbols = {f.name: f.symbol for f in again.free}
+    symbols |= {d.symbol.name: d.symbol for d in again.definitions}
+    first = again.start().sizes
+    problems = []
+    for goal in document["goals"]:
+        sizes = (again.outputs["A"].shape[0],) if goal["condition"] == "wellposed" else first
+        for square in goal["squares"]:
+            row = [expression(e, symbols).shape for e in square["row"]]
+            k = expression(square["weight"], symbols).shape[0]
+            if row != [(k, size) for size in sizes]:
+                problems.append(f"a square of {goal['condition']} has the shapes {row}")
     return problems
 
 
@@ -119,7 +136,11 @@ def _again(document: Mapping[str, Any], condition: LMI) -> Derivation:
         condition=condition,
         free=free,
         definitions=list(definitions.values()),
-        ansatz={k: expression(v, symbols) for k, v in document["ansatz"].items()},
+        ansatz={
+            k: expression(v, symbols)
+            for k, v in document["ansatz"].items()
+            if condition.cone == "nonnegative" or k in condition.symbols
+        },
         slopes=tuple(float(Fraction(s)) for s in document["slopes"]),  # type: ignore[arg-type]
         norm=float(document["norm"]),
     )
