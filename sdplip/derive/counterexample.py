@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
@@ -145,16 +146,21 @@ class Counterexample:
 
 def search(derivation: Derivation, tries: int = 80) -> Counterexample | None:
     """The worst instance with integer entries of the smallest shape that breaks the claim."""
+    unusable = (TypeError, ArithmeticError, ValueError, AttributeError, np.linalg.LinAlgError)
     for shape in _SHAPES:
         best: tuple[float, Instance, Any] | None = None
         for at in _instances(derivation, shape, tries):
-            found = _worst(derivation, at)
+            try:
+                found = _worst(derivation, at)
+            except unusable:
+                continue  # the ansatz has no rational value there
             if found is not None and (best is None or found[0] > best[0] * (1 + 1e-9)):
                 best = (found[0], at, found[1])
         if best is not None and best[0] > 1 + 1e-9:
-            exact = _exact(derivation, best[1], best[2])
-            if exact is not None:
-                return exact
+            with contextlib.suppress(*unusable):
+                exact = _exact(derivation, best[1], best[2])
+                if exact is not None:
+                    return exact
     return None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import sympy as sp
 
@@ -37,6 +38,13 @@ class Free:
     high: float = 1e9
 
     def __post_init__(self) -> None:
+        if self.domain not in get_args(Domain):
+            raise InvalidInput(
+                f"Free: {self.symbol} has the domain {self.domain!r}, but must have one of "
+                f"{', '.join(get_args(Domain))}."
+            )
+        if not all(isinstance(x, Real) for x in (self.default, self.low, self.high)):
+            raise InvalidInput(f"Free: default, low and high of {self.symbol} must be numbers.")
         scalar = isinstance(self.symbol, sp.Symbol)
         if scalar != (self.domain == "constant"):
             raise InvalidInput(

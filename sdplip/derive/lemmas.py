@@ -14,7 +14,7 @@ import sympy as sp
 from sympy import Identity, MatrixSymbol
 from sympy.matrices.expressions import MatrixExpr
 
-from ..errors import InvalidInput
+from ..errors import InvalidInput, ShapeError
 from ..lmi import Absolute
 from . import rational
 from .algebra import Algebra, Rule
@@ -69,7 +69,7 @@ def diagonal_dominance(name: str, S: MatrixExpr, q: MatrixSymbol | None = None) 
         S: symmetric (n, n). q: (n, 1), a free symbol of domain "ratios" or "weights"; None is all
             ones.
     """
-    n = _square("diagonal_dominance", S)
+    n = _square("diagonal_dominance", S, q)
     T = MatrixSymbol(name, n, n)
     if q is None:
         value = sp.DiagMatrix(Absolute(S) * sp.OneMatrix(n, 1))
@@ -113,7 +113,7 @@ def gram_power(
     name: str, S: MatrixExpr, q: MatrixSymbol | None = None, power: int = 2
 ) -> Definition:
     """T = diag((Σ_j |Sᵖ|_ij q_j / q_i)^{1/p}), hence T − S ⪰ 0, for S = XᵀX and p = 2, 4, 8, …"""
-    n = _square("gram_power", S)
+    n = _square("gram_power", S, q)
     if power < 1 or power & (power - 1):
         raise InvalidInput(f"gram_power: power = {power}, but must be a power of two.")
     if squares_of(S, Algebra()) is None:
@@ -357,7 +357,9 @@ def rebuilt(
         ) from error
 
 
-def _square(owner: str, S: MatrixExpr) -> Any:
+def _square(owner: str, S: MatrixExpr, q: MatrixSymbol | None = None) -> Any:
+    if q is not None and q.shape != (S.shape[0], 1):
+        raise ShapeError(f"{owner}: q has shape {q.shape}, but S has shape {S.shape}.")
     if S.shape[0] != S.shape[1]:
         raise InvalidInput(f"{owner}: S has shape {S.shape}, but must be square.")
     return S.shape[0]

@@ -40,6 +40,9 @@ class Theorem:
     def __post_init__(self) -> None:
         if not self.identities and self.statement is None:
             raise InvalidInput(f"{self.name}: a theorem needs identities or a statement.")
+        for name, found in self.identities.items():
+            if not found.pairs:
+                raise InvalidInput(f"{self.name}: {name!r} has no equation. Leave it out.")
 
     def prove(self, *, quick: bool = False) -> Proof:
         """Run every check; `quick` leaves out the instances."""

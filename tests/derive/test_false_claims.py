@@ -20,9 +20,10 @@ prose = {"name": "x", "title": "x", "claim": "x", "source": "a test"}
 network = [Free(B, "bounded"), Free(C, "bounded")]
 
 
-def residual(d, free=(Free(W),), **more):
+def residual(d, free=None, **more):
     ansatz = {"H": Identity(m), "G": -2 * W * d.symbol.I, "Lam": 2 * d.symbol.I, "rho": 1}
-    plain = {"condition": conditions.residual, "free": free, "definitions": [d], "ansatz": ansatz}
+    plain = {"condition": conditions.residual, "free": free or [Free(W)]}
+    plain |= {"definitions": [d], "ansatz": ansatz}
     plain["argument"] = lambda s: s.simplify().drop_zeros().congruence(d.symbol / 2).conclude()
     return Derivation(**prose, **plain | more)
 
@@ -167,7 +168,8 @@ def matrix_for_scalar(wrong):
 def by_hand(wrong):
     """A definition with a lemma's name that computes something else."""
     honest = lemmas.spectral("T", W)
-    values = vars(honest) | ({"code": "dominant", "exact": lambda W: sp.eye(W.cols)} if wrong else {})
+    other = {"code": "dominant", "exact": lambda W: sp.eye(W.cols)}
+    values = vars(honest) | (other if wrong else {})
     return residual(type(honest)(**values))
 
 

@@ -162,7 +162,10 @@ REFUSED = {
     "drop what is not zero": (lambda s: s.drop_zeros(), "drop_zeros"),
     "factor what is no square": (lambda s: s.factor([P, X, ZERO], P.I), "factor"),
     "conclude with blocks beside the diagonal": (lambda s: s.conclude(), "conclude"),
-    "conclude what may be negative": (lambda _: begin([[P, ZERO], [ZERO, S]]).conclude(), "conclude"),
+    "conclude what may be negative": (
+        lambda _: begin([[P, ZERO], [ZERO, S]]).conclude(),
+        "conclude",
+    ),
     "conclude a difference": (lambda _: begin([[P - ONE]]).conclude(), "conclude"),
 }
 
@@ -182,7 +185,10 @@ def test_the_error_carries_the_steps_before_it():
 
 @pytest.mark.parametrize(
     "weaker",
-    [lambda s: s.restrict([ONE], [ZERO], [ZERO]), lambda s: s.limit(t, 0).restrict([ONE], [ZERO], [ZERO])],
+    [
+        lambda s: s.restrict([ONE], [ZERO], [ZERO]),
+        lambda s: s.limit(t, 0).restrict([ONE], [ZERO], [ZERO]),
+    ],
     ids=["restrict", "limit"],
 )
 def test_a_necessary_condition_concludes_nothing(weaker):
