@@ -274,6 +274,10 @@ def check_class_name(name: str) -> None:
 def load(text: str, name: str) -> type[Layer]:
     """The class of an emitted module, importable within this process."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    known = sys.modules.get(f"sdplip_emitted_{name}_{digest}")
+    if known is not None:
+        # Two classes of one name could not both be pickled.
+        return known.__dict__[name]
     module = types.ModuleType(f"sdplip_emitted_{name}_{digest}")
     path = f"<{module.__name__}>"
     # Tracebacks and inspect.getsource read the source from here.

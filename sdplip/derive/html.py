@@ -129,7 +129,7 @@ color:var(--paper);background:var(--bad);vertical-align:.12em;margin-right:.3em}
 .undecided .badge{background:var(--unsure)}
 .claim{background:var(--panel);border-left:3px solid var(--accent);padding:.9rem 1.1rem;
 border-radius:0 .3rem .3rem 0;font-size:1.06rem}
-.scroll{overflow-x:auto;overflow-y:hidden;max-width:100%}
+.scroll{overflow-x:auto;overflow-y:hidden;max-width:100%}li .scroll{padding-right:.6em}
 .formula{padding:.35rem 0;margin:.5rem 0;text-align:center;
 font-size:max(.72em,calc(var(--fit,1)*1em))}
 math{font-family:"Latin Modern Math","STIX Two Math","Cambria Math","Libertinus Math",math;

@@ -179,3 +179,8 @@ def test_an_activation_of_ones_own_can_be_verified():
     assert certificate.bound <= layer.lipschitz * (1 + 1e-6)
     with pytest.raises(InvalidInput, match="slopes"):
         CLASSES["sll"](5, 7, activation=gelu)
+
+
+def test_the_same_layer_twice_is_one_class():
+    assert FOUND["sll"].layer() is CLASSES["sll"]
+    assert FOUND["sll"].layer("Other") is not CLASSES["sll"]
