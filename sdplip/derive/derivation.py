@@ -164,7 +164,7 @@ class Derivation:
         given = self.start().algebra
         more = [r for r in algebra.rules if r not in given.rules]
         facts = {n: f for n, f in algebra.facts.items() if not f <= given.facts.get(n, frozenset())}
-        facts = {n: f for n, f in facts.items() if n.startswith("diag(") is False}
+        facts = {n: f for n, f in facts.items() if not n.startswith("diag(")}
         if more or facts:
             raise DerivationError(
                 f"{self.name}: the argument assumes {', '.join([*facts, *map(str, more)])}, which "
@@ -292,7 +292,7 @@ class Derivation:
 
         It pickles within this process; write the source to a file for more than that.
         """
-        from .emit import load
+        from .loading import load
 
         name = name or f"{self.name.title().replace('-', '').replace('_', '')}Layer"
         return load(self.emit(name, convolution), name)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import keyword
-import linecache
-import sys
 import textwrap
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +14,6 @@ from ..errors import InvalidInput
 from ..lmi import Absolute
 
 if TYPE_CHECKING:
-    from ..layers import Layer
     from .derivation import Derivation
     from .free import Free
 
@@ -269,22 +264,6 @@ def _check_names(derivation: Derivation, family: str, table: Mapping[str, Any]) 
 def check_class_name(name: str) -> None:
     if not name.isidentifier() or keyword.iskeyword(name):
         raise InvalidInput(f"layer: {name!r} is no name for a class.")
-
-
-def load(text: str, name: str) -> type[Layer]:
-    """The class of an emitted module, importable within this process."""
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    known = sys.modules.get(f"sdplip_emitted_{name}_{digest}")
-    if known is not None:
-        # Two classes of one name could not both be pickled.
-        return known.__dict__[name]
-    module = types.ModuleType(f"sdplip_emitted_{name}_{digest}")
-    path = f"<{module.__name__}>"
-    # Tracebacks and inspect.getsource read the source from here.
-    linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
-    sys.modules[module.__name__] = module
-    exec(compile(text, path, "exec"), module.__dict__)
-    return module.__dict__[name]
 
 
 def _wrapped(text: str) -> str:

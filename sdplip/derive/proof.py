@@ -99,16 +99,6 @@ def prove(derivation: Derivation, *, quick: bool = False) -> Proof:
         more={
             "definitions_tex": {d.symbol.name: d.tex for d in derivation.definitions},
             "ansatz_tex": {k: tex(v) for k, v in derivation.ansatz.items()},
-            "decomposition": [
-                {"row": [tex(e) for e in s.row], "weight": tex(s.weight), "by": s.by}
-                for goal in goals[:1]
-                for s in goal.squares
-            ],
-            "rows": [
-                {"name": row.name, "value": tex(row.value), "terms": tex(row.terms)}
-                for goal in goals
-                for row in goal.rows
-            ],
             "lemmas": [
                 {"name": x.name, "statement": x.statement, "proof": x.proof, "source": x.source}
                 for name in dict.fromkeys(d.lemma for d in derivation.definitions)
@@ -231,8 +221,6 @@ def assemble(
         "argument": list(argument),
         "definitions_tex": {},
         "ansatz_tex": {},
-        "decomposition": [],
-        "rows": [],
         "lemmas": [],
         **(more or {}),
         "checks": [asdict(check) for check in checks],

@@ -25,21 +25,10 @@ ones = OneMatrix(n, 1)
 
 def residual(T, step=2, **more):
     """x ↦ x − step·W T⁻¹ σ(Wᵀx + b), claimed to be 1-Lipschitz."""
-    return Derivation(
-        **prose,
-        **{
-            "condition": conditions.residual,
-            "free": [Free(W)],
-            "definitions": [T],
-            "ansatz": {
-                "H": Identity(m),
-                "G": -step * W * T.symbol.I,
-                "Lam": step * T.symbol.I,
-                "rho": 1,
-            },
-        }
-        | more,
-    )
+    G, Lam = -step * W * T.symbol.I, step * T.symbol.I
+    plain = {"condition": conditions.residual, "free": [Free(W)], "definitions": [T]}
+    plain["ansatz"] = {"H": Identity(m), "G": G, "Lam": Lam, "rho": 1}
+    return Derivation(**prose, **plain | more)
 
 
 def added_to_q():
@@ -129,7 +118,7 @@ WRONG = {
     "SLL divided by q + 1": added_to_q,
     "AOL without the absolute value": no_absolute_value,
     "CPL with step 5/2": lambda: residual(lemmas.spectral("T", W), Rational(5, 2)),
-    "SLL with the diagonal of WᵀW": lambda: residual(lemmas.diagonal("T", Identity(n))),
+    "SLL with T = I": lambda: residual(lemmas.diagonal("T", Identity(n))),
     "LBEN with −VᵀV": lambda: changed("lben", A=shipped("lben").A(square=-V.T * V)),
     "LBEN without CᵀC": lambda: changed("lben", A=without_output()),
     "NEMON with half its shift": lambda: nemon(lambda parts: parts.shift / 2),
@@ -205,8 +194,7 @@ def test_the_two_solutions_are_solutions(case):
     order = 2 if found.norm == 2 else np.inf
     apart = np.linalg.norm(outputs[0] - outputs[1], order)
     step = np.linalg.norm([float(s - t) for s, t in zip(*found.x, strict=True)], order)
-    claim = float(found.claim) ** (0.5 if found.norm == 2 else 1)
-    assert apart > claim * step
+    assert apart > float(found.claim) ** (0.5 if found.norm == 2 else 1) * step
 
 
 @every
@@ -288,12 +276,10 @@ def test_hostile_files_are_refused(change):
         Counterexample.from_json(altered(**change))
 
 
-@pytest.mark.parametrize("key", ["A", "B", "C", "D", "b", "x", "z", "claim", "norm", "kind"])
+@pytest.mark.parametrize("key", ["A", "D", "b", "x", "z", "claim", "norm", "kind"])
 def test_missing_keys_are_refused(key):
-    values = altered()
-    del values[key]
     with pytest.raises(InvalidInput, match="Not a counterexample"):
-        Counterexample.from_json(values)
+        Counterexample.from_json({k: v for k, v in altered().items() if k != key})
 
 
 def test_what_solves_nothing_does_not_hold():
@@ -307,5 +293,4 @@ def test_what_solves_nothing_does_not_hold():
 
 
 def test_a_larger_claim_holds_no_more():
-    values = altered(claim="1000000")
-    assert not Counterexample.from_json(values).holds()
+    assert not Counterexample.from_json(altered(claim="1000000")).holds()

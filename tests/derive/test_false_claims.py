@@ -6,7 +6,7 @@ from sympy import DiagMatrix, Identity, MatrixSymbol, OneMatrix, Rational, Symbo
 
 from sdplip import conditions
 from sdplip.conditions import eta, m, n, p
-from sdplip.derive import Derivation, Free, Identities, Rule, Theorem, lemmas, statement
+from sdplip.derive import Derivation, Free, lemmas
 from sdplip.errors import DerivationError, InvalidInput
 from sdplip.lmi import LMI, Absolute
 
@@ -234,9 +234,48 @@ def other_weights(wrong):
     )
 
 
+def beforehand(wrong):
+    """The slopes [0, b] put into the condition before it is given, under its old name."""
+    d = lemmas.diagonal_dominance("T", W.T * W)
+    T, b = d.symbol, Symbol("b", positive=True) if wrong else sp.Integer(1)
+    range_ = {"alpha": ZeroMatrix(n, n), "beta": b * Identity(n)}
+    condition, ansatz = conditions.lipschitz, {"A": ZeroMatrix(n, n), "B": W.T, "D": Identity(m)}
+    ansatz |= {"C": -2 * W * T.I / b, "Lam": 2 * T.I / b**2, "rho": 1}
+    if wrong:
+        condition = condition.substitute(**range_)
+    return Derivation(
+        **prose,
+        condition=condition,
+        free=[Free(W), *([Free(b, "constant", default=1.0, high=2.0)] if wrong else [])],
+        definitions=[d],
+        ansatz=ansatz if wrong else ansatz | range_,
+        argument=lambda s: s.simplify().drop_zeros().congruence(b * T / 2).conclude(),
+    )
+
+
+def coupled_beforehand(wrong):
+    """A full Λ = CᵀC/2 + I, put into the condition before its sign and shape are asked for."""
+    X, U = MatrixSymbol("X", n, m), MatrixSymbol("U", p, n)
+    d = lemmas.orthogonal("Q", X, "tall")
+    coupled = U * (Identity(n) - d.symbol * d.symbol.T)
+    given = {"C": coupled, "Lam": coupled.T * coupled / 2 + Identity(n)}
+    plain = {"C": ZeroMatrix(p, n), "Lam": Identity(n)}
+    ansatz = {"A": ZeroMatrix(n, n), "B": d.symbol, "D": ZeroMatrix(p, m), "rho": 1}
+    ansatz |= {"alpha": ZeroMatrix(n, n), "beta": Identity(n)}
+    return Derivation(
+        **prose,
+        condition=conditions.lipschitz.substitute(**given) if wrong else conditions.lipschitz,
+        free=[Free(X), *([Free(U)] if wrong else [])],
+        definitions=[d],
+        ansatz=ansatz if wrong else ansatz | plain,
+        argument=lambda s: s.simplify().schur(1).conclude(),
+    )
+
+
 CASES = [
     scaled, slopes, narrow, norm, tall, weights, shift, letters, full_times_vector, named, circular,
-    matrix_for_scalar, by_hand, stacked, sums, assumed, beyond_one, other_weights,
+    matrix_for_scalar, by_hand, stacked, sums, assumed, beyond_one, other_weights, beforehand,
+    coupled_beforehand,
 ]  # fmt: skip
 
 
@@ -263,37 +302,3 @@ def test_a_matrix_that_is_not_symmetric_is_dominated_by_nothing():
         Derivation(
             **prose, condition=own, free=[Free(X)], definitions=[d], ansatz={"P": d.symbol - X}
         ).goals()
-
-
-THEOREM = {**prose, "argument": ["It is clear."]}
-x = MatrixSymbol("x", 1, 1)
-
-
-@pytest.mark.parametrize(
-    "theorem",
-    [
-        lambda: Theorem(**THEOREM, identities={}),
-        lambda: Theorem(**THEOREM, identities={"none": Identities((), {})}),
-        lambda: Theorem(
-            **THEOREM, identities={"1 = 2": Identities(((Identity(1), 2 * Identity(1)),), {})}
-        ),
-        lambda: Theorem(
-            **THEOREM,
-            identities={},
-            statement=lambda: statement(conditions.linear).restrict([ZeroMatrix(m, m)]),
-        ),
-    ],
-    ids=["no identities", "an empty identity", "a false identity", "a necessary chain"],
-)
-def test_theorems_without_a_ground_are_not_proved(theorem):
-    try:
-        proof = theorem().prove()
-    except (InvalidInput, DerivationError):
-        return
-    assert not proof.proved
-
-
-def test_a_theorem_says_what_it_assumes():
-    found = Identities(((x, 2 * x),), {}, (Rule(x, 0 * x, "because"),))
-    proof = Theorem(**THEOREM, identities={"x = 2x": found}).prove()
-    assert "because" in str(proof.document["goals"])

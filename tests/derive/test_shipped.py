@@ -6,11 +6,6 @@ import torch
 from sdplip.derive.library import find
 from sdplip.layers import LAYERS
 
-SIZES = {"in_features": 6, "out_features": 5, "features": 6, "hidden": 8}
-
-
-
-
 CASES = {
     "orthogonal": ((6, 5), (6, 5), {"X": lambda s: s.weight}),
     "spectral": ((6, 5), (6, 5), {"W": lambda s: s.weight}),
