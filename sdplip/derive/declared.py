@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import sympy as sp
 
+from .. import conditions
 from ..errors import InvalidInput
+from ..lmi import LMI
 from .algebra import Algebra
 from .checker import NAME
 from .lemmas import UNPROVED, Definition, rebuilt
@@ -18,12 +20,21 @@ if TYPE_CHECKING:
 EXTRA = ("B", "C", "D")
 """What an entrywise condition may lack of the system."""
 
+LIBRARY = {x.name: x for x in vars(conditions).values() if isinstance(x, LMI)}
+"""The conditions whose claims are the library's."""
+
 DOMINANCE = ("diagonal dominance", "block diagonal dominance", "Gram power")
 
 
 def check_declarations(derivation: Derivation) -> None:
     """Raise InvalidInput for a derivation that declares nothing that could be proved."""
     condition, owner = derivation.condition, derivation.name
+    known = LIBRARY.get(condition.name)
+    if known is not None and condition != known:
+        raise InvalidInput(
+            f"{owner}: {condition.name!r} is the name of a condition of the library, but this is "
+            "another one. Put what differs into the ansatz, or name it anew with named(...)."
+        )
     names = [f.name for f in derivation.free] + [d.symbol.name for d in derivation.definitions]
     for name in names:
         if names.count(name) > 1:
@@ -44,8 +55,8 @@ def check_declarations(derivation: Derivation) -> None:
             f"{owner}: the ansatz gives {', '.join(sorted(unknown))}, which "
             f"{condition.name} does not have; it has {', '.join(condition.symbols)}."
         )
-    known = {*names, *derivation.ansatz}
-    if missing := set(condition.symbols) - known:
+    given = {*names, *derivation.ansatz}
+    if missing := set(condition.symbols) - given:
         raise InvalidInput(
             f"{owner}: neither the ansatz nor the free symbols give "
             f"{', '.join(sorted(missing))}, which {condition.name} needs."

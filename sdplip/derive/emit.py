@@ -12,6 +12,7 @@ import sympy as sp
 
 from ..errors import InvalidInput
 from ..lmi import Absolute
+from .declared import LIBRARY
 
 if TYPE_CHECKING:
     from .derivation import Derivation
@@ -188,6 +189,7 @@ def source(derivation: Derivation, name: str) -> str:
         InvalidInput: an expression of the ansatz that has no Torch form, or a bad class name.
     """
     check_class_name(name)
+    check_condition(derivation)
     family = derivation.family
     square = family != "Linear" and derivation.square
     names = dict(_ROLES)
@@ -259,6 +261,14 @@ def _check_names(derivation: Derivation, family: str, table: Mapping[str, Any]) 
                 f"{derivation.name}: {name!r} cannot name a symbol of a layer: it means something "
                 "else in Python, torch or the layer. Rename the symbol."
             )
+
+
+def check_condition(derivation: Derivation) -> None:
+    if derivation.condition.name not in LIBRARY:
+        raise InvalidInput(
+            f"{derivation.name}: {derivation.condition.name!r} is a condition of your own, from "
+            "which no layer is emitted: what it claims is not known to the library."
+        )
 
 
 def check_class_name(name: str) -> None:

@@ -10,7 +10,7 @@ import sympy as sp
 
 from ..errors import InvalidInput
 from .algebra import Algebra
-from .emit import Writer, check_class_name
+from .emit import Writer, check_class_name, check_condition
 
 if TYPE_CHECKING:
     from .derivation import Derivation
@@ -24,6 +24,7 @@ def source(derivation: Derivation, name: str) -> str:
             T ⪰ WᵀW by diagonal dominance, or a bad class name.
     """
     check_class_name(name)
+    check_condition(derivation)
     W = _kernel(derivation)
     vectors = [f for f in derivation.free if f.facts]
     roles = {"m": "in_features", "n": "hidden", "p": "out_features"}
@@ -90,6 +91,7 @@ def source(derivation: Derivation, name: str) -> str:
             f'    """{derivation.title}, as a convolution with stride 1."""',
             "",
             f'    condition = "{derivation.condition.name}"',
+            *(["    square = True"] * (derivation.square and activated)),
             f"    free = {table!r}".replace("'", '"'),
             *([f"    slopes = {derivation.slopes!r}"] * (derivation.slopes != (0.0, 1.0))),
             "",

@@ -14,6 +14,7 @@ from ..lmi import LMI
 from . import lemmas
 from .algebra import grid
 from .checker import check
+from .declared import LIBRARY
 from .derivation import Derivation
 from .free import Free
 from .proof import KIND, digest
@@ -51,9 +52,8 @@ def _replayed(document: Mapping[str, Any]) -> list[str]:
     if document.get("status") != "proved":
         problems.append(f"the file itself says {document.get('status')!r}, not 'proved'")
     problems += check(document)
-    named = {x.name: x for x in vars(conditions).values() if isinstance(x, LMI)}
     first = document["goals"][0]
-    known = named.get(first["condition"])
+    known = LIBRARY.get(first["condition"])
     if known is None or document["condition"]["name"] != known.name:
         return [*problems, f"the condition {first['condition']!r} is not one of the library's"]
     if known.cone == "nonnegative":

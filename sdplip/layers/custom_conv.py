@@ -9,7 +9,7 @@ the torus' operator between an embedding and a crop, so WᵀW only gets smaller.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,8 @@ class ClosedFormConv2d(ClosedForm):
         padding_mode: "zeros" or "circular"; the bound holds for both and every image size.
     """
 
+    square: ClassVar[bool] = False
+
     def __init__(
         self,
         in_channels: int,
@@ -75,6 +77,11 @@ class ClosedFormConv2d(ClosedForm):
     ) -> None:
         super().__init__(in_channels, out_channels)
         owner = type(self).__name__
+        if self.square and in_channels != out_channels:
+            raise InvalidInput(
+                f"{owner}: out_channels = {out_channels}, but a residual layer has as many as "
+                f"in_channels = {in_channels}."
+            )
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise InvalidInput(f"{owner}: kernel_size = {kernel_size}, but must be odd.")
         if padding_mode not in get_args(Padding):

@@ -81,13 +81,19 @@ def checked_linf_bound(owner: str, w: dict[str, Tensor]) -> float:
     """
     with torch.no_grad():
         A, B, C, D = (w[name].double() for name in "ABCD")
-        zeta = reach(A, A.new_ones(len(A), 1))
-        # (I - ⌈A⌉)ζ > 0 for a ζ > 0 is what makes it an M-matrix.
-        if not ((zeta > 0) & (zeta > metzler(A) @ zeta)).all():
+        M = torch.eye(len(A), dtype=A.dtype, device=A.device) - metzler(A)
+        right = B.abs().sum(dim=-1, keepdim=True)
+        right = right + 1e-12 * right.max() + torch.finfo(A.dtype).tiny
+        size = reach(A, right)
+        # What M·size is at least: a ζ > 0 with Mζ > 0 makes M an M-matrix, and one with
+        # Mζ ≥ |B|1 is at least as large as the reach, however inexact the solve was.
+        reached = M @ size - 4 * len(A) * torch.finfo(A.dtype).eps * (M.abs() @ size.abs())
+        if not ((size > 0) & (reached > 0)).all():
             raise NotWellPosed(
                 f"{owner}: no weights show that the matrix measure is below 1. Lower its bound."
             )
-        return float(linf_bound(A, B, C, D))
+        size = size * (right / reached).max().clamp(min=1)
+        return float(((C.abs() @ size).squeeze(-1) + D.abs().sum(dim=-1)).max())
 
 
 class NEMONLinear(EquilibriumLayer):

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sympy import Identity, MatrixSymbol, Symbol
 
-from sdplip.derive import lemmas
+from sdplip.derive import Derivation, Free, lemmas
 from sdplip.derive.identities import LEMMAS, both_agree, verify
-from sdplip.errors import InvalidInput, ShapeError
+from sdplip.errors import DerivationError, InvalidInput, ShapeError
 from sdplip.layers import closed_forms
+from sdplip.lmi import LMI
 
 n, m, k = sp.symbols("n m k", integer=True, positive=True)
 W, S, X = MatrixSymbol("W", m, n), MatrixSymbol("S", n, n), MatrixSymbol("X", m, n)
@@ -159,6 +160,23 @@ def test_m_matrix_solves_its_system():
 def test_what_no_lemma_covers_is_refused(wrong):
     with pytest.raises(InvalidInput):
         wrong()
+
+
+def test_a_matrix_that_is_not_symmetric_is_dominated_by_nothing():
+    """T − S ⪰ 0 fails for S = [[0, 10], [0, 0]], T = diag(10, 1)."""
+    d = lemmas.diagonal_dominance("T", S)
+    own = LMI("own", MatrixSymbol("P", n, n), "P ⪰ 0", "a test")
+    with pytest.raises((InvalidInput, DerivationError)):
+        Derivation(
+            name="x",
+            title="x",
+            claim="x",
+            source="x",
+            condition=own,
+            free=[Free(S)],
+            definitions=[d],
+            ansatz={"P": d.symbol - S},
+        ).goals()
 
 
 # --- closed forms in floating point ---
