@@ -40,6 +40,9 @@ def derive(
     only: Annotated[
         str | None, typer.Option(show_default="all", help="One derivation of several, by its name.")
     ] = None,
+    convolution: Annotated[
+        bool, typer.Option("--convolution", help="Emit the layer of images.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Prove what a derivation claims, or refute it, and write the proof and the layer."""
@@ -52,7 +55,7 @@ def derive(
     from ..derive.report import Request, run
 
     path, derivations = find(target)
-    request = Request(report, emit, class_name, out, counterexample, only, as_json)
+    request = Request(report, emit, class_name, out, counterexample, only, convolution, as_json)
     try:
         code = run(derivations, request)
     except (SdplipError, OSError):

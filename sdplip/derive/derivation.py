@@ -274,6 +274,11 @@ class Derivation:
 
     # --- the layer ---
 
+    @property
+    def class_name(self) -> str:
+        """What the layer's class is called where nobody says otherwise."""
+        return f"{self.name.title().replace('-', '').replace('_', '')}Layer"
+
     def emit(self, name: str, convolution: bool = False) -> str:
         """The layer as a Python module with the class `name`.
 
@@ -294,7 +299,7 @@ class Derivation:
         """
         from .loading import load
 
-        name = name or f"{self.name.title().replace('-', '').replace('_', '')}Layer"
+        name = name or self.class_name
         return load(self.emit(name, convolution), name)
 
 

@@ -153,6 +153,7 @@ class Request:
         report: an .html or .md file for the reports.
         emit: a .py file for the layer of the one that `only` names, or of the first.
         class_name: of the emitted layer.
+        convolution: emit the layer of images.
         out: a .json file for the proof object.
         counterexample: a .json file for the counterexample, if one is found.
         only: the name of the one derivation that is wanted.
@@ -165,6 +166,7 @@ class Request:
     out: Path | None = None
     counterexample: Path | None = None
     only: str | None = None
+    convolution: bool = False
     as_json: bool = False
 
 
@@ -257,7 +259,8 @@ def _write(
         written.append(request.out)
     if request.emit is not None and isinstance(first, Derivation):
         if proof.proved:
-            _save(request.emit, first.emit(request.class_name or first.layer().__name__))
+            name = request.class_name or first.class_name
+            _save(request.emit, first.emit(name, request.convolution))
             written.append(request.emit)
         else:
             sys.stderr.write(f"{first.name} is not proved, so no layer is written.\n")
@@ -289,6 +292,7 @@ def main(*derivations: Derivation | Theorem) -> int:
     ):
         parser.add_argument(option, type=Path, help=help_)
     parser.add_argument("--class", dest="class_name", help="name of the emitted class")
+    parser.add_argument("--convolution", action="store_true", help="emit the layer of images")
     parser.add_argument("--only", help="name of the one derivation that is wanted")
     parser.add_argument("--json", dest="as_json", action="store_true", help="one JSON document")
     try:

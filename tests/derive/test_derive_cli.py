@@ -379,3 +379,13 @@ def test_an_installed_package_brings_its_derivations(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == (site / "sdplip" / "derivations").resolve()
+
+
+def test_a_convolution_is_emitted_on_request(tmp_path):
+    wish = ["--emit", str(tmp_path / "layer.py"), "--convolution"]
+    done = CliRunner().invoke(app, ["derive", "sll", *wish])
+    assert done.exit_code == 0
+    assert "class SllLayer(ClosedFormConv2d)" in (tmp_path / "layer.py").read_text()
+    done = CliRunner().invoke(app, ["derive", "cpl", *wish])
+    assert done.exit_code == 2
+    assert "no convolutional form" in done.output
