@@ -63,7 +63,11 @@ def _replayed(document: Mapping[str, Any]) -> list[str]:
         return problems
     low, high = map(Fraction, document["slopes"])
     wanted = [known]
-    if "A" in known.symbols and document["ansatz"].get("A", ["sym"])[0] != "zeros":
+    if (
+        known != conditions.wellposed
+        and "A" in known.symbols
+        and document["ansatz"].get("A", ["sym"])[0] != "zeros"
+    ):
         wanted.append(conditions.wellposed)
     if "alpha" not in known.symbols:
         if not 0 <= low <= high <= 1:

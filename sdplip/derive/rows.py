@@ -271,7 +271,12 @@ class _Calculus:
             case sp.DiagMatrix():
                 return self.row(matrix.args[0], i) if same else sp.Integer(0)
             case sp.MatPow() if self._diagonal(matrix.base):
-                return self.entry(matrix.base, i, i) ** matrix.exp if same else sp.Integer(0)
+                base = self.entry(matrix.base, i, i)
+                if matrix.exp.is_negative and not base.is_positive:
+                    raise DerivationError(
+                        f"{matrix.base} is inverted, but not seen to be positive."
+                    )
+                return base**matrix.exp if same else sp.Integer(0)
             case sp.MatAdd():
                 return sp.Add(*(self.entry(a, i, j) for a in matrix.args))
             case sp.MatMul():

@@ -1,8 +1,6 @@
 """The class that derivations/sll.py gives is a layer like the shipped ones; edges of the others."""
 
-import copy
 import keyword
-import pickle
 from functools import partial
 
 import numpy as np
@@ -12,7 +10,6 @@ import torch
 from derive_cases import shipped
 from layer_cases import EXTREMES, put
 from sympy import Identity, MatrixSymbol, ZeroMatrix
-from torch.func import functional_call
 
 from sdplip import conditions
 from sdplip.activations import Activation
@@ -72,36 +69,6 @@ def test_is_the_shipped_layer_to_rounding(extreme, dtype):
     for name, value in theirs.witness().items():
         scale = value.abs().max()
         assert (ours.witness()[name] - value).abs().max() <= 10 * tolerance * scale, name
-
-
-def test_gradients_are_those_of_the_map():
-    layer = make(torch.float64, features=3, hidden=4)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    parameters = dict(layer.named_parameters())
-    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-
-    def f(x, *values):
-        return functional_call(layer, dict(zip(parameters, values, strict=True)), (x,))
-
-    assert torch.autograd.gradcheck(f, (x, *parameters.values()), atol=1e-6)
-
-
-def test_copies_pickles_and_states_are_the_same_layer(tmp_path):
-    layer = make()
-    x = torch.randn(3, 6)
-    layer(x).sum().backward()
-    expected = layer(x)
-    assert torch.equal(copy.deepcopy(layer)(x), expected)
-    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), expected)
-    fresh = make()
-    fresh.reset_parameters()
-    torch.save(layer.state_dict(), tmp_path / "state.pt")
-    fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=True)
-    assert torch.equal(fresh(x), expected)
-    with pytest.raises(InvalidInput, match="another map"):
-        make(activation="tanh").load_state_dict(layer.state_dict())
 
 
 @pytest.mark.parametrize("dtype", HALVES)
