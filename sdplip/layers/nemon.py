@@ -82,12 +82,16 @@ def checked_linf_bound(owner: str, w: dict[str, Tensor]) -> float:
     with torch.no_grad():
         A, B, C, D = (w[name].double() for name in "ABCD")
         M = torch.eye(len(A), dtype=A.dtype, device=A.device) - metzler(A)
-        right = B.abs().sum(dim=-1, keepdim=True)
-        right = right + 1e-12 * right.max() + torch.finfo(A.dtype).tiny
-        size = reach(A, right)
+        right = B.abs().sum(dim=-1, keepdim=True) + torch.finfo(A.dtype).tiny
+
+        def error(size: Tensor) -> Tensor:
+            """More than the rounding of M @ size."""
+            return 4 * len(A) * torch.finfo(A.dtype).eps * (M.abs() @ size.abs())
+
+        size = reach(A, right + 4 * error(reach(A, right)))
         # What M·size is at least: a ζ > 0 with Mζ > 0 makes M an M-matrix, and one with
         # Mζ ≥ |B|1 is at least as large as the reach, however inexact the solve was.
-        reached = M @ size - 4 * len(A) * torch.finfo(A.dtype).eps * (M.abs() @ size.abs())
+        reached = M @ size - error(size)
         if not ((size > 0) & (reached > 0)).all():
             raise NotWellPosed(
                 f"{owner}: no weights show that the matrix measure is below 1. Lower its bound."

@@ -276,3 +276,16 @@ def test_sizes_must_be_positive(cls):
         cls(3, 0, 2)
     with pytest.raises(InvalidInput, match="in_features = 0"):
         cls(0, 3, 2)
+
+
+@pytest.mark.parametrize("units", [1, 10, 100, 300])
+@pytest.mark.parametrize("dead", [0.0, 0.5, 1.0])
+def test_nemon_promises_what_its_weights_give(units, dead):
+    """Units without input must neither loosen the bound nor make it fail."""
+    layer = NEMONLinear(8, units, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+        layer.B[: round(dead * units)] = 0
+        exact = float(layer.linf_bound())
+    assert exact <= layer.lipschitz <= exact * (1 + 1e-8) + 1e-12
