@@ -82,7 +82,9 @@ def checked_linf_bound(owner: str, w: dict[str, Tensor]) -> float:
     with torch.no_grad():
         A, B, C, D = (w[name].double() for name in "ABCD")
         M = torch.eye(len(A), dtype=A.dtype, device=A.device) - metzler(A)
-        right = B.abs().sum(dim=-1, keepdim=True) + torch.finfo(A.dtype).tiny
+        right = B.abs().sum(dim=-1, keepdim=True)
+        # Positive also for units without input, and no number that a product flushes to zero.
+        right = right + 1e-30 * right.max() + 1e-200
 
         def error(size: Tensor) -> Tensor:
             """More than the rounding of M @ size."""
