@@ -83,14 +83,14 @@ def checked_linf_bound(owner: str, w: dict[str, Tensor]) -> float:
         A, B, C, D = (w[name].double() for name in "ABCD")
         M = torch.eye(len(A), dtype=A.dtype, device=A.device) - metzler(A)
         right = B.abs().sum(dim=-1, keepdim=True)
-        # Positive also for units without input, and no number that a product flushes to zero.
         right = right + 1e-30 * right.max() + 1e-200
 
         def error(size: Tensor) -> Tensor:
             """More than the rounding of M @ size."""
             return 4 * len(A) * torch.finfo(A.dtype).eps * (M.abs() @ size.abs())
 
-        size = reach(A, right + 4 * error(reach(A, right)))
+        # The solve spreads its rounding over all rows, also those of units without input.
+        size = reach(A, right + 4 * error(reach(A, right)).max())
         # What M·size is at least: a ζ > 0 with Mζ > 0 makes M an M-matrix, and one with
         # Mζ ≥ |B|1 is at least as large as the reach, however inexact the solve was.
         reached = M @ size - error(size)
