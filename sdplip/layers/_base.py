@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..activations import Activation, activation
 from ..errors import InvalidInput, ShapeError
 from ..system import System
-from ._state import pack, unpack
+from ._cache import Cache
+from ._state import pack, unpack, wide
 
 ROUNDING = 1e-6
 """By how much float32 weights may exceed a bound, relative to it: they are rounded after they were
@@ -45,6 +46,11 @@ class Layer(nn.Module):
             check_size(type(self).__name__, name, size)
         self.in_features = in_features
         self.out_features = out_features
+        self._cache = Cache()
+
+    def train(self, mode: bool = True) -> Self:
+        self._cache.forget()
+        return super().train(mode)
 
     @property
     def lipschitz(self) -> float:
@@ -118,6 +124,10 @@ class Layer(nn.Module):
         with full_precision(next(self.parameters())):
             return self._closed_form()
 
+    def _current(self) -> dict[str, Tensor]:
+        """`_tensors` for forward: kept in evaluation while nothing it depends on changes."""
+        return self._cache.get(self, self._options, self._tensors)
+
     def _check_parameters(self) -> None:
         check_finite(type(self).__name__, dict(self.named_parameters()))
 
@@ -172,11 +182,6 @@ def full_precision(like: Tensor) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float32 or better: closed forms are not evaluated in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def numpy(x: Tensor | None) -> Any:

@@ -61,4 +61,4 @@ class LinearLayer(Layer):
         )
 
     def _applied(self) -> Tensor:
-        return self._tensors()["D"].to(next(self.parameters()).dtype)
+        return self._current()["D"].to(next(self.parameters()).dtype)

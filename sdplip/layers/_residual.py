@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,9 +37,14 @@ def residual(W: Tensor, T: Tensor) -> dict[str, Tensor]:
 
 
 class ResidualLayer(Layer):
-    """A residual layer with free `weight` = Wᵀ (hidden, features), whose subclass gives T."""
+    """A residual layer with free `weight` = Wᵀ (hidden, features), whose subclass gives T.
+
+    Attributes:
+        scaled: whether T depends on weights q > 0 of the units, through `log_q` (hidden,).
+    """
 
     condition = "residual"
+    scaled: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -58,6 +65,8 @@ class ResidualLayer(Layer):
         self.bias = (
             nn.Parameter(torch.empty(self.hidden, device=device, dtype=dtype)) if bias else None
         )
+        if self.scaled:
+            self.log_q = nn.Parameter(torch.empty(self.hidden, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -65,6 +74,8 @@ class ResidualLayer(Layer):
         networks train from better than from the reflection that orthonormal rows would give."""
         fill_normal(self.weight)
         fill_uniform(self.bias, fan_in=self.in_features)
+        if self.scaled:
+            nn.init.zeros_(self.log_q)
 
     def witness(self) -> dict[str, Tensor]:
         """H, G, W, Lam, rho of the residual condition, and T (see `Layer.witness`)."""
@@ -73,10 +84,9 @@ class ResidualLayer(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        tensors = self._tensors()
-        W = tensors["W"].to(self.weight.dtype)
-        h = activation(self.activation)(F.linear(x, W.mT, self.bias))
-        return x - 2 * F.linear((h / tensors["T"]).to(W.dtype), W)
+        scale = 2 / self._current()["T"]
+        h = activation(self.activation)(F.linear(x, self.weight, self.bias))
+        return x - F.linear((h * scale).to(self.weight.dtype), self.weight.mT)
 
     def _options(self) -> dict[str, str | float]:
         return super()._options() | {"activation": activation(self.activation).name}

@@ -64,3 +64,8 @@ def unpack(owner: str, state: Any) -> dict[str, Any]:
             "The file was changed or is damaged."
         )
     return options
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 or better: closed forms are not evaluated in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..activations import Activation, activation
 from ..errors import InvalidInput, ShapeError
 from ._base import check_size, fill_uniform
-from .closed_forms import dominant
+from .closed_forms import dominated
 from .custom import ClosedForm
 
 Padding = Literal["zeros", "circular"]
@@ -45,9 +45,7 @@ def scale(d: Tensor, x: Tensor) -> Tensor:
 
 def dominant_channels(W: Tensor, q: Tensor | None = None) -> Tensor:
     """T_c = Σ_{c', shifts} |W⋆W|_{c,c'} q_c' / q_c, rounded upwards: T ⪰ WᵀW for all images."""
-    columns = W.transpose(0, 1)
-    correlation = F.conv2d(columns, columns, padding=W.shape[-1] - 1)
-    return dominant(correlation.abs().sum(dim=(-2, -1)), q)
+    return dominated(W, q, taps=2)
 
 
 class ClosedFormConv2d(ClosedForm):

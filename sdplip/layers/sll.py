@@ -1,13 +1,10 @@
 """SDP-based Lipschitz layers: the residual layer with T from scaled Gershgorin discs [ARAUJO]."""
 
-from __future__ import annotations
+from torch import Tensor
 
-import torch
-from torch import Tensor, nn
-
-from ..activations import Activation
 from ._base import wide
 from ._residual import ResidualLayer, residual
+from ._residual_conv import ResidualConv
 from .closed_forms import gershgorin
 
 
@@ -34,23 +31,20 @@ class SLLLinear(ResidualLayer):
     neural networks (ICLR 2023).
     """
 
-    def __init__(
-        self,
-        features: int,
-        hidden: int | None = None,
-        bias: bool = True,
-        *,
-        activation: str | Activation = "relu",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(features, hidden, bias, activation=activation, device=device, dtype=dtype)
-        self.log_q = nn.Parameter(torch.zeros(self.hidden, device=device, dtype=dtype))
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        if hasattr(self, "log_q"):
-            nn.init.zeros_(self.log_q)
+    scaled = True
 
     def _multiplier(self, W: Tensor) -> Tensor:
         return gershgorin(W, wide(self.log_q))
+
+
+class SLLConv2d(ResidualConv):
+    """`ResidualConv` with T_i = Σ_j |V⋆V|_ij q_j / q_i, summed over channels and shifts.
+
+    1-Lipschitz for images of every size. q > 0 is learned as in `SLLLinear`, one number for every
+    channel of units, and neither cancels nor broadcasts over taps.
+    """
+
+    scaled = True
+
+    def _multiplier(self, V: Tensor) -> Tensor:
+        return gershgorin(V, wide(self.log_q).view(V.shape[0], V.shape[2]), taps=2)

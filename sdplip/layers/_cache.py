@@ -1,0 +1,79 @@
+"""Closed forms kept between evaluations, as long as nothing that they depend on has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._state import wide
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Cache:
+    """The last closed form of a layer and what it was computed from; copies and pickles are empty.
+
+    Writing through `parameter.data` does not move PyTorch's version counters, so that the numbers
+    are looked at too: their product with a fixed vector costs one pass over the weights.
+    """
+
+    key: object = None
+    marks: tuple[Tensor, ...] = ()
+    tensors: Tensors | None = None
+
+    def __deepcopy__(self, memo: object) -> Cache:
+        return Cache()
+
+    def __reduce__(self) -> tuple[type[Cache], tuple[()]]:
+        return Cache, ()
+
+    def get(
+        self, layer: nn.Module, options: Callable[[], object], compute: Callable[[], Tensors]
+    ) -> Tensors:
+        """The closed form of `layer`, from `compute` unless the kept one is still right."""
+        if torch.compiler.is_compiling():
+            return compute()
+        parameters = list(layer._parameters.values())
+        if not _may_keep(layer, parameters):
+            self.forget()
+            return compute()
+        kept = [p for p in parameters if p is not None]
+        key = (str(options()), tuple(map(_identity, kept)))
+        marks = tuple(_mark(p) for p in kept)
+        same = key == self.key and all(map(torch.equal, marks, self.marks))
+        if not same or self.tensors is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self.key, self.marks, self.tensors = key, marks, compute()
+        return self.tensors
+
+    def forget(self) -> None:
+        self.key, self.marks, self.tensors = None, (), None
+
+
+def _may_keep(layer: nn.Module, parameters: list[Any]) -> bool:
+    """In evaluation, where no gradient of a parameter is wanted and no transformation is at work:
+    functional_call, vmap and parametrizations put other tensors in the parameters' places."""
+    if layer.training:
+        return False
+    owned = [p for p in parameters if p is not None]
+    if getattr(layer, "parametrizations", None) or any(type(p) is not nn.Parameter for p in owned):
+        return False
+    if any(p.is_meta or p.is_inference() for p in owned):
+        return False
+    return not (torch.is_grad_enabled() and any(p.requires_grad for p in owned))
+
+
+def _identity(p: nn.Parameter) -> tuple[object, ...]:
+    return id(p), p._version, p.data_ptr(), p.shape, p.stride(), p.dtype, p.device
+
+
+def _mark(p: nn.Parameter) -> Tensor:
+    flat = wide(p.detach()).reshape(len(p) if p.ndim > 1 else 1, -1)
+    ramp = torch.linspace(1, 2, flat.shape[1], dtype=flat.dtype, device=flat.device)
+    # NaN differs from itself, so that a product that overflowed is never taken for the same.
+    return (flat @ ramp).nan_to_num(*[torch.nan] * 3)
