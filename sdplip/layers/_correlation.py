@@ -66,6 +66,8 @@ class _Sums(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         K, q, *products = ctx.saved_tensors
         dK, dq = _zeros(K.shape, K, q, g), _zeros(q.shape, K, q, g)
+        weight = g.unsqueeze(-1) * q.unsqueeze(-2)
+        weight = weight + weight.mT
         for (pairs, a, b), kept in zip(_tiles(K.shape[2], ctx.size), products, strict=True):
             # The kept product is a constant, which a second derivative must not take it for.
             S = _product(K, pairs, a, b) if torch.is_grad_enabled() else kept
@@ -76,8 +78,7 @@ class _Sums(torch.autograd.Function):
                 if not once:
                     dq[:, a] += _times(absolute, g[:, b])
             if ctx.needs_input_grad[0]:
-                weight = g[:, a, None] * q[:, None, b] + q[:, a, None] * g[:, None, b]
-                M = weight * S.sign()
+                M = weight[:, a, b] * S.sign()
                 for s, t in pairs:
                     _accumulate(dK[s][:, a], M, K[t][:, b])
                     if not once:
