@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         SdplipError,
         ShapeError,
     )
-    from .layers import LAYERS, lipschitz_bound
+    from .layers import CONVOLUTIONS, LAYERS, fold, lipschitz_bound
     from .lmi import LMI
     from .system import System
     from .verify import Certificate, check, lipschitz
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CONVOLUTIONS": "layers",
     "LAYERS": "layers",
     "LMI": "lmi",
     "Certificate": "verify",
@@ -37,6 +38,7 @@ _HOMES = {
     "ShapeError": "errors",
     "System": "system",
     "check": "verify",
+    "fold": "layers",
     "lipschitz": "verify",
     "lipschitz_bound": "layers",
 }
@@ -50,7 +52,9 @@ __all__ = [  # noqa: RUF022 - by job, not by letter
     "Derivation",
     "LMI",
     "LAYERS",
+    "CONVOLUTIONS",
     "lipschitz_bound",
+    "fold",
     "SdplipError",
     "InvalidInput",
     "ShapeError",

@@ -81,7 +81,8 @@ def differs(module: nn.Module, system: System) -> str | None:
 
 def altered(module: nn.Module) -> bool:
     """Whether this one instance computes, or may compute, something else than its class."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    methods = (callable(getattr(type(module), name, None)) for name in vars(module))
+    return bool(module._forward_hooks or module._forward_pre_hooks or any(methods))
 
 
 def plain(module: nn.Module, *kinds: type[Kind]) -> TypeGuard[Kind]:

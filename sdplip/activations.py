@@ -102,10 +102,17 @@ def activation(name: str | Activation) -> Activation:
     """The activation of this name, e.g. "relu" or "leaky_relu(0.2)".
 
     Raises:
-        InvalidInput: an unknown name, or a slope outside [0, 1].
+        InvalidInput: an unknown name, or a slope outside [0, 1]; one that acts on groups of units.
     """
     if isinstance(name, Activation):
         return name
+    if not isinstance(name, str) or name.lower() in GROUPED:
+        raise InvalidInput(
+            f"activation = {name!r}, but must be the name of one with a slope in [0, 1] for every "
+            "unit by itself, which proofs here use. Use relu or another of "
+            f"{', '.join(ACTIVATIONS)}; MaxMin, GroupSort and Householder are modules to put "
+            "between linear layers."
+        )
     if name in ACTIVATIONS:
         return ACTIVATIONS[name]
     if match := re.fullmatch(r"leaky_relu\(([-+.\deE]+)\)", name):
@@ -370,6 +377,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "leaky_relu": leaky_relu(0.01),
 }
 """The activations by name."""
+
+GROUPED = ("maxmin", "groupsort", "householder")
+"""Of `sdplip.layers`; no elementwise functions."""
 
 _MODULES: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

@@ -41,6 +41,9 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         self.status.stop()
 
+    def decoded(self, done: int, total: int) -> None:
+        self._say(f"decoding images, once: {done} of {total}", done == total)
+
     def epoch(self, config: RunConfig, epoch: int, metrics: dict[str, float]) -> None:
         text = (
             f"{config.model.layer}: epoch {epoch}/{config.train.epochs}, "
@@ -48,8 +51,12 @@ class Progress:
         )
         if epoch == config.train.epochs:
             text += "; measuring"
+        self._say(text)
+
+    def _say(self, text: str, always: bool = False) -> None:
         self.status.update(text)
-        if not self.console.is_terminal and time.monotonic() - self.said > QUIET_SECONDS:
+        waited = time.monotonic() - self.said > QUIET_SECONDS
+        if not self.console.is_terminal and (always or waited):
             self.said = time.monotonic()
             self.console.print(text, highlight=False, soft_wrap=True)
 

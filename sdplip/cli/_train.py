@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidInput
-from ._console import Json, Progress, show
+from ._console import Json, Progress, listing, show
 
 if TYPE_CHECKING:
     from ..train.config import RunConfig
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from ..train.row import Row
     from ..train.runs import Finished
 
-Data = Annotated[str, typer.Option(help="digits, mnist or fashionmnist.")]
+Data = Annotated[
+    str,
+    typer.Option(help="digits, mnist, fashionmnist, cifar10, cifar100 or folder:PATH, of images."),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option(show_default="$SDPLIP_DATA, else the user cache", help="Folder of the data sets."),
@@ -47,6 +50,23 @@ Radii = Annotated[
     str | None,
     typer.Option(show_default="per data set", help="ℓ₂ radii per raw pixel, as in 0.1,0.5."),
 ]
+BatchSize = Annotated[
+    int | None, typer.Option(show_default="per data set", help="Images per step.")
+]
+Augment = Annotated[
+    str | None,
+    typer.Option(show_default="none", help="none, crop, crop-reflect, colour or affine."),
+]
+TrainImages = Annotated[
+    int | None, typer.Option(show_default="all", help="Training images, evenly from all classes.")
+]
+AttackImages = Annotated[
+    int | None,
+    typer.Option(show_default="all; 500 with --preset", help="Of these, how many to attack."),
+]
+Precision = Annotated[
+    str | None, typer.Option(show_default="32", help="Of training: 32 or bf16-mixed.")
+]
 Images = Annotated[int | None, typer.Option(show_default="all", help="Test images to measure on.")]
 Verify = Annotated[bool, typer.Option(help="Compute the SDP bound after training.")]
 Resume = Annotated[bool, typer.Option(help="Continue an interrupted run in --out.")]
@@ -57,7 +77,16 @@ Force = Annotated[
 
 def train(
     data: Data = "digits",
-    layer: Annotated[str, typer.Option(help="A family, see sdplip layers.")] = "sll",
+    layer: Annotated[
+        str | None, typer.Option(show_default="sll", help="A family, see sdplip layers.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A published network and its recipe; other options change it."),
+    ] = None,
+    list_presets: Annotated[
+        bool, typer.Option("--list-presets", help="List the published networks, and exit.")
+    ] = False,
     width: Width = None,
     depth: Depth = None,
     epochs: Epochs = None,
@@ -68,21 +97,29 @@ def train(
     ] = None,
     seed: Seed = 0,
     lr: Lr = None,
-    batch_size: Annotated[
-        int | None, typer.Option(show_default="per data set", help="Images per step.")
+    batch_size: BatchSize = None,
+    train_images: TrainImages = None,
+    augment: Augment = None,
+    optimizer: Annotated[str | None, typer.Option(show_default="adam", help="adam or sgd.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(show_default="0", help="Added to the gradient.")
     ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
-            show_default="piecewise", help="constant, piecewise, onecycle, cosine or step."
+            show_default="piecewise",
+            help="constant, piecewise, onecycle, cosine, step or multistep.",
         ),
     ] = None,
     loss: Annotated[
         str | None,
-        typer.Option(show_default="margin where ℓ₂ is bounded", help="margin or cross_entropy."),
+        typer.Option(
+            show_default="margin where ℓ₂ is bounded",
+            help="margin, multi_margin or cross_entropy.",
+        ),
     ] = None,
     offset: Annotated[
-        float | None, typer.Option(show_default="2.1213", help="Of the margin loss.")
+        float | None, typer.Option(show_default="2.1213", help="Of the losses with a margin.")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(show_default="0.25", help="Of the margin loss.")
@@ -94,19 +131,22 @@ def train(
     tol: Annotated[
         float | None, typer.Option(show_default="1e-4", help="Equilibrium tolerance in training.")
     ] = None,
+    precision: Precision = None,
     radii: Radii = None,
     linf_radii: Annotated[
         str | None,
         typer.Option(show_default="0.01,0.03,0.1", help="ℓ∞ radii, where ℓ∞ is bounded."),
     ] = None,
     images: Images = None,
+    attack_images: AttackImages = None,
     verify: Verify = True,
     verify_units: Annotated[
         int | None,
         typer.Option(show_default="300", help="Networks with more units are not verified."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(show_default="runs/DATA/LAYER", help="Run directory.")
+        Path | None,
+        typer.Option(show_default="runs/DATA/LAYER or runs/DATA/PRESET", help="Run directory."),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -117,21 +157,29 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one network, then measure what it promises, what is verified and what attacks find."""
-    from ..train import models
+    if list_presets:
+        _list_presets(as_json)
+        return
+    from ..train.data import short_name
     from ..train.runs import prepare, run
 
-    models.known_layer(layer)
-    splits = _load(data, data_root, download, device, threads)
-    config = _config(
-        layer, splits, width=width, depth=depth, epochs=epochs, gamma=gamma, normalise=normalise,
-        activation=activation, seed=seed, lr=lr, batch_size=batch_size, schedule=schedule,
-        loss=loss, offset=offset, temperature=temperature, linf_penalty=linf_penalty, tol=tol,
-        radii=_radii(radii), linf_radii=_radii(linf_radii), images=images, verify=verify,
-        verify_units=verify_units,
-    )  # fmt: skip
-    out = Path("runs") / data / layer if out is None else out
-    prepare(config, out, force=force, resume=resume)
+    chosen = _known(preset, layer)
     with Progress() as progress:
+        splits = _load(data, data_root, download, device, threads, progress)
+        config = _config(
+            preset, chosen, splits, width=width, depth=depth, epochs=epochs, gamma=gamma,
+            normalise=normalise, activation=activation, seed=seed, lr=lr, batch_size=batch_size,
+            train_images=train_images, augment=augment, optimizer=optimizer,
+            weight_decay=weight_decay, schedule=schedule, loss=loss, offset=offset,
+            temperature=temperature, linf_penalty=linf_penalty, tol=tol, precision=precision,
+            radii=_radii(radii), linf_radii=_radii(linf_radii), images=images,
+            attack_images=attack_images, verify=verify, verify_units=verify_units,
+        )  # fmt: skip
+        name = preset or config.model.layer
+        if layer is not None and preset is not None and not preset.endswith(f"-{layer}"):
+            name = f"{preset}-{layer}"
+        out = Path("runs") / short_name(data) / name if out is None else out
+        prepare(config, out, force=force, resume=resume)
         finished = run(config, splits, out, device=device, resume=resume, on_epoch=progress.epoch)
     progress.finished(finished)
     from ..train.report import document
@@ -144,6 +192,10 @@ def compare(
     layers: Annotated[
         str, typer.Option(help="all, or names separated by commas; see sdplip layers.")
     ] = "all",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="An architecture and recipe for all, as convnet-xs; see sdplip train."),
+    ] = None,
     width: Width = None,
     depth: Depth = None,
     epochs: Epochs = None,
@@ -151,11 +203,17 @@ def compare(
     normalise: Normalise = None,
     seed: Seed = 0,
     lr: Lr = None,
+    batch_size: BatchSize = None,
+    train_images: TrainImages = None,
+    augment: Augment = None,
+    precision: Precision = None,
     radii: Radii = None,
     images: Images = None,
+    attack_images: AttackImages = None,
     verify: Verify = True,
     out: Annotated[
-        Path | None, typer.Option(show_default="runs/DATA-compare", help="Run directory.")
+        Path | None,
+        typer.Option(show_default="runs/DATA-compare or runs/DATA-PRESET", help="Run directory."),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -166,24 +224,27 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Train every layer family and two baselines, and lay their guarantees side by side."""
-    from ..train import models
+    from ..train import convnets, models
     from ..train import runs as train_runs
+    from ..train.data import short_name
 
-    names = list(models.families()) if layers == "all" else [n.strip() for n in layers.split(",")]
+    every = models.families() if preset is None else convnets.families()
+    names = list(every) if layers == "all" else [n.strip() for n in layers.split(",")]
     for name in dict.fromkeys(names):
-        models.known_layer(name)
-    splits = _load(data, data_root, download, device, threads)
-    configs = [
-        _config(
-            name, splits, width=width, depth=depth, epochs=epochs, gamma=gamma,
-            normalise=normalise, seed=seed, lr=lr, radii=_radii(radii), images=images,
-            verify=verify,
-        )
-        for name in dict.fromkeys(names)
-    ]  # fmt: skip
-    out = Path("runs") / f"{data}-compare" if out is None else out
+        _known(preset, name)
+    out = Path("runs") / f"{short_name(data)}-{preset or 'compare'}" if out is None else out
     rows: list[Row] = []
     with Progress() as progress:
+        splits = _load(data, data_root, download, device, threads, progress)
+        configs = [
+            _config(
+                preset, name, splits, width=width, depth=depth, epochs=epochs, gamma=gamma,
+                normalise=normalise, seed=seed, lr=lr, batch_size=batch_size,
+                train_images=train_images, augment=augment, precision=precision,
+                radii=_radii(radii), images=images, attack_images=attack_images, verify=verify,
+            )
+            for name in dict.fromkeys(names)
+        ]  # fmt: skip
 
         def done(finished: Finished) -> None:
             progress.finished(finished)
@@ -196,20 +257,53 @@ def compare(
     show(rows, result | {"run": str(out)}, as_json)
 
 
-def _config(layer: str, splits: Splits, **changes: Any) -> RunConfig:
-    from ..train.config import override, preset
+def _list_presets(as_json: bool) -> None:
+    from ..train.presets import presets
 
-    return override(preset(layer, splits), **changes)
+    rows = [
+        (name, f"{preset.parameters():,}", preset.source, preset.recipe())
+        for name, preset in presets().items()
+    ]
+    listing(("preset", "parameters", "source", "recipe"), rows, as_json)
 
 
-def _load(data: str, root: Path | None, download: bool, device: str, threads: int | None) -> Splits:
-    needed = ["lightning", "matplotlib", "torchmetrics"]
-    needed += ["sklearn"] if data == "digits" else ["torchvision"]
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise InvalidInput(
-            f"training needs {', '.join(missing)}, which is not installed. "
-            "Install it with: pip install 'sdplip[train]'"
-        )
+def _known(preset: str | None, layer: str | None) -> str | None:
+    """The family that was asked for, once it and the preset are known to exist."""
+    from ..train import models, presets
+
+    if layer is not None:
+        models.known_layer(layer)
+    if preset is not None:
+        presets.find(preset, layer)
+        return layer
+    return layer or "sll"
+
+
+def _config(preset: str | None, layer: str | None, splits: Splits, **changes: Any) -> RunConfig:
+    from ..train import config, presets
+
+    if preset is None:
+        return _usable(config.override(config.preset(layer or "sll", splits), **changes))
+    found = presets.find(preset, layer).config(splits)
+    return _usable(config.override(found, layer=layer, **changes))
+
+
+def _usable(config: RunConfig) -> RunConfig:
+    if config.train.augment != "none":
+        _installed("kornia")
+    return config
+
+
+def _load(
+    data: str,
+    root: Path | None,
+    download: bool,
+    device: str,
+    threads: int | None,
+    progress: Progress,
+) -> Splits:
+    _installed("lightning", "matplotlib", "torchmetrics")
+    _installed("sklearn" if data == "digits" else "torchvision")
     from ..train.data import load
     from ..train.fit import pick_device
 
@@ -221,7 +315,15 @@ def _load(data: str, root: Path | None, download: bool, device: str, threads: in
         threads = 1
     if threads is not None:
         torch.set_num_threads(threads)
-    return load(data, root, download)
+    return load(data, root, download, progress=progress.decoded)
+
+
+def _installed(*needed: str) -> None:
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise InvalidInput(
+            f"training needs {', '.join(missing)}, which is not installed. "
+            "Install it with: pip install 'sdplip[train]'"
+        )
 
 
 def _radii(text: str | None) -> tuple[float, ...] | None:

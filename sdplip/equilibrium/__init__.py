@@ -7,12 +7,16 @@ Davydov, Proskurnikov, Bullo, Robust Implicit Networks via Non-Euclidean Contrac
 """
 
 from .implicit import implicit
+from .operators import Circulant, Dense, Operator
 from .problem import Solution, announce, error_bound
 from .solve import METHODS, solve
 from .splitting import monotonicity, optimal_step
 
 __all__ = [
     "METHODS",
+    "Circulant",
+    "Dense",
+    "Operator",
     "Solution",
     "announce",
     "error_bound",

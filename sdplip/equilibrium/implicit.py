@@ -12,11 +12,14 @@ from torch.autograd.function import FunctionCtx
 
 from ..activations import Activation, linear
 from ..errors import InvalidInput
+from .operators import Operator, as_operator
 from .problem import Solution, announce, as_activation, check_on_failure
 from .solve import Settings, run, working_dtype
 from .splitting import optimal_step
 
 Report = Callable[[Solution, str], None]
+Kind = Callable[[Tensor], Operator]
+"""What makes an operator of its values: autograd sees these alone."""
 
 
 class _Equilibrium(torch.autograd.Function):
@@ -24,55 +27,59 @@ class _Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        A: Tensor,
+        values: Tensor,
         v: Tensor,
         metric: Tensor | None,
         z0: Tensor | None,
+        kind: Kind,
         sigma: Activation,
         settings: Settings,
         report: Report,
     ) -> Tensor:
-        solution = run(A, v, sigma, replace(settings, metric=metric, z0=z0))
+        solution = run(kind(values), v, sigma, replace(settings, metric=metric, z0=z0))
         report(solution, "")
         return solution.z
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-        A, v, metric, _, *how = inputs
-        ctx.save_for_backward(A, v, metric, output)
+        values, v, metric, _, *how = inputs
+        ctx.save_for_backward(values, v, metric, output)
         ctx.how = how  # type: ignore[attr-defined]
 
     @staticmethod
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
-        A, v, metric, z = ctx.saved_tensors  # type: ignore[attr-defined]
-        sigma, settings, report = ctx.how  # type: ignore[attr-defined]
+        values, v, metric, z = ctx.saved_tensors  # type: ignore[attr-defined]
+        kind, sigma, settings, report = ctx.how  # type: ignore[attr-defined]
+        A = kind(values)
         with torch.autocast(v.device.type, enabled=False):
             known = z.isfinite().all(-1, keepdim=True)
             z, v = torch.where(known, z, 0), torch.where(known, v, 0)
-            slopes = torch.where(known, sigma.derivative(z @ A.mT + v), 0)
+            slopes = torch.where(known, sigma.derivative(A.plus(v, z)), 0)
             dual = None if metric is None else 1 / metric
             asked = torch.where(known, g, 0)
-            u = _Adjoint.apply(A.mT, slopes, asked, dual, settings, report)
+            adjoint = A.adjoint()
+            how = (adjoint.kind, settings, report)
+            u = _Adjoint.apply(adjoint.values, slopes, asked, dual, *how)
             # A row without an equilibrium has no gradient, but where nothing asks for one.
             by_v = torch.where(known | (g == 0).all(-1, keepdim=True), u, torch.nan)
             if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-                return None, by_v, None, None, None, None, None
-            by_A = torch.where(u.isfinite().all(-1, keepdim=True), u, 0).mT @ z
-        return by_A, by_v, None, None, None, None, None
+                return None, by_v, None, None, None, None, None, None
+            by_values = A.outer(torch.where(u.isfinite().all(-1, keepdim=True), u, 0), z)
+        return by_values, by_v, None, None, None, None, None, None
 
     @staticmethod
     def vmap(
         info: Any,
         in_dims: tuple[Any, ...],
-        A: Tensor,
+        values: Tensor,
         v: Tensor,
         metric: Tensor | None,
         z0: Tensor | None,
         *how: Any,
     ) -> tuple[Tensor, int]:
         v, z0 = _flat(info, in_dims[1], v), None if z0 is None else _flat(info, in_dims[3], z0)
-        z = _Equilibrium.apply(A, v, metric, z0, *how)
-        return z.reshape(info.batch_size, len(z) // info.batch_size, len(A)), 0
+        z = _Equilibrium.apply(values, v, metric, z0, *how)
+        return z.reshape(info.batch_size, len(z) // info.batch_size, z.shape[-1]), 0
 
 
 class _Adjoint(torch.autograd.Function):
@@ -80,47 +87,50 @@ class _Adjoint(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        M: Tensor,
+        values: Tensor,
         slopes: Tensor,
         g: Tensor,
         metric: Tensor | None,
+        kind: Kind,
         settings: Settings,
         report: Report,
     ) -> Tensor:
         size = g.abs().sum(-1, keepdim=True)
         size = torch.where(size > 0, size, 1)
         how = replace(settings, metric=metric, z0=None)
-        solution = run(M, g / size, linear(slopes), how)
+        solution = run(kind(values), g / size, linear(slopes), how)
         # The samples of a bad input have been taken out; another g that is not finite is a failure.
         report(replace(solution, finite=torch.ones_like(solution.finite)), " (gradient)")
         return size * solution.z
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-        M, slopes, g, metric, *how = inputs
-        ctx.save_for_backward(M, slopes, g, metric, output)
+        values, slopes, g, metric, *how = inputs
+        ctx.save_for_backward(values, slopes, g, metric, output)
         ctx.how = how  # type: ignore[attr-defined]
 
     @staticmethod
     def backward(ctx: FunctionCtx, h: Tensor) -> tuple[Tensor | None, ...]:
-        M, slopes, g, metric, u = ctx.saved_tensors  # type: ignore[attr-defined]
-        dual = None if metric is None else 1 / metric
-        p = _Adjoint.apply(M.mT, slopes, h, dual, *ctx.how)  # type: ignore[attr-defined]
-        return p.mT @ u, (h + p @ M) * (g + u @ M.mT), p, None, None, None
+        values, slopes, g, metric, u = ctx.saved_tensors  # type: ignore[attr-defined]
+        kind, *how = ctx.how  # type: ignore[attr-defined]
+        dual, M = None if metric is None else 1 / metric, kind(values)
+        adjoint = M.adjoint()
+        p = _Adjoint.apply(adjoint.values, slopes, h, dual, adjoint.kind, *how)
+        return M.outer(p, u), adjoint.plus(h, p) * M.plus(g, u), p, None, None, None, None
 
     @staticmethod
     def vmap(
         info: Any,
         in_dims: tuple[Any, ...],
-        M: Tensor,
+        values: Tensor,
         slopes: Tensor,
         g: Tensor,
         metric: Tensor | None,
         *how: Any,
     ) -> tuple[Tensor, int]:
         slopes, g = _flat(info, in_dims[1], slopes), _flat(info, in_dims[2], g)
-        u = _Adjoint.apply(M, slopes, g, metric, *how)
-        return u.reshape(info.batch_size, len(u) // info.batch_size, len(M)), 0
+        u = _Adjoint.apply(values, slopes, g, metric, *how)
+        return u.reshape(info.batch_size, len(u) // info.batch_size, u.shape[-1]), 0
 
 
 def _flat(info: Any, dim: int | None, x: Tensor) -> Tensor:
@@ -130,7 +140,7 @@ def _flat(info: Any, dim: int | None, x: Tensor) -> Tensor:
 
 
 def implicit(
-    A: Tensor,
+    A: Tensor | Operator,
     v: Tensor,
     activation: str | Activation | Sequence[str | Activation] = "relu",
     *,
@@ -144,7 +154,7 @@ def implicit(
     on_failure: str = "raise",
     layer_name: str = "equilibrium",
 ) -> Tensor:
-    """The equilibrium z = σ(A z + v), differentiable with respect to A and v.
+    """The equilibrium z = σ(A z + v), differentiable with respect to A (its values) and v.
 
     With g the cotangent of z and D = diag σ'(A z + v), the adjoint u = D(g + Aᵀu) is found by the
     same method, step and tolerance (g being scaled to ‖g‖₁ = 1 in each row); then ∂v = u and
@@ -171,9 +181,12 @@ def implicit(
         NotConverged, ShapeError, InvalidInput: as `solve` and `announce`.
     """
     check_on_failure(on_failure)
-    settings = Settings(method, tol, max_steps, step, metric, z0, fallback)
+    settings, operator = (
+        Settings(method, tol, max_steps, step, metric, z0, fallback),
+        as_operator(A),
+    )
     try:
-        settings.check(A, v)
+        settings.check(operator, v)
     except RuntimeError as error:
         # The check reads the values of A and metric, which vmap refuses for what it maps over.
         if "vmap" not in str(error):
@@ -184,14 +197,15 @@ def implicit(
         ) from error
     rows = (math.prod(v.shape[:-1]), v.shape[-1])
     if step is None and method != "newton":
-        step = optimal_step(A, method, metric)
+        step = optimal_step(operator, method, metric)
     settings = replace(settings, step=step, metric=None, z0=None)
     metric = None if metric is None else metric.detach()
     z0 = None if z0 is None else z0.detach().reshape(rows)
-    work, sigma = working_dtype(A, v), as_activation(activation, rows[1])
+    work, sigma = working_dtype(operator, v), as_activation(activation, rows[1])
     report = partial(_report, layer_name, on_failure)
-    A, flat = A.to(work), v.to(work).reshape(rows)
-    z: Tensor = _Equilibrium.apply(A, flat, metric, z0, sigma, settings, report)
+    operator, flat = operator.to(work).remembering(), v.to(work).reshape(rows)
+    how = (operator.kind, sigma, settings, report)
+    z: Tensor = _Equilibrium.apply(operator.values, flat, metric, z0, *how)
     return z.reshape(v.shape).to(v.dtype)
 
 

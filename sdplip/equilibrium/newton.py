@@ -25,7 +25,7 @@ def newton(
     active set cycles, and whatever `rescue` converges for, this does too. Rows go on below tol
     while the steps still halve the residual: until only rounding is left.
 
-    Returns z, residual and steps. The Jacobians are factored in groups of rows.
+    Returns z, residual and steps. A is `Dense`; the Jacobians are factored in groups of rows.
     """
     best, residual = z.clone(), problem.residual(z)
     point, state = z.clone(), z.clone()
@@ -62,13 +62,13 @@ def newton(
 
 def _direction(problem: Problem, z: Tensor) -> Tensor:
     """-(I - D A)⁻¹ (z - σ(A z + v)) with D = diag σ'(A z + v), row by row."""
-    n = z.shape[-1]
+    n, A = z.shape[-1], problem.A.values
     eye = torch.eye(n, dtype=z.dtype, device=z.device)
     slopes, defect = problem.sigma.derivative(problem.preactivation(z)), problem.defect(z)
     size = max(1, MAX_ELEMENTS // n**2)
     pieces = [
         # solve_ex gives a singular row Inf or NaN and leaves the other rows alone.
-        torch.linalg.solve_ex(eye - d[:, :, None] * problem.A, -r[:, :, None])[0][:, :, 0]
+        torch.linalg.solve_ex(eye - d[:, :, None] * A, -r[:, :, None])[0][:, :, 0]
         for d, r in zip(slopes.split(size), defect.split(size), strict=True)
     ]
     return torch.cat(pieces)

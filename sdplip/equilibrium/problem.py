@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import activations
 from ..activations import Activation
 from ..errors import InvalidInput, NotConverged, NotConvergedWarning, ShapeError
+from .operators import Operator, as_operator
 from .splitting import monotonicity
 
 ON_FAILURE = ("raise", "warn", "ignore")
@@ -20,9 +21,9 @@ MAX_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 @dataclass(frozen=True)
 class Problem:
-    """z = σ(A z + v) for every row of v: A (n, n), v (batch, n)."""
+    """z = σ(A z + v) for every row of v (batch, units)."""
 
-    A: Tensor
+    A: Operator
     v: Tensor
     sigma: Activation
 
@@ -30,7 +31,7 @@ class Problem:
         return Problem(self.A, self.v[index], self.sigma.rows(index))
 
     def preactivation(self, z: Tensor) -> Tensor:
-        return torch.addmm(self.v, z, self.A.mT)
+        return self.A.plus(self.v, z)
 
     def defect(self, z: Tensor) -> Tensor:
         return z - self.sigma(self.preactivation(z))
@@ -44,22 +45,19 @@ class Problem:
         """The rows whose residual is at most tol, or at most what rounding alone makes of it.
 
         That is 2·eps·‖ |z| + |A| |z| + |v| ‖₂ / (1 + ‖z‖₂), of the numbers that the row itself
-        adds up, and never more than MAX_ROUNDING.
+        adds up (see `Operator.losses`), and never more than MAX_ROUNDING.
         """
         done = residual <= tol
         near = (~done & (residual <= MAX_ROUNDING[z.dtype])).nonzero()[:, 0]
         if len(near):
-            size = z[near].abs()
-            total = size + torch.addmm(self.v[near].abs(), size, self.A.mT.abs())
-            norm = torch.linalg.vector_norm
-            level = 2 * torch.finfo(z.dtype).eps * norm(total, dim=-1) / (1 + norm(size, dim=-1))
-            done[near] = residual[near] <= level
+            lost = 2 * torch.finfo(z.dtype).eps * self.A.losses(z[near], self.v[near])
+            done[near] = residual[near] <= lost / (1 + torch.linalg.vector_norm(z[near], dim=-1))
         return done
 
 
-def rounding(A: Tensor) -> float:
+def rounding(A: Operator) -> float:
     """The residual that rounding alone can cause in A's dtype: 2·eps·(1 + ‖A‖_F)."""
-    return 2 * torch.finfo(A.dtype).eps * (1 + float(torch.linalg.matrix_norm(A)))
+    return 2 * torch.finfo(A.dtype).eps * (1 + float(A.largest_norm))
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def as_activation(units: str | Activation | Sequence[str | Activation], n: int) 
 
 
 def error_bound(
-    A: Tensor,
+    A: Tensor | Operator,
     v: Tensor,
     z: Tensor,
     activation: str | Activation | Sequence[str | Activation] = "relu",
@@ -161,9 +159,12 @@ def error_bound(
     Returns:
         (...,) in the norm ‖x‖_Λ = (Σ λ_i x_i²)^½; infinite where m ≤ 0.
     """
-    sigma = as_activation(activation, v.shape[-1])
+    sigma, A = as_activation(activation, v.shape[-1]), as_operator(A)
     m, _ = monotonicity(A, metric)
-    root = 1.0 if metric is None else metric.to(z).sqrt()
-    defect = z - sigma(z @ A.mT + v)
-    near, far = (torch.linalg.vector_norm(x * root, dim=-1) for x in (defect, defect @ A.mT))
-    return near + far / m if m > 0 else torch.full_like(near, torch.inf)
+    root = 1.0 if metric is None else A.spread(metric.to(z)).sqrt()
+    rows = z.reshape(-1, z.shape[-1])
+    defect = rows - sigma(A.plus(v.expand_as(z).reshape(rows.shape), rows))
+    moved = A.plus(torch.zeros_like(defect), defect)
+    near, far = (torch.linalg.vector_norm(x * root, dim=-1) for x in (defect, moved))
+    bound = near + far / m if m > 0 else torch.full_like(near, torch.inf)
+    return bound.reshape(z.shape[:-1])

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..activations import Activation
 from ..errors import InvalidInput, ShapeError
 from .newton import newton
+from .operators import MAX_EXPLICIT, Operator, as_operator
 from .problem import Problem, Solution, as_activation, rounding
 from .splitting import Iteration, iterate, iteration, optimal_step
 
@@ -31,23 +32,22 @@ class Settings:
     z0: Tensor | None
     fallback: str | None
 
-    def check(self, A: Tensor, v: Tensor) -> None:
-        n = v.shape[-1] if v.dim() else 0
-        if not v.dim() or A.shape != (n, n):
+    def check(self, A: Operator, v: Tensor) -> None:
+        if not v.dim() or not A.fits(v.shape[-1]):
             raise ShapeError(
-                f"A has shape {tuple(A.shape)} and v {tuple(v.shape)}, but they must be (n, n) and "
-                "(..., n). Pass v = B x + b."
+                f"A has shape {tuple(A.values.shape)} and v {tuple(v.shape)}, but they must be "
+                f"{A.shapes}. Pass v = B x + b."
             )
-        kinds = {A.dtype, v.dtype}
-        if kinds - HALF - FULL or kinds == FULL or A.device != v.device:
+        kinds, device = {A.dtype, v.dtype}, A.values.device
+        if kinds - HALF - FULL or kinds == FULL or device != v.device:
             raise ShapeError(
-                f"A is {A.dtype} on {A.device} and v is {v.dtype} on {v.device}, but both must be "
+                f"A is {A.dtype} on {device} and v is {v.dtype} on {v.device}, but both must be "
                 "real floating point, on one device. Give both float32, or both float64."
             )
-        for name, x, shape in (("metric", self.metric, (n,)), ("z0", self.z0, v.shape)):
+        for name, x, shape in (("metric", self.metric, (A.blocks,)), ("z0", self.z0, v.shape)):
             if x is not None and x.shape != shape:
                 raise ShapeError(f"{name} has shape {tuple(x.shape)}. Make it {tuple(shape)}.")
-        if not bool(A.isfinite().all()):
+        if not bool(A.values.isfinite().all()):
             raise InvalidInput("A has entries that are NaN or Inf. Look at what it is made of.")
         if self.metric is not None and not bool((self.metric.isfinite() & (self.metric > 0)).all()):
             raise InvalidInput("metric has entries that are not positive and finite. Pass Λ > 0.")
@@ -60,10 +60,15 @@ class Settings:
         for name, size in (("step", self.step), ("tol", self.tol), ("max_steps", self.max_steps)):
             if size is not None and not 0 < size < math.inf:
                 raise InvalidInput(f"{name} = {size}, but must be positive. Leave the default.")
+        if self.method == "newton" and not A.small:
+            raise InvalidInput(
+                f"method = 'newton', but it needs A as a matrix and A has {A.units} units, more "
+                f"than {MAX_EXPLICIT}. Use 'peaceman_rachford'."
+            )
 
 
 def solve(
-    A: Tensor,
+    A: Tensor | Operator,
     v: Tensor,
     activation: str | Activation | Sequence[str | Activation] = "relu",
     *,
@@ -87,7 +92,8 @@ def solve(
     raises for lack of convergence, see `announce`. Not differentiable, see `implicit`.
 
     Args:
-        A: (n, n) float32 or float64; half precision is solved in float32 or better.
+        A: (n, n) float32 or float64; half precision is solved in float32 or better. Or an
+            operator, such as `Circulant`.
         v: (..., n), the drive B x + b. A single sample may be (n,).
         activation: one for all units, or one per unit.
         method: one of METHODS. "newton" goes on below tol, to rounding, and costs O(n³) per row.
@@ -95,24 +101,28 @@ def solve(
         step: default `optimal_step`, which costs two eigenvalue problems of size n: pass it in when
             A changes little. For "newton" it is the step of the splitting that helps it.
         metric: (n,) positive Λ in which I - A is strongly monotone; None is the identity. It serves
-            the choice of the step alone.
+            the choice of the step alone. For `Circulant` one number per channel.
         z0: (..., n), where to start; None (and what is not finite in it) is zero.
-        fallback: "newton" gives the rows that did not converge to Newton's method; None does not.
+        fallback: "newton" gives the rows that did not converge to Newton's method, if A is a matrix
+            or not too large to be written as one; None does not.
 
     Raises:
         ShapeError: shapes, dtypes or devices that do not fit.
         InvalidInput: A is not finite; metric, step, tol or max_steps not positive; unknown method.
     """
-    settings = Settings(method, tol, max_steps, step, metric, z0, fallback)
-    settings.check(A, v)
-    return run(A, v, as_activation(activation, v.shape[-1]), settings)
+    settings, operator = (
+        Settings(method, tol, max_steps, step, metric, z0, fallback),
+        as_operator(A),
+    )
+    settings.check(operator, v)
+    return run(operator, v, as_activation(activation, v.shape[-1]), settings)
 
 
-def working_dtype(A: Tensor, v: Tensor) -> torch.dtype:
+def working_dtype(A: Operator, v: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(A.dtype, v.dtype), torch.float32)
 
 
-def run(A: Tensor, v: Tensor, sigma: Activation, settings: Settings) -> Solution:
+def run(A: Operator, v: Tensor, sigma: Activation, settings: Settings) -> Solution:
     """`solve` with checked arguments."""
     method, batch, work = settings.method, v.shape[:-1], working_dtype(A, v)
     with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
@@ -131,17 +141,21 @@ def run(A: Tensor, v: Tensor, sigma: Activation, settings: Settings) -> Solution
             given = settings.step if method in (kind, "newton") else None
             return iteration(A, kind, given or optimal_step(A, kind, settings.metric))
 
-        newtons = functools.partial(scheme, "peaceman_rachford")
+        def by_newton(rows: Problem, z: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+            explicit = Problem(A.explicit(), rows.v, rows.sigma)
+            sweeps = functools.partial(scheme, "peaceman_rachford")
+            return newton(explicit, z, settings.tol, limit, sweeps)
+
         if method == "newton":
-            found = newton(problem, start[finite], settings.tol, settings.max_steps or 50, newtons)
+            found = by_newton(problem, start[finite], settings.max_steps or 50)
         else:
             sweeps, limit = functools.partial(scheme, method), settings.max_steps or 1000
             found = iterate(problem, sweeps, start[finite], settings.tol, limit)
         z, residual, steps = found
         failed = (~problem.solved(z, residual, settings.tol)).nonzero()[:, 0]
-        if settings.fallback and method != "newton" and len(failed):
+        if settings.fallback and method != "newton" and len(failed) and A.small:
             again = torch.where((residual[failed] < 0.1)[:, None], z[failed], 0)
-            found = newton(problem.rows(failed), again, settings.tol, 50, newtons)
+            found = by_newton(problem.rows(failed), again, 50)
             z[failed], residual[failed] = found[:2]
             steps[failed] += found[2]
             method += "+newton"

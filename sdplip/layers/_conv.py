@@ -12,6 +12,7 @@ from ..errors import InvalidInput, ShapeError
 from ..system import System
 from ._base import Layer, fill_uniform, numpy, wide
 from ._geometry import Geometry, Pair
+from ._plain import adjoint, convolution
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -160,6 +161,10 @@ class LinearConv(ConvLayer):
                 f"{image[0]} x {image[1]} under this kernel. Give another output_size."
             )
         return g.transpose(D, x, target, bias)
+
+    def _folded(self) -> nn.Module:
+        D = self._current()["D"].to(self.weight.dtype)
+        return (adjoint if self.transposed else convolution)(self.geometry, D, self.bias)
 
     def _unrolled(self, image: Pair) -> System:
         with torch.no_grad():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..activations import Activation, activation
-from ..equilibrium import Solution, implicit, solve
+from ..equilibrium import Operator, Solution, implicit, solve
 from ..errors import InvalidInput
 from ..system import System
 from ._base import (
@@ -19,10 +21,12 @@ from ._base import (
     slopes_in_unit_interval,
     wide,
 )
+from ._plain import linear
+from ._unrolled import FoldedEquilibrium, Unrolled
 
 
-class EquilibriumLayer(Layer):
-    """A well-posed equilibrium network whose subclass gives A, B, C, D from its parameters.
+class Equilibrium(Layer):
+    """What dense and convolutional equilibrium layers share: how they are solved.
 
     Attributes:
         method, tol, max_steps, fallback: of `sdplip.equilibrium.solve`; change them at any time.
@@ -31,11 +35,60 @@ class EquilibriumLayer(Layer):
             Inf comes back as NaN with a warning, and leaves its neighbours alone.
     """
 
+    hidden: int | tuple[int, ...]
+    activation: str | Activation
+    method: str
+    tol: float
+    max_steps: int | None
+    bias: nn.Parameter | None
+    out_bias: nn.Parameter | None
+    on_failure: str | None = None
+    fallback: str | None = "newton"
+
+    def _accepted(self, activation: str | Activation) -> str | Activation:
+        return slopes_in_unit_interval(type(self).__name__, activation)
+
+    def _find(self, A: Tensor | Operator, v: Tensor, metric: Tensor) -> Tensor:
+        """The equilibria of the rows v (batch, units), differentiable."""
+        return implicit(
+            A,
+            v,
+            self.activation,
+            on_failure=self.on_failure or ("warn" if self.training else "raise"),
+            layer_name=type(self).__name__,
+            **self._solver(metric),
+        )
+
+    def _solution(self, A: Tensor | Operator, v: Tensor, metric: Tensor) -> Solution:
+        return solve(A, v, self.activation, **self._solver(metric))
+
+    def _solver(self, metric: Tensor) -> dict[str, Any]:
+        return {
+            "metric": metric,
+            "method": self.method,
+            "tol": self.tol,
+            "max_steps": self.max_steps,
+            "fallback": self.fallback,
+        }
+
+    def _options(self) -> dict[str, str | float]:
+        return super()._options() | {"activation": activation(self.activation).name}
+
+    def _check(self, x: Tensor) -> None:
+        super()._check(x)
+        if x.is_meta:
+            raise InvalidInput(
+                f"{type(self).__name__}: no equilibrium can be computed on the meta device, which "
+                "holds no values. Move the layer and its input to another one."
+            )
+
+
+class EquilibriumLayer(Equilibrium):
+    """A well-posed equilibrium network whose subclass gives A, B, C, D from its parameters."""
+
     free = {"B": ("hidden", "in_features"), "C": ("out_features", "hidden")}  # noqa: RUF012
     B: nn.Parameter
     C: nn.Parameter
-    on_failure: str | None = None
-    fallback: str | None = "newton"
 
     def __init__(
         self,
@@ -69,9 +122,6 @@ class EquilibriumLayer(Layer):
         self.bias = free(hidden) if bias else None
         self.out_bias = free(out_features) if bias else None
 
-    def _accepted(self, activation: str | Activation) -> str | Activation:
-        return slopes_in_unit_interval(type(self).__name__, activation)
-
     def reset_parameters(self) -> None:
         """Draw B, C and the biases as nn.Linear does; the direct path D starts at zero."""
         fill_uniform(self.B, self.bias, fan_in=self.in_features)
@@ -87,20 +137,8 @@ class EquilibriumLayer(Layer):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         with full_precision(x):
-            w = self._closed_form()
-            on_failure = self.on_failure or ("warn" if self.training else "raise")
-            z = implicit(
-                w["A"],
-                self._drive(x, w["B"]),
-                self.activation,
-                method=self.method,
-                tol=self.tol,
-                max_steps=self.max_steps,
-                metric=self._metric(w),
-                fallback=self.fallback,
-                on_failure=on_failure,
-                layer_name=type(self).__name__,
-            )
+            w = self._current()
+            z = self._find(w["A"], self._drive(x, w["B"]), self._metric(w))
             y = F.linear(z, w["C"], _wide(self.out_bias))
             if self.feedthrough:
                 y = y + F.linear(wide(x), w["D"])
@@ -113,28 +151,14 @@ class EquilibriumLayer(Layer):
         """
         self._check(x)
         with torch.no_grad(), full_precision(x):
-            w = self._closed_form()
-            return solve(
-                w["A"],
-                self._drive(x, w["B"]),
-                self.activation,
-                method=self.method,
-                tol=self.tol,
-                max_steps=self.max_steps,
-                metric=self._metric(w),
-                fallback=self.fallback,
-            )
+            w = self._current()
+            return self._solution(w["A"], self._drive(x, w["B"]), self._metric(w))
 
-    def _options(self) -> dict[str, str | float]:
-        return super()._options() | {"activation": activation(self.activation).name}
-
-    def _check(self, x: Tensor) -> None:
-        super()._check(x)
-        if x.is_meta:
-            raise InvalidInput(
-                f"{type(self).__name__}: no equilibrium can be computed on the meta device, which "
-                "holds no values. Move the layer and its input to another one."
-            )
+    def _folded(self) -> nn.Module:
+        w = self._tensors()
+        inner = Unrolled(w["A"], self.activation, self._metric(w))
+        drive, read = linear(w["B"], self.bias), linear(w["C"], self.out_bias)
+        return FoldedEquilibrium(drive, inner, read, linear(w["D"]) if self.feedthrough else None)
 
     def _system(self) -> System:
         w = {name: numpy(value) for name, value in self._tensors().items()}

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..system import System
 from ._base import Layer, fill_orthogonal, fill_uniform, numpy
+from ._plain import linear
 
 
 class LinearLayer(Layer):
@@ -50,6 +51,9 @@ class LinearLayer(Layer):
         with torch.no_grad():
             norm = torch.linalg.matrix_norm(self._applied().double(), ord=2)
         return max(1.0, float(norm) * (1 + 1e-12))
+
+    def _folded(self) -> nn.Module:
+        return linear(self._applied(), self.bias)
 
     def _system(self) -> System:
         return System.linear(numpy(self._applied()), numpy(self.bias))

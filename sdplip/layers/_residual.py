@@ -19,6 +19,7 @@ from ._base import (
     slopes_in_unit_interval,
     wide,
 )
+from ._plain import linear, summed
 
 
 def residual(W: Tensor, T: Tensor) -> dict[str, Tensor]:
@@ -87,6 +88,12 @@ class ResidualLayer(Layer):
         scale = 2 / self._current()["T"]
         h = activation(self.activation)(F.linear(x, self.weight, self.bias))
         return x - F.linear((h * scale).to(self.weight.dtype), self.weight.mT)
+
+    def _folded(self) -> nn.Module:
+        w = {name: value.double() for name, value in self._tensors().items()}
+        G, dtype = residual(w["W"], w["T"])["G"].to(self.weight.dtype), self.weight.dtype
+        inner, outer = linear(w["W"].mT.to(dtype), self.bias), linear(G)
+        return summed(None, inner, activation(self.activation), outer)
 
     def _options(self) -> dict[str, str | float]:
         return super()._options() | {"activation": activation(self.activation).name}

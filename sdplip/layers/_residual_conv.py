@@ -15,6 +15,7 @@ from ..system import System
 from ._base import check_size, fill_uniform, numpy, slopes_in_unit_interval, wide
 from ._conv import HALVES, ConvLayer, norm_estimate, per_group
 from ._geometry import Geometry, Pair, pair
+from ._plain import adjoint, convolution, summed
 from .orthogonal import semi_orthogonal
 
 
@@ -162,6 +163,15 @@ class ResidualConv(ConvLayer):
             if "H" not in w:
                 return 1 + off
             return (1 + off) * (1 + norm_estimate(w["H"].double() - exact["H"].double()))
+
+    def _folded(self) -> nn.Module:
+        w, g = self._applied(), self.geometry
+        inner, outer = convolution(g, w["V"], self.bias), adjoint(g, -w["G"])
+        body = summed(None, inner, activation(self.activation), outer)
+        if "H" not in w:
+            return body
+        patches = Geometry.of(type(self).__name__, self.stride, self.stride, 0, 1, 1, "zeros", {})
+        return nn.Sequential(convolution(patches, w["H"]), body)
 
     def _unrolled(self, image: Pair) -> System:
         with torch.no_grad():

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import ShapeError
 from ._base import saturate, soft_bound
 from ._correlation import correlation_sums
+from ._spectrum import FREQUENCIES, norm_square
 from ._state import between
 from .nemon import reach
 from .orthogonal import semi_orthogonal
@@ -124,35 +125,28 @@ def metzler_solve(A: Tensor, v: Tensor) -> Tensor:
     return _upwards(solved, A)
 
 
-def spectral(W: Tensor) -> Tensor:
-    """T = ‖W‖₂² ⪰ WᵀW as the diagonal (*batch, columns), for W (*batch, rows, columns).
+def spectral(W: Tensor, taps: int = 0, frequencies: int = FREQUENCIES) -> Tensor:
+    """T = ‖W‖₂² ⪰ WᵀW as the diagonal (*batch, columns).
 
-    See `spectral_square` for how it is computed; at least FLOOR, and 1 for W = 0.
+    See `spectral_square` for the arguments and how it is computed; at least FLOOR, and 1 for W = 0.
     """
-    return _floored(spectral_square(W)).unsqueeze(-1).expand(*W.shape[:-2], W.shape[-1])
+    T = _floored(spectral_square(W, taps, frequencies))
+    return T.unsqueeze(-1).expand(*T.shape, W.shape[-1 - taps])
 
 
-def spectral_square(W: Tensor) -> Tensor:
-    """‖W‖₂² = ‖Wv‖², v the top eigenvector of the smaller Gram matrix, rounded upwards.
-
-    An error in v enters squared, so this is as good as the eigenvalue; computed in float64. The
-    gradient holds v fixed: exact where the largest singular value is simple, a subgradient and
-    finite where it is not. Second derivatives leave out the motion of v.
+def spectral_square(W: Tensor, taps: int = 0, frequencies: int = FREQUENCIES) -> Tensor:
+    """‖W‖₂², rounded upwards; see `norm_square` for how it is computed and its derivatives.
 
     Args:
-        W: (*batch, rows, columns).
+        W: (*batch, rows, columns), or with taps = 2 the kernel (*batch, rows, columns, k₁, k₂) of a
+            convolution, whose norm is that on the plane.
+        frequencies: per axis and k - 1, at least 2: for 12 the norm is bounded within 1.8 %.
 
     Returns:
         (*batch,), zero for W = 0, NaN where WᵀW is not finite.
     """
-    X = W.double()
-    X = X if X.shape[-2] >= X.shape[-1] else X.mT
-    with torch.no_grad():
-        G = X.mT @ X
-        finite = G.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
-        # eigh raises on NaN, where forward is to return NaN as nn.Linear does.
-        v = torch.linalg.eigh(G.where(finite, 0)).eigenvectors[..., -1:].where(finite, torch.nan)
-    return _upwards((X @ v).square().sum(dim=(-2, -1)), W).to(W.dtype)
+    K = W[(..., *[None] * (2 - taps))]
+    return _upwards(norm_square(K, frequencies), W).to(W.dtype)
 
 
 def dominant(S: Tensor, q: Tensor | None = None) -> Tensor:

@@ -30,6 +30,7 @@ from ._base import (
 )
 from ._equilibrium import EquilibriumLayer
 from ._linear import LinearLayer
+from ._plain import linear, summed
 from .nemon import checked_linf_bound, metric
 
 
@@ -142,6 +143,11 @@ class ClosedFormResidual(ClosedForm):
         w = {name: value.to(x.dtype) for name, value in self._applied().items()}
         h = activation(self.activation)(F.linear(x, w["W"].mT, self.bias))
         return F.linear(x, w["H"]) + F.linear(h, w["G"])
+
+    def _folded(self) -> nn.Module:
+        w, sigma = self._applied(), activation(self.activation)
+        inner, outer = linear(w["W"].mT, self.bias), linear(w["G"])
+        return summed(linear(w["H"]), inner, sigma, outer)
 
     def extra_repr(self) -> str:
         return (

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import Activation
+from ..equilibrium.operators import frobenius
 from ..errors import InvalidInput
 from ._base import fill_uniform, saturate, shown, soft_bound, wide
-from ._equilibrium import EquilibriumLayer
+from ._equilibrium import Equilibrium, EquilibriumLayer
 from ._state import Constant
 
 LIMIT = 10.0
@@ -39,10 +40,7 @@ def witness(
 ) -> dict[str, Tensor]:
     """A with Λ(I - A) = (CᵀC + NR⁻¹Nᵀ) / 2γ + VᵀV + εI + S - Sᵀ, which solves the condition.
 
-    Here Λ = diag(e^{-ψ}) is the condition's multiplier divided by γ, D = γK with ‖K‖₂ < 1,
-    R = I - KᵀK and N = CᵀK + ΛB. The Schur complement of ρI - DᵀD = γ²R in the condition is
-    γ(Λ(I - A) + (I - A)ᵀΛ) - CᵀC - NR⁻¹Nᵀ = 2γ(VᵀV + εI) ≻ 0. With K = L⁻¹X for the free X and
-    LLᵀ = I + XXᵀ every strict contraction is reached and R⁻¹ = I + XᵀX: nothing is inverted.
+    The free matrices saturate first, see LIMIT; `solution` is the closed form itself.
 
     Args:
         psi: (*batch, n). V, S: (*batch, n, n). B: (*batch, n, m). C: (*batch, p, n).
@@ -55,38 +53,107 @@ def witness(
 
     Source: [LBEN], the direct parametrisation that follows Theorem 2; D = 0 there.
     """
-    n = V.shape[-1]
-    scale = LIMIT * math.sqrt(n)
-    V, S = saturate(V, scale), saturate(S, scale)
-    root = gamma.clamp(max=1).sqrt()
-    B, C = saturate(B, scale * root), saturate(C, scale * root)
+    scale = LIMIT * math.sqrt(V.shape[-1])
+    outer = scale * gamma.clamp(max=1).sqrt()
+    V, S, B, C = saturate(V, scale), saturate(S, scale), saturate(B, outer), saturate(C, outer)
+    X = None if D is None else torch.where(gamma.isinf(), D, saturate(D, CONTRACTION))
+    return solution(psi, V, S, B, C, X, gamma, eps)
+
+
+def solution(
+    psi: Tensor,
+    V: Tensor,
+    S: Tensor,
+    B: Tensor,
+    C: Tensor,
+    X: Tensor | None,
+    gamma: Tensor,
+    eps: float | Tensor,
+) -> dict[str, Tensor]:
+    """`witness` of saturated matrices, real or complex; Xᵀ is the adjoint then.
+
+    A convolution on a torus is one complex system per frequency, with Λ and γ in common.
+
+    Here Λ = diag(e^{-ψ}) is the condition's multiplier divided by γ, D = γK with ‖K‖₂ < 1,
+    R = I - KᵀK and N = CᵀK + ΛB. The Schur complement of ρI - DᵀD = γ²R in the condition is
+    γ(Λ(I - A) + (I - A)ᵀΛ) - CᵀC - NR⁻¹Nᵀ = 2γ(VᵀV + εI) ≻ 0. With K = L⁻¹X for the free X and
+    LLᵀ = I + XXᵀ every strict contraction is reached and R⁻¹ = I + XᵀX: nothing is inverted.
+    """
     Lam = soft_bound(-psi, SPREAD).exp()
     N = Lam.unsqueeze(-1) * B
     free = gamma.isinf()
-    if D is None:
+    if X is None:
         D = C.new_zeros(*C.shape[:-1], B.shape[-1])
-        bound = C.mT @ C + N @ N.mT
+        bound = C.mH @ C + N @ N.mH
     else:
-        X = saturate(D, CONTRACTION)
         identity = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
-        L = torch.linalg.cholesky_ex(identity + X @ X.mT).L  # cholesky raises on NaN
+        L = torch.linalg.cholesky_ex(identity + X @ X.mH).L  # cholesky raises on NaN
         K = torch.linalg.solve_triangular(L, X, upper=False)
-        N = N + C.mT @ K
-        P = N @ X.mT
-        bound = C.mT @ C + N @ N.mT + P @ P.mT
-        D = torch.where(free, D, torch.where(free, 1, gamma) * K)
-    target = bound / (2 * gamma) + V.mT @ V + S - S.mT
+        N = N + C.mH @ K
+        P = N @ X.mH
+        bound = C.mH @ C + N @ N.mH + P @ P.mH
+        D = torch.where(free, X, torch.where(free, 1, gamma) * K)
+    # A complex number over a real infinity would be NaN.
+    target = bound * (0.5 / gamma) + V.mH @ V + S - S.mH
     # Rounding of A must not eat up ε, so it grows with what is rounded.
-    size = torch.linalg.matrix_norm(target.detach()) + Lam.detach().amax(dim=-1)
+    size = frobenius(target.detach()) + Lam.detach().amax(dim=-1)
     rounding = 8 * torch.finfo(V.dtype).eps * size
-    identity = torch.eye(n, dtype=V.dtype, device=V.device)
+    identity = torch.eye(V.shape[-1], dtype=V.dtype, device=V.device)
     target = target + (eps + rounding)[..., None, None] * identity
-    A = identity - target / Lam.unsqueeze(-1)
+    A = identity - target * Lam.reciprocal().unsqueeze(-1)
     multiplier = torch.where(free, 1, gamma).unsqueeze(-1) * Lam
     return {"A": A, "B": B, "C": C, "D": D, "Lam": multiplier, "rho": gamma.square()}
 
 
-class LBENLinear(EquilibriumLayer):
+class Bounded(Equilibrium):
+    """γ and ε of a layer, and what it promises by them: its constants and its checkpoint."""
+
+    condition = "equilibrium"
+    gamma = Constant(
+        lambda gamma: GAMMA[0] <= gamma <= GAMMA[1] or gamma == math.inf,
+        "must be in [1e-9, 1e9] or inf. Give a bound such as 1.0, or inf for none.",
+    )
+    eps = Constant(lambda eps: 0 < eps <= 1e9, "must be in (0, 1e9]. Use e.g. 1.0.")
+    psi: nn.Parameter
+
+    def _set_bound(self, gamma: float, learn_gamma: bool, eps: float) -> None:
+        """Like psi, the logarithm is a parameter of its device and dtype."""
+        self.gamma, self.eps = gamma, eps
+        if learn_gamma and math.isinf(self.gamma):
+            raise InvalidInput(
+                f"{type(self).__name__}: gamma = inf, but must be finite to be learned. "
+                "Give a bound such as 1.0, or learn_gamma=False."
+            )
+        if learn_gamma:
+            self.log_gamma = nn.Parameter(self.psi.new_empty(()))
+
+    def _reset_bound(self) -> None:
+        nn.init.zeros_(self.psi)
+        if hasattr(self, "log_gamma"):
+            nn.init.constant_(self.log_gamma, math.log(self.gamma))
+
+    def extra_repr(self) -> str:
+        learned = ", learn_gamma=True" if hasattr(self, "log_gamma") else ""
+        values = f"gamma={shown(self._gamma())}, eps={self.eps:g}"
+        return f"{super().extra_repr()}, {values}{learned}"
+
+    def _options(self) -> dict[str, str | float]:
+        return super()._options() | {"gamma": self.gamma, "eps": self.eps}
+
+    def _promise(self) -> float:
+        return float(self._gamma().detach())
+
+    def _gamma(self) -> Tensor:
+        if hasattr(self, "log_gamma"):
+            low, high = (math.log(limit) for limit in GAMMA)
+            return wide(self.log_gamma).clamp(low, high).exp()
+        return wide(self.psi).new_full((), self.gamma)
+
+    def _metric(self, w: dict[str, Tensor]) -> Tensor:
+        return w["Lam"].detach()
+
+
+class LBENLinear(Bounded, EquilibriumLayer):
     """x ↦ Cz + Dx + c at z = σ(Az + Bx + b) is well-posed and γ-Lipschitz, slopes in [0, 1].
 
     Args:
@@ -107,13 +174,6 @@ class LBENLinear(EquilibriumLayer):
 
     Source: Revay, Wang, Manchester, Lipschitz bounded equilibrium networks (arXiv 2010.01732).
     """
-
-    condition = "equilibrium"
-    gamma = Constant(
-        lambda gamma: GAMMA[0] <= gamma <= GAMMA[1] or gamma == math.inf,
-        "must be in [1e-9, 1e9] or inf. Give a bound such as 1.0, or inf for none.",
-    )
-    eps = Constant(lambda eps: 0 < eps <= 1e9, "must be in (0, 1e9]. Use e.g. 1.0.")
 
     def __init__(
         self,
@@ -146,17 +206,10 @@ class LBENLinear(EquilibriumLayer):
             device=device,
             dtype=dtype,
         )
-        self.gamma, self.eps = gamma, eps
-        if learn_gamma and math.isinf(self.gamma):
-            raise InvalidInput(
-                "LBENLinear: gamma = inf, but must be finite to be learned. "
-                "Give a bound such as 1.0, or learn_gamma=False."
-            )
         self.psi = nn.Parameter(torch.empty(hidden, device=device, dtype=dtype))
         self.V = nn.Parameter(torch.empty(hidden, hidden, device=device, dtype=dtype))
         self.S = nn.Parameter(torch.empty(hidden, hidden, device=device, dtype=dtype))
-        if learn_gamma:
-            self.log_gamma = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self._set_bound(gamma, learn_gamma, eps)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -166,31 +219,9 @@ class LBENLinear(EquilibriumLayer):
         """
         super().reset_parameters()
         fill_uniform(self.V, self.S, fan_in=self.hidden)
-        nn.init.zeros_(self.psi)
-        if hasattr(self, "log_gamma"):
-            nn.init.constant_(self.log_gamma, math.log(self.gamma))
-
-    def extra_repr(self) -> str:
-        learned = ", learn_gamma=True" if hasattr(self, "log_gamma") else ""
-        values = f"gamma={shown(self._gamma())}, eps={self.eps:g}"
-        return f"{super().extra_repr()}, {values}{learned}"
-
-    def _options(self) -> dict[str, str | float]:
-        return super()._options() | {"gamma": self.gamma, "eps": self.eps}
-
-    def _promise(self) -> float:
-        return float(self._gamma().detach())
-
-    def _gamma(self) -> Tensor:
-        if hasattr(self, "log_gamma"):
-            low, high = (math.log(limit) for limit in GAMMA)
-            return wide(self.log_gamma).clamp(low, high).exp()
-        return wide(self.B).new_full((), self.gamma)
+        self._reset_bound()
 
     def _closed_form(self) -> dict[str, Tensor]:
         psi, V, S, B, C = (wide(p) for p in (self.psi, self.V, self.S, self.B, self.C))
         D = None if self.D is None else wide(self.D)
         return witness(psi, V, S, B, C, D, self._gamma(), self.eps)
-
-    def _metric(self, w: dict[str, Tensor]) -> Tensor:
-        return w["Lam"].detach()

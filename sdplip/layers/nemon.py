@@ -6,11 +6,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..activations import Activation
 from ..errors import NotWellPosed
 from ._base import fill_uniform, saturate, soft_bound, wide
-from ._equilibrium import EquilibriumLayer
+from ._equilibrium import Equilibrium, EquilibriumLayer
 from ._state import Constant
 
 LIMIT = 10.0
@@ -25,23 +26,31 @@ def witness(T: Tensor, d: Tensor, c: Tensor) -> dict[str, Tensor]:
 
     Row i of (cI - ⌈A⌉)η is (|T_ii| - T_ii) η_i ≥ 0; the row sums are rounded upwards.
 
+    For a convolution T has the n columns of every tap beside each other, an odd number of taps of
+    which the middle one holds the diagonal: the rows of the unrolled matrix have the same entries,
+    some left out by zero padding, some added up by wrapping around.
+
     Args:
-        T: (*batch, n, n), arbitrary. d: (*batch, n). c: scalar below 1, by rounding at least.
+        T: (*batch, n, taps·n), arbitrary. d: (*batch, n). c: scalar below 1, by rounding at least.
 
     Returns:
-        A (*batch, n, n), eta (*batch, n), c.
+        A (*batch, n, taps·n), eta (*batch, n), c.
 
     Source: [NEMON], the parametrisation of its training problem.
     """
     margin = 16 * torch.finfo(T.dtype).eps
     c = c.clamp(max=1 - margin)
-    T = saturate(T, LIMIT * math.sqrt(T.shape[-1]))
+    n, taps = T.shape[-2], T.shape[-1] // T.shape[-2]
+    T = saturate(T, LIMIT * math.sqrt(n))
     eta = soft_bound(-d, SPREAD).exp()
-    diagonal = T.diagonal(dim1=-2, dim2=-1)
-    off = T - torch.diag_embed(diagonal)
+    before, after = n * (taps // 2), n * (taps - 1 - taps // 2)
+    diagonal = T[..., before : before + n].diagonal(dim1=-2, dim2=-1)
+    off = T - F.pad(torch.diag_embed(diagonal), (before, after))
     size = T.abs().sum(dim=-1)
-    shift = size + margin * (size + c.abs())
-    A = off * eta.unsqueeze(-1) / eta.unsqueeze(-2) + torch.diag_embed(diagonal - shift + c)
+    # A sum of many taps is rounded more often.
+    shift = size + max(1, taps / 16) * margin * (size + c.abs())
+    ratio = eta.unsqueeze(-1) / torch.cat([eta] * taps, dim=-1).unsqueeze(-2)
+    A = off * ratio + F.pad(torch.diag_embed(diagonal - shift + c), (before, after))
     return {"A": A, "eta": eta, "c": c}
 
 
@@ -102,7 +111,46 @@ def checked_linf_bound(owner: str, w: dict[str, Tensor]) -> float:
         return float(((C.abs() @ size).squeeze(-1) + D.abs().sum(dim=-1)).max())
 
 
-class NEMONLinear(EquilibriumLayer):
+class Measured(Equilibrium):
+    """The bound c on the matrix measure of a layer, and the ℓ∞ constant that its weights give."""
+
+    condition = "measure"
+    norm = math.inf
+    c = Constant(lambda c: -1e9 <= c < 1, "must be in [-1e9, 1). Use e.g. 0.")
+
+    def linf_bound(self) -> Tensor:
+        """The Lipschitz constant from ℓ∞ to ℓ∞ that the present weights give, differentiable."""
+        w = self._summed(self._tensors())
+        return linf_bound(w["A"], w["B"], w["C"], w["D"])
+
+    @property
+    def lipschitz(self) -> float:
+        """`linf_bound()` of the applied weights, in float64.
+
+        Raises:
+            InvalidInput: a parameter that is NaN or Inf, or on the meta device.
+            NotWellPosed: I - ⌈A⌉ is no M-matrix, after rounding.
+        """
+        return super().lipschitz
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, c={self.c:g}"
+
+    def _options(self) -> dict[str, str | float]:
+        return super()._options() | {"c": self.c}
+
+    def _promise(self) -> float:
+        with torch.no_grad():
+            w = {name: value.double() for name, value in self._tensors().items()}
+            owner = f"{type(self).__name__} with c = {self.c}"
+            return checked_linf_bound(owner, self._summed(w))
+
+    def _summed(self, w: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A, B, C, D as matrices (·, ·) that have the same bound."""
+        return w
+
+
+class NEMONLinear(Measured, EquilibriumLayer):
     """x ↦ Cz + Dx + c at z = σ(Az + Bx + b), μ_{∞,η}(A) ≤ c < 1, is well-posed; slopes in [0, 1].
 
     `lipschitz` is the ℓ∞ constant that its weights give; to train it, add `linf_bound()` to the
@@ -121,10 +169,6 @@ class NEMONLinear(EquilibriumLayer):
     Source: Jafarpour, Davydov, Proskurnikov, Bullo, Robust implicit networks via non-Euclidean
     contractions (NeurIPS 2021).
     """
-
-    condition = "measure"
-    norm = math.inf
-    c = Constant(lambda c: -1e9 <= c < 1, "must be in [-1e9, 1). Use e.g. 0.")
 
     def __init__(
         self,
@@ -165,30 +209,6 @@ class NEMONLinear(EquilibriumLayer):
         super().reset_parameters()
         fill_uniform(self.T, fan_in=self.hidden)
         nn.init.zeros_(self.d)
-
-    def linf_bound(self) -> Tensor:
-        """The Lipschitz constant from ℓ∞ to ℓ∞ that the present weights give, differentiable."""
-        w = self._tensors()
-        return linf_bound(w["A"], w["B"], w["C"], w["D"])
-
-    @property
-    def lipschitz(self) -> float:
-        """`linf_bound()` of the applied weights, in float64.
-
-        Raises:
-            InvalidInput: a parameter that is NaN or Inf, or on the meta device.
-            NotWellPosed: I - ⌈A⌉ is no M-matrix, after rounding.
-        """
-        return super().lipschitz
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, c={self.c:g}"
-
-    def _options(self) -> dict[str, str | float]:
-        return super()._options() | {"c": self.c}
-
-    def _promise(self) -> float:
-        return checked_linf_bound(f"NEMONLinear with c = {self.c}", self._tensors())
 
     def _closed_form(self) -> dict[str, Tensor]:
         B, C = wide(self.B), wide(self.C)

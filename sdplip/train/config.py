@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InvalidInput
-from .data import DATASETS, Splits
+from . import augment
+from .data import DATASETS, FOLDER, Splits, known
 from .loss import OFFSET, TEMPERATURE
-from .models import ModelConfig, norm_of, read_config
+from .models import ModelConfig, norm_of, plain, read_config
 
-SCHEDULES = ("constant", "piecewise", "onecycle", "cosine", "step")
-LOSSES = ("margin", "cross_entropy")
+SCHEDULES = ("constant", "piecewise", "onecycle", "cosine", "step", "multistep")
+LOSSES = ("margin", "multi_margin", "cross_entropy")
+OPTIMIZERS = ("adam", "sgd")
+PRECISIONS = ("32", "bf16-mixed")
+CIFAR_RADII = (36 / 255, 72 / 255, 108 / 255, 1.0)
+"""Where the literature states certified accuracy on colour images."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The recipe: Adam at `lr` under `schedule`, minimising `loss`.
+    """The recipe: `optimizer` at `lr` under `schedule`, minimising `loss`.
 
-    `linf_penalty` weighs NEMON's differentiable ℓ∞ bound in the loss.
+    `betas` are Adam's, `momentum` and `nesterov` those of SGD; a multistep schedule divides the
+    rate by ten at every share of the epochs in `milestones`. `offset` and `temperature` belong to
+    the losses with a margin, `linf_penalty` weighs NEMON's differentiable ℓ∞ bound in the loss.
+    `augment` names one of AUGMENTATIONS. With `precision` "bf16-mixed" products are in bfloat16
+    while training; what is measured afterwards never is. `train_images` restricts the training
+    images, see `Splits.first`.
     """
 
     data: str = "digits"
@@ -32,30 +42,69 @@ class TrainConfig:
     temperature: float = TEMPERATURE
     linf_penalty: float = 0.0
     seed: int = 0
+    optimizer: str = "adam"
+    betas: tuple[float, ...] = (0.9, 0.999)
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    milestones: tuple[float, ...] = (0.9, 0.99, 0.999)
+    augment: str = "none"
+    precision: str = "32"
+    train_images: int | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("data", DATASETS), ("schedule", SCHEDULES), ("loss", LOSSES)):
-            if getattr(self, name) not in known:
+        if not known(self.data):
+            raise InvalidInput(
+                f"train: data is {self.data!r}, but must be one of {', '.join(DATASETS)} or "
+                f"{FOLDER}PATH."
+            )
+        for name, values in (
+            ("schedule", SCHEDULES),
+            ("loss", LOSSES),
+            ("optimizer", OPTIMIZERS),
+            ("precision", PRECISIONS),
+            ("augment", tuple(augment.AUGMENTATIONS)),
+        ):
+            if getattr(self, name) not in values:
                 raise InvalidInput(
                     f"train: {name} is {getattr(self, name)!r}, but must be one of "
-                    f"{', '.join(known)}."
+                    f"{', '.join(values)}."
                 )
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("train_images", 1)):
             value = getattr(self, name)
+            if name == "train_images" and value is None:
+                continue
             if not isinstance(value, int) or value < least:
                 raise InvalidInput(f"train: {name} is {value!r}, but must be an integer ≥ {least}.")
         for name in ("lr", "temperature"):
             _finite("train", name, getattr(self, name), positive=True)
-        for name in ("offset", "linf_penalty"):
+        for name in ("offset", "linf_penalty", "weight_decay"):
             _finite("train", name, getattr(self, name), positive=False)
+        self._check_shares()
+
+    def _check_shares(self) -> None:
+        if len(self.betas) != 2:
+            raise InvalidInput(f"train: betas is {self.betas}, but must be two numbers.")
+        for name, shares in (
+            ("betas", self.betas),
+            ("momentum", (self.momentum,)),
+            ("milestones", self.milestones),
+        ):
+            if not all(0 <= share < 1 for share in shares):
+                raise InvalidInput(
+                    f"train: {name} is {getattr(self, name)}, but must lie in [0, 1)."
+                )
+        if self.nesterov and self.momentum == 0:
+            raise InvalidInput("train: nesterov is set, but momentum is 0. Give it a momentum.")
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """The measurements: accuracies at `radii` (ℓ₂) and `linf_radii` (ℓ∞), per raw pixel in [0, 1].
 
-    All three accuracies are taken on the same first `images` test images (None: all of them).
-    `verify` asks for the SDP bound; networks of more than `verify_units` units are left out of it.
+    Accuracies are taken on the first `images` test images (None: all of them), those under attack
+    on the first `attack_images` of these (None: all). `verify` asks for the SDP bound; networks of
+    more than `verify_units` units, and convolutional ones, are left out of it.
     """
 
     radii: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
@@ -65,12 +114,13 @@ class EvalConfig:
     images: int | None = None
     verify: bool = True
     verify_units: int = 300
+    attack_images: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("radii", "linf_radii"):
             for radius in getattr(self, name):
                 _finite("evaluate", name, radius, positive=True)
-        for name in ("steps", "restarts", "images", "verify_units"):
+        for name in ("steps", "restarts", "images", "attack_images", "verify_units"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InvalidInput(f"evaluate: {name} is {value!r}, but must be an integer ≥ 1.")
@@ -84,14 +134,15 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvalConfig = field(default_factory=EvalConfig)
 
+    def __post_init__(self) -> None:
+        augment.check(self.train.augment, self.model.input_shape)
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values."""
-        evaluate = asdict(self.evaluate)
-        evaluate |= {name: list(evaluate[name]) for name in ("radii", "linf_radii")}
         return {
             "model": self.model.to_dict(),
-            "train": asdict(self.train),
-            "evaluate": evaluate,
+            "train": plain(self.train),
+            "evaluate": plain(self.evaluate),
         }
 
     @classmethod
@@ -106,7 +157,8 @@ class RunConfig:
 
 
 def preset(layer: str, splits: Splits, width: int | None = None) -> RunConfig:
-    """Defaults for a family on a data set: what `sdplip train` and `sdplip compare` start from."""
+    """Defaults for a dense network of a family: what `sdplip train` and `sdplip compare` start
+    from without --preset."""
     small = splits.name == "digits"
     bounded = layer != "unconstrained" and norm_of(layer) == 2
     model = ModelConfig(
@@ -127,6 +179,8 @@ def preset(layer: str, splits: Splits, width: int | None = None) -> RunConfig:
         linf_penalty=1e-2 if norm_of(layer) == math.inf else 0.0,
     )
     radii = (0.1, 0.25, 0.5, 1.0) if small else (0.1, 0.3, 0.5, 1.0, 1.58)
+    if splits.input_shape[0] == 3:
+        radii = CIFAR_RADII
     return RunConfig(model, train, EvalConfig(radii=radii))
 
 

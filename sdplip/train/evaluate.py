@@ -1,7 +1,9 @@
 """Measure a trained model: clean, certified and attacked accuracy, and three Lipschitz constants.
 
-Everything is measured on one object: a float64 copy of the model, equilibria solved to rounding,
-whose system is the one that is verified.
+A dense model is measured as a float64 copy, equilibria solved to rounding, whose system is the one
+that is verified. A convolutional one is too large for that: its certificates rest on the layers'
+promises, and where float64 takes too long logits are those of float32, with a slack that exceeds
+what the rounding was found to do.
 """
 
 from __future__ import annotations
@@ -15,28 +17,39 @@ from torch import Tensor, nn
 
 from ..equilibrium import solve
 from ..errors import CertificationError, NotWellPosed
-from ..layers import EquilibriumLayer, Layer, lipschitz_bound
+from ..layers import lipschitz_bound
 from ..system import System
-from .attack import pgd, project
-from .certify import (
-    SLACK,
-    certified_accuracy,
-    certified_radii,
-    global_pairs,
-    last_layer_pairs,
-    linf_pairs,
-)
+from .certify import SLACK, certified_accuracy, certified_radii, global_pairs, linf_pairs
 from .config import RunConfig
-from .data import Splits
-from .models import norm_of, promises
+from .data import Splits, pixels
+from .measure import (
+    BATCH,
+    Subject,
+    collapsed,
+    correctly,
+    exact_copy,
+    full_float32,
+    promised_pairs,
+)
+from .models import DENSE, norm_of, promises
 from .row import Row
 
 if TYPE_CHECKING:
     from ..verify import Certificate
 
-ATTACK_TOL = 1e-5
 CURVE_POINTS = 61
-BATCH = 1000
+
+AFFORDABLE = 5_000_000
+"""Convolutional models of more parameters are measured in float32 on a CPU."""
+
+PROBED = 16
+"""Images on which the rounding of float32 is looked at."""
+
+JACOBIANS = (4, 10)
+"""At how many images, and of how many logits, a Jacobian bounds the constant from below."""
+
+EVAL_BYTES, ATTACK_BYTES = 1 << 28, 1 << 30
+"""Memory for activations, by which batches are sized."""
 
 
 def evaluate(
@@ -55,92 +68,147 @@ def evaluate(
     exact = exact_copy(model).to(device)
     limit = config.evaluate.images
     x, labels = (t[:limit].to(device) for t in splits.test)
-    x = x.double()
-    system = System.from_module(exact, features=math.prod(splits.input_shape))
-    logits = _in_batches(exact, x)
-    layer = config.model.layer
-    norms = [2.0] if norm_of(layer) == 2 or not promises(layer) else [2.0, norm_of(layer)]
-    return [
-        _row(norm, model, exact, system, logits, x, labels, config, step_ms, train_seconds)
-        for norm in norms
+    cost = {"step_ms": step_ms, "train_seconds": train_seconds}
+    with full_float32():
+        if config.model.architecture == DENSE:
+            return _dense_rows(exact, x, labels, config, cost)
+        return [_image_row(exact, x, labels, config, cost)]
+
+
+def _dense_rows(
+    exact: nn.Sequential, x: Tensor, labels: Tensor, config: RunConfig, cost: dict[str, float]
+) -> list[Row]:
+    layer, classes = config.model.layer, config.model.num_classes
+    system = System.from_module(exact, features=math.prod(config.model.input_shape))
+    subject = Subject(exact)
+    logits = subject.logits(x)
+    rows = []
+    for norm in [2.0] if norm_of(layer) == 2 or not promises(layer) else [2.0, norm_of(layer)]:
+        promised = None
+        pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
+        if promises(layer) and norm_of(layer) == norm:
+            promised = lipschitz_bound(exact, norm=norm)
+            pairs = (
+                promised_pairs(exact, promised, classes)
+                if norm == 2
+                else torch.minimum(global_pairs(promised, classes, norm), linf_pairs(system))
+            )
+        certificate, note, undecided = _verify(system, norm, config)
+        if certificate is not None:
+            # Every entry of either matrix is a bound, so the smaller of the two is one.
+            pairs = torch.minimum(pairs, global_pairs(certificate.bound, classes, norm))
+        row = _row(
+            subject, x, labels, logits, pairs, config, cost,
+            norm=norm, promised=promised, certificate=certificate, note=note,
+            undecided=undecided, residual=_residual(system, x),
+        )  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def _image_row(
+    exact: nn.Sequential, x: Tensor, labels: Tensor, config: RunConfig, cost: dict[str, float]
+) -> Row:
+    model = config.model
+    classes = model.num_classes
+    promised = None
+    pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
+    if promises(model.layer):
+        promised = lipschitz_bound(exact)
+        pairs = promised_pairs(exact, promised, classes)
+    subject, slack = _subject(exact, x, config)
+    return _row(
+        subject, x, labels, subject.logits(x), pairs, config, cost,
+        norm=2.0, promised=promised, slack=slack, sampled=_steepest(exact, x),
+        note="not verified: a semidefinite program of a convolutional network is too large",
+    )  # fmt: skip
+
+
+def _subject(exact: nn.Sequential, x: Tensor, config: RunConfig) -> tuple[Subject, float]:
+    """What a convolutional model is measured by, and the slack of its logits."""
+    area = config.model.width * math.prod(config.model.input_shape[1:])
+    batch = max(1, min(BATCH, EVAL_BYTES // (32 * area)))
+    attack_batch = max(1, min(1024, ATTACK_BYTES // (4 * area * len(exact))))
+    size = sum(p.numel() for p in exact.parameters())
+    precise = Subject(exact, torch.float64, batch, attack_batch)
+    if x.device.type == "cuda" or size <= AFFORDABLE:
+        return precise, SLACK[torch.float64]
+    subject = Subject(copy.deepcopy(exact).float(), torch.float32, batch, attack_batch)
+    probe = x[:PROBED]
+    z = precise.logits(probe)
+    off = (subject.logits(probe).double() - z).abs().amax(-1) / z.abs().amax(-1)
+    return subject, max(SLACK[torch.float32], 4 * float(off.max()))
+
+
+def _steepest(exact: nn.Sequential, x: Tensor) -> float:
+    """The largest norm of a Jacobian of some logits at some images: a lower bound."""
+    images, logits = JACOBIANS
+    point = pixels(x[:images], torch.float64).requires_grad_()
+    outputs = exact(point).sum(0)
+    rows = [
+        torch.autograd.grad(output, point, retain_graph=True)[0].flatten(1)
+        for output in outputs[:logits]
     ]
-
-
-def exact_copy(model: nn.Sequential, method: str = "newton", tol: float = 1e-12) -> nn.Sequential:
-    """A float64 copy in eval mode whose equilibria are solved by `method` to `tol`."""
-    twin = copy.deepcopy(model).double().eval()
-    for module in twin.modules():
-        if isinstance(module, EquilibriumLayer):
-            module.method, module.tol = method, tol
-    return twin
+    return float(torch.linalg.matrix_norm(torch.stack(rows, dim=1), ord=2).max())
 
 
 def _row(
-    norm: float,
-    model: nn.Sequential,
-    exact: nn.Sequential,
-    system: System,
-    logits: Tensor,
+    subject: Subject,
     x: Tensor,
     labels: Tensor,
+    logits: Tensor,
+    pairs: Tensor,
     config: RunConfig,
-    step_ms: float,
-    train_seconds: float,
+    cost: dict[str, float],
+    *,
+    norm: float,
+    promised: float | None,
+    certificate: Certificate | None = None,
+    sampled: float | None = None,
+    note: str = "",
+    undecided: bool = False,
+    residual: float = 0.0,
+    slack: float = SLACK[torch.float64],
 ) -> Row:
-    layer, classes = config.model.layer, config.model.num_classes
-    promised = None
-    pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
-    if promises(layer) and norm_of(layer) == norm:
-        promised = lipschitz_bound(exact, norm=norm)
-        pairs = _promised_pairs(exact, system, norm, promised, classes)
-    certificate, note, undecided = _verify(system, norm, config)
-    if certificate is not None:
-        # Every entry of either matrix is a bound, so the smaller of the two is one.
-        pairs = torch.minimum(pairs, global_pairs(certificate.bound, classes, norm))
-    found = certified_radii(logits, labels, pairs)
-    margin_positive = _correct(logits, labels)
+    found = certified_radii(logits, labels, pairs, slack)
+    correct = correctly(logits, labels)
+    clean = float(correct.double().mean())
     radii = config.evaluate.radii if norm == 2 else config.evaluate.linf_radii
-    attacked, unsound = _attack(exact, x, labels, margin_positive, found, radii, norm, config)
+    first = config.evaluate.attack_images
+    first = None if first is None or first >= len(x) else first
+    attacked, unsound = subject.attacked(
+        x[:first], labels[:first], correct[:first], found[:first], radii, norm, config
+    )
     grid = torch.linspace(0, 1.5 * max(radii, default=1.0), CURVE_POINTS).tolist()
     return Row(
-        layer=layer,
+        layer=config.model.layer,
         norm=norm,
-        clean=float(margin_positive.double().mean()),
+        clean=clean,
         radii=tuple(radii),
         certified=tuple(certified_accuracy(found, r) for r in radii),
         attacked=attacked,
         promised=promised,
         verified=None if certificate is None else certificate.bound,
         proven=None if certificate is None else certificate.proven,
-        sampled=None if certificate is None else certificate.lower,
+        sampled=sampled if certificate is None else certificate.lower,
         images=len(x),
-        parameters=sum(p.numel() for p in model.parameters()),
-        step_ms=step_ms,
-        train_seconds=train_seconds,
+        parameters=sum(p.numel() for p in subject.model.parameters()),
         verify_seconds=None if certificate is None else certificate.seconds,
-        slack=SLACK[torch.float64],
-        residual=_residual(system, x),
+        slack=slack,
+        residual=residual,
         scale=config.model.scale,
         unsound=unsound,
         undecided=undecided,
-        note=note,
+        note="; ".join(filter(None, (note, collapsed(clean, labels)))),
         certificate=certificate,
         curve={"radius": grid, "certified": [certified_accuracy(found, r) for r in grid]},
+        attack_images=first,
+        attack_clean=None if first is None else float(correct[:first].double().mean()),
+        attack_certified=()
+        if first is None
+        else tuple(certified_accuracy(found[:first], r) for r in radii),
+        **cost,
     )
-
-
-def _promised_pairs(
-    exact: nn.Sequential, system: System, norm: float, promised: float, classes: int
-) -> Tensor:
-    pairs = global_pairs(promised, classes, norm)
-    if norm != 2:
-        return torch.minimum(pairs, linf_pairs(system))
-    last = exact[-1]
-    if not isinstance(last, Layer) or last.condition != "linear":
-        return pairs
-    body = lipschitz_bound(exact[:-1], norm=2)
-    W = torch.as_tensor(last.system().D.copy())
-    return torch.minimum(pairs, last_layer_pairs(body, W))
 
 
 def _verify(system: System, norm: float, config: RunConfig) -> tuple[Certificate | None, str, bool]:
@@ -163,64 +231,11 @@ def _verify(system: System, norm: float, config: RunConfig) -> tuple[Certificate
         return None, f"undecided: {error}", True
 
 
-def _correct(logits: Tensor, labels: Tensor) -> Tensor:
-    others = logits.scatter(-1, labels[:, None], -torch.inf).amax(-1)
-    return logits.gather(-1, labels[:, None]).squeeze(-1) > others
-
-
-def _attack(
-    exact: nn.Sequential,
-    x: Tensor,
-    labels: Tensor,
-    correct: Tensor,
-    certified: Tensor,
-    radii: tuple[float, ...],
-    norm: float,
-    config: RunConfig,
-) -> tuple[tuple[float, ...], int]:
-    """Robust accuracy under attack at each radius, and how many certificates it refutes.
-
-    Certified images are attacked too, or an unsound certificate would never be seen. An image
-    broken at a radius is broken at every larger one.
-    """
-    approximate = exact_copy(exact, "peaceman_rachford", ATTACK_TOL).float()
-    for parameter in approximate.parameters():
-        parameter.requires_grad_(False)
-    standing = correct.clone()
-    unsound = torch.zeros_like(correct)
-    accuracies = {}
-    for radius in sorted(radii):
-        left = torch.nonzero(standing).squeeze(1)
-        result = pgd(
-            approximate,
-            x[left].float(),
-            labels[left],
-            radius,
-            norm=norm,
-            steps=config.evaluate.steps,
-            restarts=config.evaluate.restarts,
-            seed=config.train.seed,
-        )
-        broken = left[result.broken]
-        # The search is in float32; only what is in the ball and wrong in float64 counts.
-        found = project(result.x[result.broken].double(), x[broken], radius, norm)
-        confirmed = broken[~_correct(_in_batches(exact, found), labels[broken])]
-        standing[confirmed] = False
-        unsound[confirmed] |= certified[confirmed] > radius
-        accuracies[radius] = float(standing.double().mean())
-    return tuple(accuracies[r] for r in radii), int(unsound.sum())
-
-
-def _in_batches(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([model(part) for part in x.split(BATCH)])
-
-
 def _residual(system: System, x: Tensor) -> float:
     """The largest equilibrium residual over the images; 0 for a network without a loop."""
     if system.is_feedforward:
         return 0.0
     A, B, b = (torch.as_tensor(m.copy()) for m in (system.A, system.B, system.b))
     names = [str(name) for name in system.activation]
-    parts = (x.flatten(1).cpu() @ B.mT + b).split(BATCH)
+    parts = (pixels(x, torch.float64).flatten(1).cpu() @ B.mT + b).split(BATCH)
     return max(float(solve(A, v, names, method="newton").residual.max()) for v in parts)

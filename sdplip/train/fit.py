@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, Checkpoint
@@ -24,13 +23,18 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from .._arrays import write_atomically
 from ..errors import InvalidInput, NotConverged
-from ..layers import lipschitz_bound
-from .config import RunConfig, TrainConfig
-from .data import Splits
-from .loss import margin_cross_entropy
-from .models import build, linf_bounds, norm_of, promises
+from .augment import Augmentation
+from .config import RunConfig
+from .data import Splits, pixels
+from .loss import margin_cross_entropy, multi_margin
+from .models import build, linf_bounds, logit_scale
+from .optim import optimizer, schedule
 
 RESUME_FILE = "last.ckpt"
+CHECKED = 50
+"""Every so many steps the loss is looked at, which waits for the device."""
+
+_PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16-mixed": "bf16-mixed"}
 OnEpoch = Callable[[int, dict[str, float]], None]
 
 
@@ -86,8 +90,9 @@ def train(
     Raises NotConverged when the loss stops being finite, KeyboardInterrupt when interrupted.
     """
     target = pick_device(device)
+    chosen = splits.first(config.train.train_images)
     model = build(config.model, seed=config.train.seed)
-    module = _Classifier(model, config, tuple(t.to(target) for t in splits.train))
+    module = _Classifier(model, config, tuple(t.to(target) for t in chosen.train))
     recorder = _Recorder(module, on_epoch)
     callbacks: list[Callback] = [recorder]
     resume = None
@@ -100,6 +105,7 @@ def train(
             accelerator="gpu" if target.type == "cuda" else "cpu",
             devices=[target.index or 0] if target.type == "cuda" else 1,
             max_epochs=config.train.epochs,
+            precision=_PRECISIONS[config.train.precision],
             reload_dataloaders_every_n_epochs=1,
             callbacks=callbacks,
             enable_checkpointing=resume_dir is not None,
@@ -155,22 +161,26 @@ class _Batches:
     def __len__(self) -> int:
         return -(-len(self.data[0]) // self.size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Images, labels and a seed for what is random about this batch."""
         x, y = self.data
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
-        for part in order.to(x.device).split(self.size):
-            yield x[part], y[part]
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        seeds = torch.randint(2**62, (len(self),), generator=generator).tolist()
+        for part, seed in zip(order.split(self.size), seeds, strict=True):
+            yield x[part], y[part], seed
 
 
 class _Classifier(pl.LightningModule):
-    def __init__(self, model: nn.Module, config: RunConfig, data: tuple[Tensor, ...]) -> None:
+    def __init__(self, model: nn.Sequential, config: RunConfig, data: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.model, self.config, self.data = model, config.train, data
-        layer = config.model.layer
-        self.accuracy = MulticlassAccuracy(num_classes=int(data[1].max()) + 1, average="micro")
+        self.accuracy = MulticlassAccuracy(num_classes=config.model.num_classes, average="micro")
         self.losses: list[Tensor] = []
-        promised = promises(layer) and norm_of(layer) == 2
-        self.lipschitz = lipschitz_bound(model) if promised else 1.0
+        self.scale = logit_scale(model, config.model)
+        self.augment = Augmentation(
+            config.train.augment, config.model.input_shape, config.model.mean
+        )
 
     def train_dataloader(self) -> _Batches:
         # The order depends on seed and epoch alone, so that a resumed run sees the same batches.
@@ -182,21 +192,26 @@ class _Classifier(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         return batch
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        x, y = batch
-        logits = self.model(x)
-        if self.config.loss == "margin":
+    def training_step(self, batch: tuple[Tensor, Tensor, int], index: int) -> Tensor:
+        x, y, seed = batch
+        logits = self.model(self.augment(pixels(x), seed)).float()
+        config = self.config
+        if config.loss == "margin":
             loss = margin_cross_entropy(
                 logits,
                 y,
-                offset=self.config.offset,
-                temperature=self.config.temperature,
-                lipschitz=self.lipschitz,
+                offset=config.offset,
+                temperature=config.temperature,
+                lipschitz=self.scale,
             )
+        elif config.loss == "multi_margin":
+            loss = multi_margin(logits, y, offset=config.offset, lipschitz=self.scale)
         else:
             loss = F.cross_entropy(logits, y)
-        if self.config.linf_penalty:
-            loss = loss + self.config.linf_penalty * sum(linf_bounds(self.model))
+        if config.linf_penalty:
+            loss = loss + config.linf_penalty * sum(linf_bounds(self.model))
+        if index % CHECKED == 0:
+            _check_finite(float(loss.detach()), self.current_epoch + 1)
         self.losses.append(loss.detach())
         self.accuracy.update(logits.detach(), y)
         return loss
@@ -212,30 +227,23 @@ class _Classifier(pl.LightningModule):
         return metrics
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.lr)
+        chosen = optimizer(self.model.parameters(), self.config)
         steps = len(self.train_dataloader()) * self.config.epochs
-        scheduler = _schedule(optimizer, self.config, steps)
         return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "optimizer": chosen,
+            "lr_scheduler": {
+                "scheduler": schedule(chosen, self.config, steps),
+                "interval": "step",
+            },
         }
 
 
-def _schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    if config.schedule == "onecycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps)
-    factor: Callable[[float], float] = {
-        "constant": lambda t: 1.0,
-        # [ARAUJO]: up to the rate at 40 % of the steps, down to a twentieth at 80 %, then to zero.
-        "piecewise": lambda t: float(np.interp(t, [0, 0.4, 0.8, 1], [0, 1, 0.05, 0])),
-        "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
-        # [LBEN]: a tenth after each third of the epochs.
-        "step": lambda t: 0.1 ** math.floor(3 * t),
-    }[config.schedule]
-    # The first step of a warm-up must not be lost at rate zero.
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: factor((k + 0.5) / steps))
+def _check_finite(loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise NotConverged(
+            f"training: the loss is {loss} in epoch {epoch}. "
+            "Lower --lr, or for an equilibrium layer raise the solver's max_steps."
+        )
 
 
 class _Recorder(Callback):
@@ -255,16 +263,14 @@ class _Recorder(Callback):
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
+        if self.module.device.type == "cuda":
+            torch.cuda.synchronize(self.module.device)
         self.step_ms.append(1e3 * (time.perf_counter() - self._step))
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         metrics = self.module.epoch_metrics()
         epoch = len(self.history) + 1
-        if not math.isfinite(metrics["loss"]):
-            raise NotConverged(
-                f"training: the loss is {metrics['loss']} in epoch {epoch}. "
-                "Lower --lr, or for an equilibrium layer raise the solver's max_steps."
-            )
+        _check_finite(metrics["loss"], epoch)
         self.history.append(metrics)
         if self.on_epoch is not None:
             self.on_epoch(epoch, metrics)

@@ -34,3 +34,13 @@ def margin_cross_entropy(
     true_class = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
     shifted = logits - offset * lipschitz * true_class
     return F.cross_entropy(shifted / temperature, labels) * temperature
+
+
+def multi_margin(
+    logits: Tensor, labels: Tensor, *, offset: float = OFFSET, lipschitz: float = 1.0
+) -> Tensor:
+    """The mean hinge Σ_j max(0, offset·L − z_y + z_j) / K over all other classes j.
+
+    `logits` (N, K), `labels` (N,); returns the mean, a scalar. Source: the training code of [CPL].
+    """
+    return F.multi_margin_loss(logits, labels, margin=offset * lipschitz)

@@ -1,7 +1,8 @@
-"""Dense classifiers from every layer family, and two baselines that promise nothing.
+"""Classifiers from every layer family, and two baselines that promise nothing.
 
-A model is an `nn.Sequential` of Flatten, Normalize, then layers and activations: what
-`System.from_module` and `lipschitz_bound` understand, hence what can be verified.
+A model is an `nn.Sequential`. A dense one is made of Flatten, Normalize, then layers and
+activations: what `System.from_module` and `lipschitz_bound` understand, hence what can be
+verified. The convolutional ones are those of `convnets`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -20,9 +21,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ..activations import activation
 from ..errors import InvalidInput
-from ..layers import LAYERS, NEMONLinear, Normalize, OrthogonalLinear
+from ..layers import LAYERS, NEMONLinear, Normalize, OrthogonalLinear, lipschitz_bound
+from ..layers.head import NormalizedLinear
+from . import convnets
 
-BASELINES = ("unconstrained", "torch-spectral")
+BASELINES = (convnets.UNCONSTRAINED, "torch-spectral")
+DENSE = "dense"
+ARCHITECTURES = (DENSE, *convnets.ARCHITECTURES)
 NORMALISE = ("none", "mean", "std")
 
 
@@ -31,9 +36,12 @@ class ModelConfig:
     """Everything a model is rebuilt from, apart from its weights.
 
     `width` is the number of units per layer, `depth` the number of hidden layers (equilibrium
-    families have one). `gamma` is LBEN's bound for the normalised input. `normalise` subtracts
-    `mean` and, for "std", divides by `std`, inside the model: bounds per raw pixel are then
-    1/std times those of the rest. `tol` is the equilibrium solver's tolerance while training.
+    families have one); in a convolutional `architecture` that of channels and of convolutions, see
+    `convnets`. Residual convolutions have `hidden` channels of units (None: as many as channels);
+    `dense_depth` layers of `dense_width` units follow the convolutions where the architecture has
+    some. `gamma` is LBEN's bound for the normalised input. `normalise` subtracts `mean` (one, or
+    one per channel) and, for "std", divides by `std`, inside the model: bounds per raw pixel are
+    then 1/std times those of the rest. `tol` is the equilibrium solver's tolerance while training.
     """
 
     layer: str
@@ -43,30 +51,49 @@ class ModelConfig:
     depth: int = 2
     gamma: float = 1.0
     normalise: str = "mean"
-    mean: float = 0.0
+    mean: float | tuple[float, ...] = 0.0
     std: float = 1.0
     activation: str = "relu"
     tol: float = 1e-4
+    architecture: str = DENSE
+    hidden: int | None = None
+    dense_depth: int = 0
+    dense_width: int = 0
 
     def __post_init__(self) -> None:
         known_layer(self.layer)
         sizes = {"width": self.width, "depth": self.depth, "num_classes": self.num_classes}
         sizes |= {f"input_shape[{i}]": size for i, size in enumerate(self.input_shape)}
+        if self.hidden is not None:
+            sizes["hidden"] = self.hidden
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
                 raise InvalidInput(f"model: {name} is {size!r}, but must be an integer ≥ 1.")
+        for name in ("dense_depth", "dense_width"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 0:
+                raise InvalidInput(f"model: {name} is {size!r}, but must be an integer ≥ 0.")
         for name in ("gamma", "std", "tol"):
             value = getattr(self, name)
             if not (0 < value < math.inf):
                 raise InvalidInput(f"model: {name} is {value}, but must be positive and finite.")
-        if not math.isfinite(self.mean):
+        means = self.mean if isinstance(self.mean, tuple) else (self.mean,)
+        if not all(math.isfinite(mean) for mean in means):
             raise InvalidInput(f"model: mean is {self.mean}, but must be finite.")
-        if self.normalise not in NORMALISE:
+        if isinstance(self.mean, tuple) and len(means) != self.input_shape[0]:
             raise InvalidInput(
-                f"model: normalise is {self.normalise!r}, but must be one of "
-                f"{', '.join(NORMALISE)}."
+                f"model: mean has {len(means)} entries, but must be one number, or one per "
+                f"channel of {self.input_shape}."
             )
+        for name, known in (("normalise", NORMALISE), ("architecture", ARCHITECTURES)):
+            if getattr(self, name) not in known:
+                raise InvalidInput(
+                    f"model: {name} is {getattr(self, name)!r}, but must be one of "
+                    f"{', '.join(known)}."
+                )
         activation(self.activation)
+        if self.architecture != DENSE:
+            convnets.check(self)
 
     @property
     def scale(self) -> float:
@@ -75,12 +102,17 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values."""
-        return asdict(self) | {"input_shape": list(self.input_shape)}
+        return plain(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`; InvalidInput for unknown, missing or ill-typed entries."""
         return read_config(cls, values)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as JSON values; the inverse of `read_config`."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
 
 def read_config(cls: type, values: object) -> Any:
@@ -130,11 +162,16 @@ def build(config: ModelConfig, *, seed: int | None = None) -> nn.Sequential:
 
 
 def _build(config: ModelConfig) -> nn.Sequential:
+    if config.architecture != DENSE:
+        return nn.Sequential(*convnets.build(config))
     features = math.prod(config.input_shape)
     modules: list[nn.Module] = [nn.Flatten()]
     if config.normalise != "none":
         ones = torch.ones(features)
-        modules.append(Normalize(config.mean * ones, config.scale * ones))
+        mean = torch.tensor(config.mean)
+        if mean.ndim:
+            mean = mean.repeat_interleave(features // len(mean))
+        modules.append(Normalize(mean * ones, config.scale * ones))
     return nn.Sequential(*modules, *_body(config, features))
 
 
@@ -173,6 +210,14 @@ def _baseline(layer: str, fan_in: int, fan_out: int) -> nn.Module:
     return spectral_norm(linear) if layer == "torch-spectral" else linear
 
 
+def logit_scale(model: nn.Sequential, config: ModelConfig) -> float:
+    """What the margin in a loss is in units of: the ℓ₂ bound of the model; before a last layer with
+    unit rows, of what comes before that. 1 without a promise."""
+    if not promises(config.layer) or norm_of(config.layer) != 2:
+        return 1.0
+    return lipschitz_bound(model[:-1] if isinstance(model[-1], NormalizedLinear) else model)
+
+
 def linf_bounds(model: nn.Module) -> list[Tensor]:
     """The differentiable ℓ∞ bounds of the model's NEMON layers."""
     return [m.linf_bound() for m in model.modules() if isinstance(m, NEMONLinear)]
@@ -181,3 +226,11 @@ def linf_bounds(model: nn.Module) -> list[Tensor]:
 def families() -> tuple[str, ...]:
     """Everything that can be trained by name: the layer families, then the baselines."""
     return (*LAYERS, *BASELINES)
+
+
+def parameters(config: ModelConfig) -> int:
+    """The number of parameters of the model, whose tensors are not allocated."""
+    # Normalize has no parameters, and refuses the meta device, where it has no values to check.
+    plain = replace(config, normalise="none")
+    with torch.device("meta"):
+        return sum(p.numel() for p in _build(plain).parameters())

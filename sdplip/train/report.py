@@ -98,11 +98,19 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What the tables do not say by themselves, one line each."""
     lines = [
         "certified: proved by the smaller of promise and verified bound, margins less "
-        f"{rows[0].slack:g} of the largest logit; under attack: PGD; same images throughout.",
+        f"{max(row.slack for row in rows):.2g} of the largest logit; under attack: PGD; same "
+        "images throughout.",
         "sampled ≤ true constant ≤ verified: a Jacobian found, and the SDP's bound; figures are "
         "rounded here, --json and the run directory have every digit.",
     ]
     lines += [f"{row.label}: {row.note}" for row in rows if row.note]
+    for row in rows:
+        if row.attack_clean is not None:
+            proved = ", ".join(f"{100 * share:.1f}" for share in row.attack_certified)
+            lines.append(
+                f"{row.label}: under attack the first {row.attack_images} images only, of which "
+                f"{100 * row.attack_clean:.1f} % are clean and {proved} % certified."
+            )
     for row in rows:
         if row.scale != 1:
             inner = (None if v is None else v * row.scale for v in (row.promised, row.verified))

@@ -20,7 +20,9 @@ class Row:
     (ℓ∞) bound, `sampled` a lower bound; None where there is none, and `note` says why.
     `slack` is the part of the largest logit taken off each margin, `residual` the largest
     equilibrium residual met, `scale` what the model divides its input by.
-    `unsound` counts images attacked within their certified radius.
+    `unsound` counts images attacked within their certified radius. Where fewer than `images` were
+    attacked, `attacked` belongs to the first `attack_images`, whose clean and certified accuracies
+    are `attack_clean` and `attack_certified`.
     """
 
     layer: str
@@ -45,6 +47,9 @@ class Row:
     undecided: bool = False
     note: str = ""
     curve: dict[str, list[float]] = field(default_factory=dict)
+    attack_images: int | None = None
+    attack_clean: float | None = None
+    attack_certified: tuple[float, ...] = ()
     certificate: Certificate | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -58,13 +63,14 @@ class Row:
         certified ≤ attacked ≤ clean, sampled ≤ verified ≤ promised, each beyond rounding.
         """
         found = []
-        for radius, certified, attacked in zip(
-            self.radii, self.certified, self.attacked, strict=True
-        ):
-            if not certified <= attacked <= self.clean:
+        clean, proved = self.clean, self.certified
+        if self.attack_clean is not None:
+            clean, proved = self.attack_clean, self.attack_certified
+        for radius, certified, attacked in zip(self.radii, proved, self.attacked, strict=True):
+            if not certified <= attacked <= clean:
                 found.append(
                     f"{self.label}: at radius {radius:g} certified {certified:.4f}, attacked "
-                    f"{attacked:.4f}, clean {self.clean:.4f} are not in this order"
+                    f"{attacked:.4f}, clean {clean:.4f} are not in this order"
                 )
         if self.unsound:
             found.append(

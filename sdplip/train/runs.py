@@ -131,7 +131,7 @@ def prepare(config: RunConfig, out: Path, *, force: bool = False, resume: bool =
             for name in RUN_FILES:
                 (out / name).unlink(missing_ok=True)
         return
-    if different := _differences(stored, config.to_dict()):
+    if different := _differences(_completed(stored), config.to_dict()):
         raise InvalidInput(
             f"{out} holds a run of another configuration ({different}). "
             "Give --out another directory, or --force to start over."
@@ -188,6 +188,14 @@ def _read_rows(out: Path) -> list[Row]:
         raise InvalidInput(
             f"{out / 'metrics.json'} is no run's metrics: {error!r}. Add --force to start over."
         ) from error
+
+
+def _completed(stored: Any) -> Any:
+    """A stored configuration with the entries that came later, whose defaults are what was done."""
+    try:
+        return RunConfig.from_dict(stored).to_dict()
+    except InvalidInput:
+        return stored
 
 
 def _differences(stored: Any, wanted: Any, path: str = "") -> str:

@@ -15,6 +15,7 @@ from well_posed import F64, drive, lben, mon, nemon
 from sdplip.activations import ACTIVATIONS, activation
 from sdplip.equilibrium import (
     METHODS,
+    Dense,
     announce,
     error_bound,
     implicit,
@@ -479,7 +480,7 @@ def test_no_residual_above_the_cap_passes_for_rounding(
 ) -> None:
     A = torch.full((1, 1), -(10**log_a), dtype=F64)
     z = torch.full((1, 1), 10**log_z, dtype=F64)
-    problem = Problem(A, torch.ones(1, 1, dtype=F64), activation("relu"))
+    problem = Problem(Dense(A), torch.ones(1, 1, dtype=F64), activation("relu"))
     if problem.solved(z, torch.tensor([residual], dtype=F64), tol):
         assert residual <= max(tol, 1e-6)
 

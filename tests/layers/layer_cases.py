@@ -57,7 +57,8 @@ def everything(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None
 
 
 def matrices(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
-    return everything(lambda p: change(p) if p.ndim == 2 else p)
+    """Of kernels (rows, columns, k₁, k₂) too, taps and columns being one."""
+    return everything(lambda p: change(p.flatten(1)).view_as(p) if p.ndim >= 2 else p)
 
 
 def _without(index: tuple[Any, ...]) -> Callable[[Tensor], Tensor]:

@@ -192,3 +192,163 @@ def test_a_replaced_forward_is_refused(module):
     module.forward = lambda x: 100 * x
     with pytest.raises(InvalidInput, match="replaced forward"):
         lipschitz_bound(nn.Sequential(module))
+
+
+# --- torch.nn on images ---
+
+
+def matrix(module, shape):
+    """The module's matrix on images of this shape, from the identity basis, in float64."""
+    n = math.prod(shape)
+    basis = torch.eye(n, dtype=torch.float64).reshape(n, *shape)
+    zero = module(torch.zeros(1, *shape, dtype=torch.float64))
+    return (module(basis) - zero).detach().reshape(n, -1).mT
+
+
+CONVOLUTIONS = [
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 3},
+    {"kernel_size": (3, 5), "padding": "same"},
+    {"kernel_size": (2, 5), "padding": (0, 2)},
+    {"kernel_size": 3, "padding": 2},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": (3, 4), "stride": (3, 2), "padding": 1},
+    {"kernel_size": 2, "stride": 3},
+    {"kernel_size": 3, "dilation": (1, 2), "padding": 1},
+    {"kernel_size": 3, "dilation": 2, "stride": 2, "padding": 2},
+    {"kernel_size": 3, "groups": 2, "padding": 1},
+    {"kernel_size": 1},
+]
+KERNELS = {
+    "default": lambda K: K,
+    "constant": torch.ones_like,
+    "tiny": lambda K: K * 1e-200,
+    "huge": lambda K: K * 1e200,
+    "zero": torch.zeros_like,
+    "one filter": lambda K: K * (torch.arange(len(K)) == 0)[:, None, None, None],
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+def test_convolutions_count_with_a_bound_for_every_image_size(options, mode, kernel):
+    conv = nn.Conv2d(2, 4, padding_mode=mode, dtype=torch.float64, **options)
+    with torch.no_grad():
+        conv.weight.copy_(KERNELS[kernel](conv.weight))
+    if mode == "circular" and options.get("padding") == 2 and options.get("dilation") is None:
+        with pytest.raises(InvalidInput, match="repeats pixels, which expands"):
+            lipschitz_bound(conv)
+        return
+    bound, linf = lipschitz_bound(conv), lipschitz_bound(conv, math.inf)
+    scale = conv.weight.detach().abs().max().clamp(min=1e-300)
+    with torch.no_grad():
+        conv.weight.div_(scale)
+    worst = 0.0
+    for size in ((5, 5), (6, 7), (12, 12)):
+        J = matrix(conv, (2, *size))
+        worst = max(worst, torch.linalg.matrix_norm(J, ord=2).item())
+        assert worst <= bound / scale * (1 + 1e-9)
+        assert torch.linalg.matrix_norm(J, ord=math.inf) <= linf / scale * (1 + 1e-9)
+    if mode == "zeros" and kernel == "default":
+        assert bound / scale <= 1.25 * worst  # a 12 x 12 image nearly attains it
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_transposed_convolutions_count_with_the_norm_of_their_adjoint(stride):
+    conv = nn.ConvTranspose2d(4, 6, 3, stride, 1, stride - 1, groups=2, dtype=torch.float64)
+    for norm in (2, math.inf):
+        J = matrix(conv, (4, 4, 5))
+        found = lipschitz_bound(conv, norm)
+        assert torch.linalg.matrix_norm(J, ord=norm) <= found * (1 + 1e-9)
+        assert found <= (1.4 if norm == 2 else stride**2) * torch.linalg.matrix_norm(J, ord=norm)
+
+
+def test_a_convolution_on_tori_keeps_its_bound_whatever_the_stride():
+    """9 x 7 images do not consist of whole strides."""
+    conv = nn.Conv2d(2, 2, 3, 2, 1, padding_mode="circular", dtype=torch.float64)
+    with torch.no_grad():
+        conv.weight.fill_(1.0)
+    for size in ((9, 7), (8, 8), (3, 3)):
+        assert matrix(conv, (2, *size)).svd().S.max() <= lipschitz_bound(conv) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+def test_padding_that_repeats_pixels_is_refused(mode):
+    """1.06 to 1.83 in public layers that accept it."""
+    conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode=mode)
+    with pytest.raises(InvalidInput, match=rf'Conv2d \(at "0"\): padding_mode = \'{mode}\''):
+        lipschitz_bound(nn.Sequential(conv))
+    assert lipschitz_bound(conv, math.inf) > 0
+    assert lipschitz_bound(nn.Conv2d(1, 1, 3, padding_mode=mode)) > 0
+
+
+def test_a_convolution_with_another_map_behind_forward_is_unknown():
+    class Twice(nn.Conv2d):
+        def _conv_forward(self, *arguments):
+            return 2 * super()._conv_forward(*arguments)
+
+    with pytest.raises(InvalidInput, match="replaces _conv_forward"):
+        lipschitz_bound(Twice(1, 1, 1))
+    conv = nn.Conv2d(1, 1, 1)
+    conv._conv_forward = lambda *arguments: 0
+    with pytest.raises(InvalidInput, match="replaced forward"):
+        lipschitz_bound(conv)
+
+
+POOLS = [
+    nn.AvgPool2d(2),
+    nn.AvgPool2d(3, 1),
+    nn.AvgPool2d((3, 2), 2, padding=1),
+    nn.AvgPool2d(2, divisor_override=1),
+    nn.AvgPool2d(4, 4, ceil_mode=True, divisor_override=4),
+    nn.AdaptiveAvgPool2d(1),
+    nn.PixelUnshuffle(2),
+    nn.ZeroPad2d((1, 0, 2, -1)),
+    nn.ConstantPad2d(1, 5.0),
+]
+
+
+@pytest.mark.parametrize("module", POOLS, ids=repr)
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_pools_keep_their_constant(module, norm):
+    J = matrix(module, (1, 8, 6))
+    assert torch.linalg.matrix_norm(J, ord=norm) <= lipschitz_bound(module, norm) * (1 + 1e-12)
+
+
+REFUSED = [
+    (nn.AvgPool2d(2, ceil_mode=True), "divides windows at the border by less"),
+    (nn.AvgPool2d(2, padding=1, count_include_pad=False), "divides windows at the border by less"),
+    (nn.AdaptiveAvgPool2d((2, 1)), "windows may overlap"),
+    (nn.MaxPool2d(2, return_indices=True), "also returns indices"),
+    (nn.Flatten(0), "the samples of a batch"),
+    (nn.Unflatten(0, (2, 2)), "the samples of a batch"),
+    (nn.Dropout2d(), "in training"),
+]
+
+
+@pytest.mark.parametrize(("module", "reason"), REFUSED, ids=lambda x: repr(x)[:30])
+def test_options_without_a_bound_are_refused(module, reason):
+    with pytest.raises(InvalidInput, match=rf"{type(module).__name__} .*{reason}"):
+        lipschitz_bound(module)
+
+
+def test_maxima_count_their_overlap():
+    assert lipschitz_bound(nn.MaxPool2d(2, ceil_mode=True)) == 1.0
+    assert lipschitz_bound(nn.MaxPool2d(3, 2)) == 2.0
+    assert lipschitz_bound(nn.MaxPool2d(3, 2), math.inf) == 1.0
+
+
+def test_a_plain_image_classifier_has_a_bound():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3, stride=2, padding=1),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ).double()
+    bound = lipschitz_bound(model.eval())
+    x = torch.randn(3, 8, 8, dtype=torch.float64)
+    J = torch.autograd.functional.jacobian(lambda x: model(x[None])[0], x).flatten(1)
+    assert 0 < J.svd().S.max() <= bound

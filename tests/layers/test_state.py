@@ -248,7 +248,7 @@ def test_nemon_promises_nothing_without_an_m_matrix():
             w = super()._closed_form()
             return {**w, "A": w["A"] + 5 * torch.eye(len(w["A"]))}
 
-    with pytest.raises(NotWellPosed, match="NEMONLinear"):
+    with pytest.raises(NotWellPosed, match="IllPosed"):
         _ = make(IllPosed).lipschitz
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from sdplip.errors import InvalidInput, NotConverged
 from sdplip.train import load, override, preset, train
 from sdplip.train.config import SCHEDULES, EvalConfig, RunConfig, TrainConfig
-from sdplip.train.fit import RESUME_FILE, _schedule, pick_device
+from sdplip.train.fit import RESUME_FILE, pick_device
+from sdplip.train.optim import schedule
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +80,12 @@ def test_divergence_is_an_error_that_names_the_epoch(splits):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_start_positive_and_end_low(name):
     optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters(), lr=0.1)
-    schedule = _schedule(optimizer, TrainConfig(lr=0.1, schedule=name), 100)
+    rule = schedule(optimizer, TrainConfig(lr=0.1, schedule=name), 100)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
+        rule.step()
     assert min(rates) > 0 and max(rates) <= 0.1 * (1 + 1e-12) and max(rates) > 0.09
     assert rates[-1] <= (0.1 if name == "constant" else 0.0015)
 

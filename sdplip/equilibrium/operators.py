@@ -1,0 +1,311 @@
+"""The linear operators A of an equilibrium: a matrix, or one that commutes with shifts of an image.
+
+Both are given by square matrices: a matrix by itself, a block-circulant operator by its symbol, one
+complex matrix per frequency. Sums, inverses, adjoints and norms are those of these matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_EXPLICIT = 2000
+"""Units up to which a block-circulant operator is written out as a matrix, for Newton's method."""
+
+SAMPLES = 6
+"""Frequencies of each kind (evenly spaced, of largest norm) that stand for the whole symbol."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operator(ABC):
+    """A linear map of rows (batch, units), by matrices `values` (..., n, n)."""
+
+    values: Tensor
+
+    @property
+    @abstractmethod
+    def units(self) -> int:
+        """The length of the rows."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> Callable[[Tensor], Operator]:
+        """What makes this operator of its values."""
+
+    @abstractmethod
+    def fits(self, units: int) -> bool:
+        """Whether the values have the shape of an operator on rows of this length."""
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype) -> Operator:
+        """The same in the precision of float32 or float64."""
+
+    @abstractmethod
+    def plus(self, v: Tensor, z: Tensor) -> Tensor:
+        """v + A z for rows v and z."""
+
+    @abstractmethod
+    def outer(self, u: Tensor, z: Tensor) -> Tensor:
+        """The gradient of Σ uᵀA z over the rows with respect to the values."""
+
+    @abstractmethod
+    def losses(self, z: Tensor, v: Tensor) -> Tensor:
+        """The size (batch,) of all numbers that z - (A z + v) adds up, row by row."""
+
+    @abstractmethod
+    def least_diagonal(self) -> float:
+        """The least diagonal entry."""
+
+    @abstractmethod
+    def explicit(self) -> Dense:
+        """The same as a matrix."""
+
+    @property
+    def small(self) -> bool:
+        """Whether it may be written out as a matrix."""
+        return True
+
+    def spread(self, metric: Tensor) -> Tensor:
+        """The metric (n,) of the units."""
+        return metric
+
+    @property
+    def shapes(self) -> str:
+        """What the values and v must be."""
+        return "(n, n) and (..., n)"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+        return self.values.dtype
+
+    @property
+    def blocks(self) -> int:
+        """n, the size of a metric: units may come in groups that share an entry of it."""
+        return self.values.shape[-1]
+
+    @property
+    def largest_norm(self) -> Tensor:
+        """The largest Frobenius norm of the values, a bound on ‖A‖₂."""
+        norms = frobenius(self.values.detach())
+        return norms.max() if norms.numel() else norms.new_zeros(())
+
+    def adjoint(self) -> Operator:
+        return replace(self, values=self.values.mH.resolve_conj())
+
+    def affine(self, shift: float, scale: float) -> Operator:
+        """shift·I + scale·A."""
+        values = scale * self.values
+        values.diagonal(dim1=-2, dim2=-1).add_(shift)
+        return replace(self, values=values)
+
+    def resolvent(self, step: float) -> Operator:
+        """(I + step (I - A))⁻¹."""
+        moved = self.affine(1, -1).affine(1, step)
+        return replace(moved, values=torch.linalg.inv(moved.values))
+
+    def remembering(self) -> Operator:
+        """The same, which keeps what is computed of it and shares it with its adjoint.
+
+        That is of the present values and of one metric: for one solve and its gradient.
+        """
+        return self
+
+    def recall(self, key: object, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives, or gave before if it is kept."""
+        return compute()
+
+    def sample(self) -> Tensor:
+        """Values (k, n, n) that are typical of all, the largest among them."""
+        return self.values[None]
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Operator):
+    """The matrix `values` (n, n)."""
+
+    @property
+    def units(self) -> int:
+        return self.values.shape[-1]
+
+    @property
+    def kind(self) -> Callable[[Tensor], Operator]:
+        return Dense
+
+    def fits(self, units: int) -> bool:
+        return self.values.shape == (units, units)
+
+    def to(self, dtype: torch.dtype) -> Dense:
+        return Dense(self.values.to(dtype))
+
+    def plus(self, v: Tensor, z: Tensor) -> Tensor:
+        return torch.addmm(v, z, self.values.mT)
+
+    def outer(self, u: Tensor, z: Tensor) -> Tensor:
+        return u.mT @ z
+
+    def losses(self, z: Tensor, v: Tensor) -> Tensor:
+        total = z.abs() + torch.addmm(v.abs(), z.abs(), self.values.mT.abs())
+        return torch.linalg.vector_norm(total, dim=-1)
+
+    def least_diagonal(self) -> float:
+        diagonal = self.values.detach().diagonal()
+        return float(diagonal.min()) if len(diagonal) else 0.0
+
+    def explicit(self) -> Dense:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Circulant(Operator):
+    """z ↦ irfft2(Â(f) · rfft2(z)(f)) for images z of n channels on a torus, rows of n·h·w units.
+
+    Attributes:
+        values: the symbol Â (h, w//2 + 1, n, n) on the frequencies of rfft2, complex.
+        size: (h, w).
+    """
+
+    size: tuple[int, int]
+    # See `remembering`; resolvents are those of the adjoint where flipped.
+    kept: dict[object, Any] | None = None
+    flipped: bool = False
+
+    @property
+    def units(self) -> int:
+        return self.blocks * math.prod(self.size)
+
+    @property
+    def kind(self) -> Callable[[Tensor], Operator]:
+        return partial(Circulant, size=self.size, kept=self.kept, flipped=self.flipped)
+
+    def fits(self, units: int) -> bool:
+        (h, w), n = self.size, self.blocks
+        return self.values.shape == (h, w // 2 + 1, n, n) and units == self.units
+
+    @property
+    def dtype(self) -> torch.dtype:
+        # A symbol that is not complex is refused as what it is not: real rows' operator.
+        return self.values.dtype.to_real() if self.values.is_complex() else torch.bool
+
+    def to(self, dtype: torch.dtype) -> Circulant:
+        return replace(self, values=self.values.to(dtype.to_complex()))
+
+    def plus(self, v: Tensor, z: Tensor) -> Tensor:
+        moved = self._spectrum(z) @ self.values.flatten(0, 1).mT
+        return v + self._rows(moved)
+
+    def outer(self, u: Tensor, z: Tensor) -> Tensor:
+        product = torch.bmm(self._spectrum(u).mT, self._spectrum(z).conj())
+        weights = self._weights.flatten()[:, None, None]
+        return (weights * product).unflatten(0, self.values.shape[:2])
+
+    def losses(self, z: Tensor, v: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm
+        return (1 + self.largest_norm) * norm(z, dim=-1) + norm(v, dim=-1)
+
+    def least_diagonal(self) -> float:
+        entries = self.values.detach().diagonal(dim1=-2, dim2=-1).real
+        mean = (self._weights[..., None] * entries).sum(dim=(0, 1))
+        return float(mean.min()) if len(mean) else 0.0
+
+    @property
+    def small(self) -> bool:
+        return self.units <= MAX_EXPLICIT
+
+    @property
+    def shapes(self) -> str:
+        return "(h, w // 2 + 1, n, n) and (..., n * h * w)"
+
+    def spread(self, metric: Tensor) -> Tensor:
+        return metric.repeat_interleave(math.prod(self.size))
+
+    def explicit(self) -> Dense:
+        eye = torch.eye(self.units, dtype=self.dtype, device=self.values.device)
+        return Dense(self.plus(torch.zeros_like(eye), eye).mT)
+
+    def remembering(self) -> Circulant:
+        return self if self.kept is not None else replace(self, kept={})
+
+    def affine(self, shift: float, scale: float) -> Circulant:
+        return Circulant(super().affine(shift, scale).values, self.size)
+
+    def adjoint(self) -> Circulant:
+        return replace(self, values=self.values.mH.resolve_conj(), flipped=not self.flipped)
+
+    def resolvent(self, step: float) -> Operator:
+        def compute() -> Tensor:
+            V = Operator.resolvent(self, step).values
+            return V.mH.resolve_conj() if self.flipped else V
+
+        V = self.recall((step, self.dtype), compute)
+        return Circulant(V.mH.resolve_conj() if self.flipped else V, self.size)
+
+    def recall(self, key: object, compute: Callable[[], Any]) -> Any:
+        if self.kept is None:
+            return compute()
+        if key not in self.kept:
+            self.kept[key] = compute()
+        return self.kept[key]
+
+    def sample(self) -> Tensor:
+        values = self.values.flatten(0, 1)
+        if len(values) <= 2 * SAMPLES:
+            return values
+        even = torch.linspace(0, len(values) - 1, SAMPLES, device=values.device).long()
+        return values[torch.cat([even, frobenius(values.detach()).topk(SAMPLES).indices])]
+
+    @cached_property
+    def largest_norm(self) -> Tensor:
+        return super().largest_norm
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        """(h, w//2 + 1): how many frequencies of fft2 each one of rfft2 stands for, over h·w."""
+        h, w = self.size
+        columns = torch.full((w // 2 + 1,), 2.0, dtype=self.dtype, device=self.values.device)
+        columns[0] = 1
+        if w % 2 == 0:
+            columns[-1] = 1
+        return (columns / (h * w)).expand(h, -1)
+
+    def _spectrum(self, z: Tensor) -> Tensor:
+        """rfft2 of rows, as (frequencies, batch, n)."""
+        waves = spectrum(z.unflatten(-1, (self.blocks, *self.size)))
+        # bmm would copy each matrix by itself.
+        return waves.flatten(0, 1).contiguous()
+
+    def _rows(self, moved: Tensor) -> Tensor:
+        return from_spectrum(moved.unflatten(0, self.values.shape[:2]), self.size).flatten(1)
+
+
+def spectrum(x: Tensor) -> Tensor:
+    """rfft2 of images (batch, channels, h, w), as (h, w//2 + 1, batch, channels)."""
+    if not x.numel():
+        h, w = x.shape[-2:]
+        return x.new_zeros(h, w // 2 + 1, *x.shape[:2]).to(x.dtype.to_complex())
+    return torch.fft.rfft2(x).permute(2, 3, 0, 1)
+
+
+def from_spectrum(moved: Tensor, size: tuple[int, int]) -> Tensor:
+    """The inverse of `spectrum` for images of this size."""
+    if not moved.numel():
+        return moved.real.new_zeros(*moved.shape[2:], *size)
+    return torch.fft.irfft2(moved.permute(2, 3, 0, 1).contiguous(), s=size)
+
+
+def as_operator(A: Tensor | Operator) -> Operator:
+    return Dense(A) if isinstance(A, Tensor) else A
+
+
+def frobenius(values: Tensor) -> Tensor:
+    """The Frobenius norms of matrices (..., n, m), real or complex."""
+    # PyTorch's norm of complex numbers takes several times as long.
+    parts = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    return torch.linalg.vector_norm(parts, dim=(-3, -2, -1) if values.is_complex() else (-2, -1))

@@ -1,0 +1,77 @@
+"""What the parts around the Lipschitz layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ..errors import InvalidInput, ShapeError
+
+
+class Part(nn.Module):
+    """A module whose Lipschitz constant is known for several norms.
+
+    Attributes:
+        norm: 2, the norm of `lipschitz`.
+    """
+
+    norm: ClassVar[float] = 2
+
+    @property
+    def lipschitz(self) -> float:
+        """The constant from ℓ₂ to ℓ₂."""
+        return self.lipschitz_in(2.0)
+
+    def lipschitz_in(self, norm: float) -> float:
+        """The constant from ℓ_norm to ℓ_norm, norm = 2 or inf."""
+        raise NotImplementedError
+
+
+class Nonexpansive(Part):
+    """A part that moves numbers around, adds constants to them or drops some."""
+
+    def lipschitz_in(self, norm: float) -> float:
+        return 1.0
+
+
+class Container(Part):
+    """A part made of other modules."""
+
+    def lipschitz_in(self, norm: float) -> float:
+        """What the modules within promise together; see `lipschitz_bound`."""
+        from .bounds import lipschitz_bound
+
+        return lipschitz_bound(self, norm)
+
+    def combined(self, norm: float, constant: Callable[[str], float]) -> float:
+        """The constant, from `constant(name)` of every child."""
+        raise NotImplementedError
+
+
+def pair_of(owner: str, name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """One number per image axis, each at least 1."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(k, int) and k >= 1 for k in pair):
+        raise InvalidInput(
+            f"{owner}: {name} = {value}, but must be one or two integers of at least 1."
+        )
+    return pair[0], pair[1]
+
+
+def check_images(owner: str, x: Tensor) -> None:
+    if x.ndim not in (3, 4):
+        raise ShapeError(
+            f"{owner}: the input has shape {tuple(x.shape)}, but must be (N, channels, height, "
+            "width) or (channels, height, width)."
+        )
+
+
+def size_along(owner: str, x: Tensor, dim: int) -> int:
+    if not -x.ndim <= dim < x.ndim:
+        raise ShapeError(
+            f"{owner}: the input has shape {tuple(x.shape)}, which has no dimension {dim}. "
+            "Use dim=-3 for the channels of images and dim=-1 for vectors."
+        )
+    return x.shape[dim]

@@ -1,0 +1,134 @@
+"""Convolutional architectures: shapes, promises, and what they refuse to be built from."""
+
+import pytest
+import torch
+from torch import nn
+
+from sdplip.errors import InvalidInput
+from sdplip.layers import CONVOLUTIONS, lipschitz_bound
+from sdplip.layers.head import NormalizedLinear
+from sdplip.train import ModelConfig, build, load_model, save_model
+from sdplip.train.convnets import ARCHITECTURES, UNCONSTRAINED, families
+from sdplip.train.measure import exact_copy, promised_pairs
+from sdplip.train.models import logit_scale, parameters
+
+FAMILIES = families()
+ALL = [(a, f) for a in ARCHITECTURES for f in (*FAMILIES, UNCONSTRAINED)]
+
+
+def config(architecture, layer="aol", **changes):
+    small = {
+        "convnet": {"width": 4, "depth": 1},
+        "residual": {"width": 4, "depth": 2, "hidden": 3, "dense_depth": 1, "dense_width": 6},
+        "patchwise": {"width": 6, "depth": 1, "dense_depth": 2, "dense_width": 256},
+    }[architecture]
+    base = {"mean": (0.3, 0.4, 0.5), "architecture": architecture} | small
+    return ModelConfig(layer, (3, 32, 32), 5, **base | changes)
+
+
+def test_families_keep_the_image():
+    assert {"aol", "sll"} <= set(FAMILIES) <= set(CONVOLUTIONS)
+    assert not {"lben", "nemon"} & set(FAMILIES)
+
+
+@pytest.mark.parametrize("architecture, layer", ALL)
+def test_promise_holds_on_samples(architecture, layer):
+    c = config(architecture, layer, normalise="std", std=0.5)
+    exact = exact_copy(build(c, seed=1))
+    x, y = torch.rand(2, 4, 3, 32, 32, dtype=torch.float64)
+    x[2:] = y[2:] + 1e-3 * (x[2:] - y[2:])
+    with torch.no_grad():
+        z, w = exact(x), exact(y)
+    assert z.shape == (4, 5) and z.isfinite().all()
+    if layer == UNCONSTRAINED:
+        return
+    promised = lipschitz_bound(exact)
+    limit = promised if architecture == "residual" else 2.0
+    assert promised == pytest.approx(limit, rel=1e-6)
+    moved = torch.linalg.vector_norm((x - y).flatten(1), dim=1)
+    assert (torch.linalg.vector_norm(z - w, dim=1) <= promised * moved * (1 + 1e-9)).all()
+    pairs = promised_pairs(exact, promised, 5)
+    change = (z[:, :, None] - z[:, None] - w[:, :, None] + w[:, None]).abs()
+    assert (change <= pairs * moved[:, None, None] * (1 + 1e-9) + 1e-12).all()
+    assert (pairs <= 2**0.5 * promised * (1 + 1e-9)).all()
+    assert (change > 0).any()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_seed_decides_and_files_rebuild_it(architecture, tmp_path):
+    c = config(architecture, "sll")
+    one, two, other = (build(c, seed=seed) for seed in (3, 3, 4))
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(one(x), two(x)) and not torch.equal(one(x), other(x))
+    save_model(tmp_path / "model.safetensors", one, c)
+    loaded, read = load_model(tmp_path)
+    assert read == c and torch.equal(loaded(x), one.eval()(x))
+    assert parameters(c) == sum(p.numel() for p in one.parameters())
+
+
+def test_the_last_linear_layer_gives_tighter_pairs():
+    exact = exact_copy(build(config("convnet", "aol"), seed=0))
+    W = exact[-2].weight
+    with torch.no_grad():
+        W[:, :] = 0.1 * torch.eye(*W.shape)
+        W[1] = W[0] + 1e-3 * W[1]
+    pairs = promised_pairs(exact, 1.0, 5)
+    assert pairs[0, 1] < 0.3 < pairs[0, 2]
+
+
+def test_the_margin_is_in_units_of_what_comes_before_unit_rows():
+    c = config("residual", "sll", normalise="std", std=0.5)
+    model = build(c, seed=0)
+    assert isinstance(model[-1], NormalizedLinear)
+    assert logit_scale(model, c) == pytest.approx(2.0)
+    plain = config("residual", UNCONSTRAINED)
+    assert logit_scale(build(plain, seed=0), plain) == 1.0
+
+
+def test_larger_images_have_a_block_more_and_are_pooled():
+    def blocks(side, width=8):
+        c = ModelConfig("aol", (1, side, side), 3, width=width, depth=1, architecture="convnet")
+        model = build(c, seed=0)
+        assert model(torch.rand(1, 1, side, side)).shape == (1, 3)
+        return sum(type(m).__name__ == "SpaceToDepth" for m in model)
+
+    assert (blocks(32), blocks(64), blocks(128)) == (5, 6, 6)
+
+
+def test_units_of_residual_families_are_counted():
+    model = build(config("residual", "sll"), seed=0)
+    shapes = [tuple(p.shape) for p in model.parameters() if p.ndim > 1]
+    assert shapes == [(3, 4, 3, 3)] * 2 + [(6, 256), (5, 256)]
+    plain = build(config("convnet", UNCONSTRAINED), seed=0)
+    assert isinstance(plain[2], nn.Conv2d)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"layer": "lben"}, "lben.*aol"),
+        ({"layer": "torch-spectral"}, "torch-spectral"),
+        ({"input_shape": (3072,), "mean": 0.0}, "takes images"),
+        ({"input_shape": (3, 28, 28), "mean": 0.0}, "28x28.*multiples of 32"),
+        ({"width": 2}, "3 channels"),
+        ({"width": 5}, "even"),
+        ({"width": 4, "num_classes": 1000}, "too small for 1000 classes"),
+        ({"architecture": "vit"}, "vit.*dense, convnet, residual, patchwise"),
+        ({"mean": (0.1, 0.2)}, "mean has 2 entries"),
+        ({"hidden": 0}, "hidden"),
+        ({"dense_depth": -1}, "dense_depth"),
+        ({"architecture": "patchwise", "dense_width": 100}, "multiple of the 64 patches"),
+        ({"architecture": "patchwise", "dense_width": 64}, "dense_depth 0"),
+        ({"architecture": "residual", "input_shape": (3, 30, 30)}, "multiples of 4"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_built(changes, message):
+    values = config("convnet").to_dict() | {"input_shape": (3, 32, 32), "mean": (0.3, 0.4, 0.5)}
+    with pytest.raises(InvalidInput, match=message):
+        ModelConfig(**values | changes)
+
+
+def test_configurations_without_the_later_entries_are_read():
+    old = {"layer": "sll", "input_shape": [1, 4, 4], "num_classes": 3, "width": 5, "mean": 0.2}
+    c = ModelConfig.from_dict(old)
+    assert c.architecture == "dense" and build(c)(torch.rand(2, 1, 4, 4)).shape == (2, 3)
