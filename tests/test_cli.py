@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -124,6 +126,19 @@ def test_a_network_without_an_equilibrium_has_no_bound(cli, tmp_path):
         (["train", "--device", "abacus"], "abacus"),
         (["train", "--activation", "__import__('os')"], "__import__"),
         (["train", "--data", "mnist", "--data-root", "empty"], "train-images-idx3-ubyte"),
+        (["train", "--data", "cifar10", "--data-root", "empty"], "data_batch_1"),
+        (["train", "--data", "folder:nowhere"], "no train folder"),
+        (["train", "--preset", "resnet50"], "sll-small"),
+        (["train", "--preset", "convnet-xs"], "needs a family"),
+        (["train", "--preset", "convnet-xs-aol"], "multiples of 32"),
+        (["compare", "--preset", "convnet-xs", "--layers", "aol,lben"], "lben"),
+        (["train", "--augment", "mixup"], "mixup"),
+        (["train", "--augment", "colour"], "3 colour channels"),
+        (["train", "--optimizer", "lion"], "lion"),
+        (["train", "--weight-decay", "-1"], "weight_decay"),
+        (["train", "--precision", "16"], "precision"),
+        (["train", "--train-images", "9999"], "train_images = 9999"),
+        (["train", "--attack-images", "0"], "attack_images"),
     ],
 )
 def test_bad_input_is_exit_code_2_and_leaves_nothing_behind(cli, tmp_path, arguments, said):
@@ -213,6 +228,54 @@ def test_a_tampered_model_is_refused(cli, tmp_path):
     path.write_bytes(path.read_bytes()[:-4])
     result = cli("verify", "run")
     assert result.exit_code == 2 and str(path.name) in result.stderr
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """A folder of noise, of 32x32 pixels and two classes, brighter and darker."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for level, name in ((0, "dark"), (150, "light")):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for index in range(6):
+                pixels = (rng.integers(0, 100, (32, 32, 3)) + level).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{index}.png")
+    return ["--data", "folder:images", "--epochs", "1", "--depth", "1", "--batch-size", "4"]
+
+
+def test_a_preset_on_a_folder_of_images(cli, images, tmp_path):
+    options = [*images, "--attack-images", "4", "--train-images", "8", "--lr", "0.01", "--json"]
+    result = cli("train", "--preset", "convnet-xs-sll", *options)
+    assert result.exit_code == 0, result.stderr
+    document = one_document(result)
+    row = document["rows"][0]
+    assert row["layer"] == "sll" and row["images"] == 12 and row["attack_images"] == 4
+    assert row["radii"][0] == 36 / 255 and "not verified" in row["note"]
+    assert "decoding images" in result.stderr
+    assert Path(document["run"]) == Path("runs", "images", "convnet-xs-sll")
+    config = json.loads((tmp_path / document["run"] / "config.json").read_text())
+    assert config["train"]["train_images"] == 8 and config["train"]["lr"] == 0.01
+    assert config["train"]["optimizer"] == "sgd" and config["train"]["augment"] == "crop"
+    again = cli(
+        "train", "--preset", "convnet-xs", "--layer", "sll", *options, "--out", document["run"]
+    )
+    assert again.exit_code == 0 and one_document(again)["rows"] == [row]
+
+
+def test_compare_over_a_preset(cli, images, tmp_path):
+    options = [*images, "--attack-images", "2", "--images", "4"]
+    result = cli("compare", "--preset", "convnet-xs", "--layers", "aol,cpl", *options)
+    assert result.exit_code == 0, result.stderr
+    assert "first 2 images only" in result.stdout
+    assert (tmp_path / "runs" / "images-convnet-xs" / "cpl" / "metrics.json").is_file()
+
+
+def test_presets_are_listed(cli, tmp_path):
+    listed = {p["preset"]: p for p in one_document(cli("train", "--list-presets", "--json"))}
+    assert listed["sll-small"]["parameters"] == "41,385,862"
+    assert "onecycle" in listed["convnet-xs-aol"]["recipe"] and listed["aol-large"]["source"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -76,13 +76,14 @@ def _options(
 @app.command()
 def layers(as_json: Json = False) -> None:
     """List the layer families, the condition each satisfies, and its promise."""
-    from ..layers import LAYERS
+    from ..layers import CONVOLUTIONS, LAYERS
 
     rows = [
-        (name, cls.condition, "2" if cls.norm == 2 else "inf", _first_line(cls))
-        for name, cls in LAYERS.items()
+        (name, cls.__name__, cls.condition, "2" if cls.norm == 2 else "inf", _first_line(cls))
+        for table in (LAYERS, CONVOLUTIONS)
+        for name, cls in table.items()
     ]
-    listing(("layer", "condition", "norm", "claim"), rows, as_json)
+    listing(("layer", "class", "condition", "norm", "claim"), rows, as_json)
 
 
 def _first_line(cls: type) -> str:

@@ -179,6 +179,7 @@ def train(
         if layer is not None and preset is not None and not preset.endswith(f"-{layer}"):
             name = f"{preset}-{layer}"
         out = Path("runs") / short_name(data) / name if out is None else out
+        splits = splits.first(config.train.train_images)
         prepare(config, out, force=force, resume=resume)
         finished = run(config, splits, out, device=device, resume=resume, on_epoch=progress.epoch)
     progress.finished(finished)

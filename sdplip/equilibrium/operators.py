@@ -97,6 +97,11 @@ class Operator(ABC):
         norms = frobenius(self.values.detach())
         return norms.max() if norms.numel() else norms.new_zeros(())
 
+    @property
+    def finite(self) -> bool:
+        """Whether no value is NaN or Inf."""
+        return bool(self.values.isfinite().all())
+
     def adjoint(self) -> Operator:
         return replace(self, values=self.values.mH.resolve_conj())
 
@@ -195,7 +200,8 @@ class Circulant(Operator):
         return self.values.dtype.to_real() if self.values.is_complex() else torch.bool
 
     def to(self, dtype: torch.dtype) -> Circulant:
-        return replace(self, values=self.values.to(dtype.to_complex()))
+        values = self.values.to(dtype.to_complex())
+        return self if values is self.values else replace(self, values=values)
 
     def plus(self, v: Tensor, z: Tensor) -> Tensor:
         moved = self._spectrum(z) @ self.values.flatten(0, 1).mT
@@ -264,6 +270,11 @@ class Circulant(Operator):
     @cached_property
     def largest_norm(self) -> Tensor:
         return super().largest_norm
+
+    @property
+    def finite(self) -> bool:
+        # The norm is needed anyway, and a look at every complex number takes longer.
+        return bool(self.largest_norm.isfinite()) or super().finite
 
     @cached_property
     def _weights(self) -> Tensor:

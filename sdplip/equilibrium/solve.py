@@ -47,7 +47,7 @@ class Settings:
         for name, x, shape in (("metric", self.metric, (A.blocks,)), ("z0", self.z0, v.shape)):
             if x is not None and x.shape != shape:
                 raise ShapeError(f"{name} has shape {tuple(x.shape)}. Make it {tuple(shape)}.")
-        if not bool(A.values.isfinite().all()):
+        if not A.finite:
             raise InvalidInput("A has entries that are NaN or Inf. Look at what it is made of.")
         if self.metric is not None and not bool((self.metric.isfinite() & (self.metric > 0)).all()):
             raise InvalidInput("metric has entries that are not positive and finite. Pass Λ > 0.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,14 @@ from torch import Tensor, nn
 from ._state import wide
 
 Tensors = dict[str, Tensor]
+
+
+class Kept(NamedTuple):
+    """What was computed, and from what."""
+
+    key: object
+    marks: tuple[Tensor, ...]
+    tensors: Tensors
 
 
 @dataclass
@@ -22,9 +31,7 @@ class Cache:
     are looked at too: their product with a fixed vector costs one pass over the weights.
     """
 
-    key: object = None
-    marks: tuple[Tensor, ...] = ()
-    tensors: Tensors | None = None
+    kept: Kept | None = None
 
     def __deepcopy__(self, memo: object) -> Cache:
         return Cache()
@@ -42,23 +49,23 @@ class Cache:
         if not _may_keep(layer, parameters):
             self.forget()
             return compute()
-        kept = [p for p in parameters if p is not None]
-        key = (str(options()), tuple(map(_identity, kept)))
-        marks = tuple(_mark(p) for p in kept)
-        same = key == self.key and all(map(torch.equal, marks, self.marks))
-        if not same or self.tensors is None:
+        used = [p for p in parameters if p is not None]
+        key = (str(options()), tuple(map(_identity, used)))
+        marks = tuple(_mark(p) for p in used)
+        kept = self.kept  # read once: other threads may evaluate the layer too
+        if kept is None or kept.key != key or not all(map(torch.equal, marks, kept.marks)):
             with torch.inference_mode(False), torch.no_grad():
-                self.key, self.marks, self.tensors = key, marks, compute()
-        return self.tensors
+                self.kept = kept = Kept(key, marks, compute())
+        return kept.tensors
 
     def forget(self) -> None:
-        self.key, self.marks, self.tensors = None, (), None
+        self.kept = None
 
 
 def _may_keep(layer: nn.Module, parameters: list[Any]) -> bool:
     """In evaluation, where no gradient of a parameter is wanted and no transformation is at work:
-    functional_call, vmap and parametrizations put other tensors in the parameters' places."""
-    if layer.training:
+    functional_call, vmap, parametrizations and pruning put other tensors in the parameters' places."""
+    if layer.training or any(isinstance(value, Tensor) for value in vars(layer).values()):
         return False
     owned = [p for p in parameters if p is not None]
     if getattr(layer, "parametrizations", None) or any(type(p) is not nn.Parameter for p in owned):
@@ -74,6 +81,8 @@ def _identity(p: nn.Parameter) -> tuple[object, ...]:
 
 def _mark(p: nn.Parameter) -> Tensor:
     flat = wide(p.detach()).reshape(len(p) if p.ndim > 1 else 1, -1)
-    ramp = torch.linspace(1, 2, flat.shape[1], dtype=flat.dtype, device=flat.device)
+    place = torch.arange(flat.shape[1], dtype=torch.double, device=flat.device)
+    # Between 1 and 2 without a pattern, which weights could be orthogonal to as they are to a ramp.
+    weights = 1.5 + (place.square() * math.sqrt(5) + place).sin() / 2
     # NaN differs from itself, so that a product that overflowed is never taken for the same.
-    return (flat @ ramp).nan_to_num(*[torch.nan] * 3)
+    return (flat @ weights.to(flat.dtype)).nan_to_num(*[torch.nan] * 3)

@@ -86,8 +86,10 @@ class ResidualLayer(Layer):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         scale = 2 / self._current()["T"]
-        h = activation(self.activation)(F.linear(x, self.weight, self.bias))
-        return x - F.linear((h * scale).to(self.weight.dtype), self.weight.mT)
+        # A view, because autocast keeps its copy of a parameter from one training step to the next.
+        V = self.weight.view_as(self.weight)
+        h = activation(self.activation)(F.linear(x, V, self.bias))
+        return x - F.linear((h * scale).to(V.dtype), V.mT)
 
     def _folded(self) -> nn.Module:
         w = {name: value.double() for name, value in self._tensors().items()}

@@ -137,7 +137,8 @@ class ResidualConv(ConvLayer):
         """H, V and G = 2VT⁻¹ as kernels in the parameters' dtype."""
         w, dtype = self._current(), self.weight.dtype
         scaled = wide(self.weight) * (2 / w["T"])[:, None, None, None]
-        kernels = {"V": self.weight, "G": scaled.to(dtype)}
+        # A view, because autocast keeps its copy of a parameter from one training step to the next.
+        kernels = {"V": self.weight.view_as(self.weight), "G": scaled.to(dtype)}
         return kernels | {"H": w["H"].to(dtype)} if "H" in w else kernels
 
     def _closed_form(self) -> dict[str, Tensor]:

@@ -106,9 +106,7 @@ def _largest(K: Tensor, frequencies: int) -> tuple[Tensor, Tensor]:
     if flipped:
         # Of a transposed symbol the vectors are conjugate, and of the other side.
         symbol = torch.einsum("bpmt,bt->bpm", K.flatten(3).to(chosen.dtype), chosen)
-        v = torch.einsum("bpm,bp->bm", symbol.conj(), v.conj())
-        size = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-        v = v / torch.where(size > 0, size, 1)
+        v = _unit(torch.einsum("bpm,bp->bm", symbol.conj(), v.conj()))
     R = (v.unsqueeze(-1) * chosen.unsqueeze(-2)).flatten(1)
     R = torch.view_as_real(R) if R.is_complex() else R.unsqueeze(-1)
     factor = math.prod(math.cos(math.pi / (2 * frequencies)) ** -2 for k in taps if k > 1)
@@ -153,69 +151,6 @@ def _waves(angles: Tensor, taps: list[int]) -> Tensor:
     return torch.complex(phase.cos(), phase.sin())
 
 
-class _Ritz(NamedTuple):
-    """A lower bound for the largest eigenvalue of some matrices, and where it was found."""
-
-    value: Tensor
-    at: Tensor
-    v: Tensor
-
-    @classmethod
-    def of(cls, G: Tensor, at: Tensor, seed: int = 0, exact: bool = False) -> _Ritz:
-        """The largest over G (f, n, n), of frequencies `at` (f,)."""
-        if exact:
-            values = torch.linalg.eigvalsh(G)[:, -1]
-            chosen = values.argmax()
-            L, V = torch.linalg.eigh(G[chosen])
-            return cls(L[-1], at[chosen], V[:, -1])
-        i = torch.arange(1, G.shape[-1] + 1, dtype=torch.double, device=G.device)
-        v = (i.square() * (math.sqrt(5) + seed) + i).cos().to(G.dtype)
-        values, vectors = _krylov(G, v.expand(len(G), -1), STEPS[0])
-        chosen = values.argmax()
-        values, vectors = _krylov(G[chosen, None], vectors[chosen, None], STEPS[1])
-        return cls(values[0], at[chosen], vectors[0])
-
-    def better(self, other: _Ritz) -> _Ritz:
-        return other if other.value > self.value else self
-
-
-def _krylov(G: Tensor, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The largest Ritz values (f,) and vectors (f, n) of G on the Krylov spaces of v (f, n)."""
-    v = v.unsqueeze(-1)
-    v = v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
-    basis, images = v, G @ v
-    for _ in range(min(steps, G.shape[-1]) - 1):
-        w = images[..., -1:]
-        size = torch.linalg.vector_norm(w, dim=1, keepdim=True)
-        for _ in range(2):
-            w = w - basis @ (basis.mH @ w)
-        rest = torch.linalg.vector_norm(w, dim=1, keepdim=True)
-        # In an invariant space nothing but rounding errors is left.
-        lost = rest <= 16 * torch.finfo(w.dtype).eps * size
-        w = torch.where(lost, 0, w / torch.where(lost, 1, rest))
-        basis, images = torch.cat([basis, w], dim=-1), torch.cat([images, G @ w], dim=-1)
-    L, V = torch.linalg.eigh(basis.mH @ images)
-    return L[:, -1], (basis @ V[..., -1:]).squeeze(-1)
-
-
-def _positive(T: Tensor, G: Tensor) -> Tensor:
-    """Whether T - G (f, n, n) passes Cholesky's algorithm: (f,).
-
-    By blocks, since most of the work is then in products.
-    """
-    A = -G
-    A.diagonal(dim1=-2, dim2=-1).add_(T)
-    passed = torch.ones(len(A), dtype=torch.bool, device=A.device)
-    for i in range(0, A.shape[-1], BLOCK):
-        j = i + BLOCK
-        L, info = torch.linalg.cholesky_ex(A[:, i:j, i:j])
-        passed &= info == 0
-        X = torch.linalg.solve_triangular(L, A[:, j:, i:j].mH, upper=False)
-        for k in range(0, X.shape[-1], BLOCK):
-            A[:, j + k :, j + k : j + k + BLOCK] -= X[..., k:].mH @ X[..., k : k + BLOCK]
-    return passed
-
-
 class _Grams:
     """K̂ᴴK̂ at given angles, for kernels (b, p, n, k₁, k₂).
 
@@ -226,6 +161,7 @@ class _Grams:
     def __init__(self, K: Tensor, angles: Tensor) -> None:
         taps = list(K.shape[-2:])
         self.shape = len(K), len(angles), K.shape[2]
+        self.summands = K[0, :, 0].numel()
         self.real = taps == [1, 1]
         nodes = _half([2 * k - 1 for k in taps], K)
         if self.real:
@@ -249,6 +185,19 @@ class _Grams:
         other.parts = [part.to(dtype) for part in self.parts]
         other.weights = [weight.to(dtype) for weight in self.weights]
         return other
+
+    def lost(self, dtype: torch.dtype) -> float:
+        """By how much, relative to T, rounding may exceed what a Cholesky test of these in `dtype`
+        proves.
+
+        In units of 2⁻ᵖ, p the precision: the factorisation (n + 1) tr(T - G), twice that in complex
+        numbers, and T - G itself; interpolation the sum of its weights, of its terms and √n, as
+        ‖G‖_F ≤ √n T; the products in float64 the number of summands and n, as ‖K̂‖_F² ≤ nT.
+        """
+        n, nodes = self.shape[-1], self.parts[0].shape[1]
+        rounded = 1.25 * n * (n + 4) + 8 * nodes * math.sqrt(n)
+        products = 8 * n * self.summands
+        return rounded * torch.finfo(dtype).eps + products * torch.finfo(torch.double).eps
 
     def __call__(self, items: Tensor | slice, at: Tensor) -> Tensor:
         """(b', F', n, n) at the angles `at` (F',) for all, or one angle each (b', 1, n, n)."""
@@ -284,14 +233,14 @@ def _gram(X: Tensor) -> Tensor:
 def _exact(grams: _Grams) -> tuple[Tensor, Tensor, Tensor]:
     """The largest eigenvalue (b,) of all matrices, where it is, and its vector (b, n)."""
     b, f, n = grams.shape
-    every = torch.arange(f)
+    every = torch.arange(f, device=grams.parts[0].device)
     count = max(1, NUMBERS // (f * n * n))
     values = [
         torch.linalg.eigvalsh(grams(slice(i, i + count), every))[..., -1]
         for i in range(0, b, count)
     ]
     at = torch.cat(values).argmax(dim=1)
-    L, V = torch.linalg.eigh(grams(torch.arange(b), at).squeeze(1))
+    L, V = torch.linalg.eigh(grams(torch.arange(b, device=at.device), at).squeeze(1))
     slack = 4 * n * torch.finfo(torch.double).eps
     return L[:, -1].clamp(min=0) * (1 + slack), at, V[..., -1]
 
@@ -305,9 +254,9 @@ def _tested(grams: _Grams) -> tuple[Tensor, Tensor, Tensor]:
 
 def _tested_one(grams: _Grams, item: slice) -> tuple[Tensor, Tensor, Tensor]:
     _, f, n = grams.shape
-    dtype = torch.float if f > 1 and _lost(n, torch.float) < SINGLE else torch.double
-    grams = grams.to(dtype)
-    every = torch.arange(f)
+    single = f > 1 and grams.lost(torch.float) < SINGLE
+    grams = grams.to(torch.float) if single else grams
+    every = torch.arange(f, device=grams.parts[0].device)
     sample = every[:: -(-f // 16)]
     best = _Ritz.of(grams(item, sample)[0], sample)
     count = max(1, NUMBERS // (n * n))
@@ -318,12 +267,74 @@ def _tested_one(grams: _Grams, item: slice) -> tuple[Tensor, Tensor, Tensor]:
             failed = ~_positive(T, G)
             if not failed.any():
                 break
-            todo = todo[failed.cpu()]
+            todo = todo[failed]
             best = best.better(_Ritz.of(G[failed], todo, attempt + 1, attempt == ATTEMPTS))
-    return best.value.double() * (1 + SLACK) * (1 + _lost(n, dtype)), best.at, best.v
+    T = best.value.double() * (1 + SLACK)
+    return T * (1 + grams.lost(grams.parts[0].dtype)), best.at, best.v
 
 
-def _lost(n: int, dtype: torch.dtype) -> float:
-    """By how much, relative to T, rounding may exceed what a test of n rows proves: the
-    factorisation (twice as much in complex numbers), and a quarter of that for G and T - G."""
-    return 1.25 * n * (n + 4) * torch.finfo(dtype).eps
+class _Ritz(NamedTuple):
+    """A lower bound for the largest eigenvalue of some matrices, and where it was found."""
+
+    value: Tensor
+    at: Tensor
+    v: Tensor
+
+    @classmethod
+    def of(cls, G: Tensor, at: Tensor, seed: int = 0, exact: bool = False) -> _Ritz:
+        """The largest over G (f, n, n), of frequencies `at` (f,)."""
+        if exact:
+            values = torch.linalg.eigvalsh(G)[:, -1]
+            chosen = values.argmax()
+            L, V = torch.linalg.eigh(G[chosen])
+            return cls(L[-1], at[chosen], V[:, -1])
+        i = torch.arange(1, G.shape[-1] + 1, dtype=torch.double, device=G.device)
+        v = (i.square() * (math.sqrt(5) + seed) + i).cos().to(G.dtype)
+        values, vectors = _krylov(G, v.expand(len(G), -1), STEPS[0])
+        chosen = values.argmax()
+        values, vectors = _krylov(G[chosen, None], vectors[chosen, None], STEPS[1])
+        return cls(values[0], at[chosen], vectors[0])
+
+    def better(self, other: _Ritz) -> _Ritz:
+        return other if other.value > self.value else self
+
+
+def _krylov(G: Tensor, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The largest Ritz values (f,) and vectors (f, n) of G on the Krylov spaces of v (f, n)."""
+    basis = _unit(v).unsqueeze(-1)
+    images = G @ basis
+    for _ in range(min(steps, G.shape[-1]) - 1):
+        w = images[..., -1:]
+        size = torch.linalg.vector_norm(w, dim=1, keepdim=True)
+        for _ in range(2):
+            w = w - basis @ (basis.mH @ w)
+        rest = torch.linalg.vector_norm(w, dim=1, keepdim=True)
+        # In an invariant space nothing but rounding errors is left.
+        lost = rest <= 16 * torch.finfo(w.dtype).eps * size
+        w = torch.where(lost, 0, w / torch.where(lost, 1, rest))
+        basis, images = torch.cat([basis, w], dim=-1), torch.cat([images, G @ w], dim=-1)
+    L, V = torch.linalg.eigh(basis.mH @ images)
+    return L[:, -1], (basis @ V[..., -1:]).squeeze(-1)
+
+
+def _unit(v: Tensor) -> Tensor:
+    size = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return v / torch.where(size > 0, size, 1)
+
+
+def _positive(T: Tensor, G: Tensor) -> Tensor:
+    """Whether T - G (f, n, n) passes Cholesky's algorithm: (f,).
+
+    By blocks, since most of the work is then in products.
+    """
+    A = -G
+    A.diagonal(dim1=-2, dim2=-1).add_(T)
+    passed = torch.ones(len(A), dtype=torch.bool, device=A.device)
+    for i in range(0, A.shape[-1], BLOCK):
+        j = i + BLOCK
+        L, info = torch.linalg.cholesky_ex(A[:, i:j, i:j])
+        passed &= info == 0
+        X = torch.linalg.solve_triangular(L, A[:, j:, i:j].mH, upper=False)
+        for k in range(0, X.shape[-1], BLOCK):
+            A[:, j + k :, j + k : j + k + BLOCK] -= X[..., k:].mH @ X[..., k : k + BLOCK]
+    return passed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -148,10 +148,14 @@ class MultiscaleLBEN(Bounded, EquilibriumConv2d):
         side = self._sides[0]
         h, w = self._torus((x.shape[-2], x.shape[-1]))
         framed = F.pad(x, (0, w * side - x.shape[-1], 0, h * side - x.shape[-2]))
-        return F.pixel_unshuffle(framed, side)
+        # PyTorch's pixel_unshuffle gives an empty batch another shape.
+        split = framed.unflatten(-1, (w, side)).unflatten(-3, (h, side))
+        return split.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
     def _left(self, y: Tensor, image: Pair) -> Tensor:
-        return super()._left(F.pixel_shuffle(y, self._sides[0]), image)
+        side = self._sides[0]
+        split = y.unflatten(1, (self.out_channels, side, side)).permute(0, 1, 4, 2, 5, 3)
+        return super()._left(split.flatten(4).flatten(2, 3), image)
 
     def _unit_bias(self) -> Tensor | None:
         return None if self.bias is None else self._per_unit(wide(self.bias))
@@ -174,12 +178,17 @@ class MultiscaleLBEN(Bounded, EquilibriumConv2d):
         grid = {f"{i}_{j}": sides[i] for i in range(len(sides)) for j in range(i + 1)}
 
         def limited(name: str, rows: dict[str, int], limit: float | Tensor) -> dict[str, Tensor]:
-            kernels = [wide(self.get_parameter(name + at)) for at in rows]
+            kernels = [wide(getattr(self, name + at)) for at in rows]
             counts = [K[0, 0].numel() * r**2 for K, r in zip(kernels, rows.values(), strict=True)]
             return dict(zip(rows, bounded(kernels, counts, limit), strict=True))
 
         def block(K: Tensor, row: int, column: int) -> Tensor:
             return symbol(*polyphase(K, self.geometry.before, row, column), size)
+
+        def adjoint(K: Tensor, row: int, column: int) -> Tensor:
+            G, (top, left) = polyphase(K, self.geometry.before, row, column)
+            turned = (G.shape[-2] - 1 - top, G.shape[-1] - 1 - left)
+            return symbol(G.transpose(0, 1).flip(-2, -1), turned, size)
 
         def square(name: str) -> Tensor:
             kernels = limited(name, grid, scale)
@@ -190,10 +199,9 @@ class MultiscaleLBEN(Bounded, EquilibriumConv2d):
                 lines.append(F.pad(torch.cat(known, dim=-1), (0, left)))
             return torch.cat(lines, dim=-2)
 
-        def tall(name: str) -> Tensor:
+        def outward(name: str, part: Callable[..., Tensor]) -> list[Tensor]:
             kernels = limited(name, rows, outer)
-            parts = [block(kernels[at], row, sides[0]) for at, row in rows.items()]
-            return torch.cat(parts, dim=-2)
+            return [part(kernels[at], row, sides[0]) for at, row in rows.items()]
 
         pooled, X = self.readout == "pool", None
         if pooled:
@@ -202,7 +210,7 @@ class MultiscaleLBEN(Bounded, EquilibriumConv2d):
             means = [part / side for part, side in zip(parts, sides, strict=True)]
             C = at_zero(self._per_unit(torch.cat(means, dim=-1)), size)
         else:
-            C = tall("C").mH
+            C = torch.cat(outward("C", adjoint), dim=-1)
         if self.D is not None:
             D = wide(self.D)
             if not math.isinf(self.gamma):
@@ -212,5 +220,6 @@ class MultiscaleLBEN(Bounded, EquilibriumConv2d):
             else:
                 X = block(D, sides[0], sides[0])
         psi = self._per_unit(wide(self.psi))
-        w = solution(psi, square("V"), square("S"), tall("B"), C, X, gamma, self.eps)
+        B = torch.cat(outward("B", block), dim=-2)
+        w = solution(psi, square("V"), square("S"), B, C, X, gamma, self.eps)
         return w | {"metric": w["Lam"].detach()}

@@ -14,11 +14,20 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..errors import InvalidInput
-from ..layers import CONVOLUTIONS, LAYERS, ConvLayer, Normalize
-from ..layers.head import NormalizedLinear
-from ..layers.pooling import AvgPool2d, MaxPool2d
-from ..layers.shaping import ChannelPad, ChannelSlice, SpaceToDepth
-from ..layers.sorting import MaxMin
+from ..layers import (
+    CONVOLUTIONS,
+    LAYERS,
+    AvgPool2d,
+    ChannelPad,
+    ChannelSlice,
+    ConvLayer,
+    Layer,
+    MaxMin,
+    MaxPool2d,
+    Normalize,
+    NormalizedLinear,
+    SpaceToDepth,
+)
 
 if TYPE_CHECKING:
     from .models import ModelConfig
@@ -52,7 +61,14 @@ def build(config: ModelConfig) -> list[nn.Module]:
         channels = config.input_shape[0]
         mean = config.mean if isinstance(config.mean, tuple) else (config.mean,) * channels
         modules.append(Normalize(mean, (config.scale,) * channels, dim=-3))
-    return modules + ARCHITECTURES[config.architecture](config)
+    body = ARCHITECTURES[config.architecture](config)
+    for module in body:
+        # As published. In a deep chain that loses no norm random ones would drown the image.
+        if isinstance(module, Layer) and module.condition == "linear":
+            for name, parameter in module.named_parameters():
+                if name == "bias":
+                    nn.init.zeros_(parameter)
+    return modules + body
 
 
 def check(config: ModelConfig) -> None:

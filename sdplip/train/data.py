@@ -81,7 +81,7 @@ class Splits:
         Raises InvalidInput where there are fewer.
         """
         images, labels = self.train
-        if count is None:
+        if count is None or count == len(labels):
             return self
         if count > len(labels):
             raise InvalidInput(

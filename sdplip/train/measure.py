@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import EquilibriumLayer, Layer, lipschitz_bound
-from ..layers.shaping import ChannelSlice
+from ..layers import ChannelSlice, EquilibriumLayer, Layer, lipschitz_bound
 from .attack import pgd, project
 from .certify import global_pairs, last_layer_pairs
 from .config import RunConfig

@@ -21,8 +21,14 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ..activations import activation
 from ..errors import InvalidInput
-from ..layers import LAYERS, NEMONLinear, Normalize, OrthogonalLinear, lipschitz_bound
-from ..layers.head import NormalizedLinear
+from ..layers import (
+    LAYERS,
+    NEMONLinear,
+    Normalize,
+    NormalizedLinear,
+    OrthogonalLinear,
+    lipschitz_bound,
+)
 from . import convnets
 
 BASELINES = (convnets.UNCONSTRAINED, "torch-spectral")

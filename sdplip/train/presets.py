@@ -4,11 +4,13 @@
 and `convnet-SIZE-FAMILY` are the ConvNet of [1LLC], for every family that can be stacked.
 
 Sources, of architectures and recipes alike, are the authors' public code. What it leaves open:
-[CPL] gives no sizes in the code; the paper's and [ARAUJO]'s parameters (236 M) agree with those
-here. [AOL] penalises the squared kernels in the loss, which is twice that factor as weight decay,
-here on biases as well. [1LLC] searched rates and weight decay at random for every family and size:
-the best for XS, S and M are here, L takes those of M; `orthogonal` takes BCOP's, and families that
-they did not train take AOL's.
+[ARAUJO]'s batches are of four processes with 64 images each. [CPL] gives no sizes in the code; the
+paper's and [ARAUJO]'s parameters (236 M) agree with those here. [AOL] penalises the squared kernels
+in the loss, which is twice that factor as weight decay, here on biases as well. [1LLC] searched
+rates and weight decay at random for every family and size: the best for XS, S and M are here, L
+takes those of M; `orthogonal` takes BCOP's, and families that they did not train take AOL's. Their
+rates are for thousands of epochs, with a warm-up of a third: AOL and its kin need lower ones in a
+short run.
 
 [CPL]: Meunier, Delattre, Araujo, Allauzen, A dynamical system perspective for Lipschitz neural
 networks (ICML 2022). [1LLC]: Prach, Brau, Buttazzo, Lampert, 1-Lipschitz layers compared (CVPR
@@ -174,7 +176,8 @@ def _convnet(size: str, family: str) -> Preset:
     recipe = _CONVNET_RECIPE | {"lr": lr, "weight_decay": decay}
     if family == convnets.UNCONSTRAINED:
         recipe |= {"loss": "cross_entropy"}
-    return Preset("[1LLC]", model, recipe, millions)
+    # Other families have more or fewer free numbers for the same kernels.
+    return Preset("[1LLC]", model, recipe, millions if family in ("aol", "cpl", "sll") else None)
 
 
 def find(name: str, layer: str | None = None) -> Preset:

@@ -63,8 +63,9 @@ def run(
     A finished run of the same configuration is read back; an interrupted one continues, to the
     result it would have had. `force` starts over. Raises InvalidInput when the directory holds a
     run of another configuration, is in use by another process, or is interrupted and `resume` is
-    False.
+    False, and when there are fewer training images than asked for.
     """
+    splits = splits.first(config.train.train_images)
     prepare(config, out, force=force, resume=resume)
     if (out / "metrics.json").is_file():
         return Finished(_read_rows(out), out, already=True)
@@ -158,6 +159,8 @@ def compare(
     from .plots import plot
 
     started = time.perf_counter()
+    for config in configs:
+        splits.first(config.train.train_images)
     for config in configs:
         prepare(config, out / config.model.layer, force=force, resume=resume)
     rows: list[Row] = []

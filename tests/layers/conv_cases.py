@@ -14,6 +14,9 @@ from sdplip.layers import CONVOLUTIONS, ConvLayer
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SLACK = {torch.float32: 1e-5, torch.float64: 1e-12}
+SOLVED = {torch.float32: 1e-4, torch.float64: 1e-9}
+"""Instead of SLACK for equilibria that forward found, which have a residual."""
+
 MODES = ("zeros", "circular")
 
 CHANNELS = 4, 6
@@ -38,6 +41,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
 
 REFUSED: dict[str, tuple[str, ...]] = {
     "orthogonal": ("3 stride 2 dilation 2",),
+    "sandwich": ("3 stride 2 dilation 2",),
     "nemon": ("2", "3x2"),
 }
 """Geometries for which a family has no proof; every other one must work."""
@@ -49,7 +53,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 FEEDFORWARD = [name for name, cls in CONVOLUTIONS.items() if not hasattr(cls, "solve")]
 EQUILIBRIA = [name for name, cls in CONVOLUTIONS.items() if hasattr(cls, "solve")]
-ACTIVATED = [n for n, cls in CONVOLUTIONS.items() if "activation" in inspect.signature(cls).parameters]
+ACTIVATED, HIDDEN = (
+    [name for name, cls in CONVOLUTIONS.items() if argument in inspect.signature(cls).parameters]
+    for argument in ("activation", "hidden")
+)
 
 
 def make(
@@ -69,8 +76,7 @@ def make(
         first, *between, last, dtype=dtype, **{**OPTIONS.get(family, {}), **arguments, **options}
     )
     if hasattr(layer, "tol"):
-        layer.tol = 1e-13 if dtype == torch.float64 else 1e-6
-        layer.max_steps = 20_000
+        layer.tol = 1e-11 if dtype == torch.float64 else 1e-6
     return layer
 
 
@@ -158,3 +164,10 @@ def applied(layer: ConvLayer, image: tuple[int, int]) -> Tensor:
 
 def norm(M: Tensor, order: float = 2) -> float:
     return torch.linalg.matrix_norm(M.double(), ord=order).item()
+
+
+def holds(layer: ConvLayer, image: tuple[int, int]) -> bool:
+    """Whether what forward applies to images of this size keeps the layer's bound."""
+    slack = SOLVED if hasattr(layer, "solve") else SLACK
+    allowed = layer.lipschitz * (1 + slack[next(layer.parameters()).dtype])
+    return norm(applied(layer, image), layer.norm) <= allowed

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from sdplip.errors import InvalidInput
-from sdplip.layers import CONVOLUTIONS, lipschitz_bound
-from sdplip.layers.head import NormalizedLinear
+from sdplip.layers import CONVOLUTIONS, NormalizedLinear, lipschitz_bound
 from sdplip.train import ModelConfig, build, load_model, save_model
 from sdplip.train.convnets import ARCHITECTURES, UNCONSTRAINED, families
 from sdplip.train.measure import exact_copy, promised_pairs

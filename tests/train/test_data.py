@@ -1,9 +1,13 @@
 """Data sets: what they hold, and what is said when they are not there."""
 
+import hashlib
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 
 from sdplip.errors import InvalidInput
 from sdplip.train import load
@@ -53,8 +57,68 @@ def test_damaged_data_set_is_named(tmp_path):
         load("fashionmnist", tmp_path)
 
 
+@pytest.mark.parametrize("name, file", [("cifar10", "data_batch_5"), ("cifar100", "train")])
+def test_missing_cifar_names_files_and_command(tmp_path, name, file):
+    with pytest.raises(InvalidInput, match=file) as caught:
+        load(name, tmp_path)
+    assert f"sdplip train --data {name} --data-root {tmp_path} --download" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def write_cifar(root, monkeypatch):
+    """Two images per file in torchvision's layout, and the checksums that torchvision expects."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    batches = {}
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        data = rng.integers(0, 256, (2, 3072), dtype=np.uint8)
+        batches[name] = data
+        entry = write(name, {"data": data, "labels": [3, 7]})
+        kind = "test_list" if name == "test_batch" else "train_list"
+        have = (
+            []
+            if name in ("data_batch_1", "test_batch")
+            else torchvision.datasets.CIFAR10.train_list
+        )
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, kind, [*have, entry])
+    names = [f"class {i}" for i in range(10)]
+    meta = write("batches.meta", {"label_names": names})
+    entry = {"filename": meta[0], "key": "label_names", "md5": meta[1]}
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", entry)
+    return batches
+
+
+def test_cifar_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
+    batches = write_cifar(tmp_path, monkeypatch)
+    splits = load("cifar10", tmp_path)
+    assert splits.train[0].shape == (10, 3, 32, 32) and splits.train[0].dtype == torch.uint8
+    expected = torch.from_numpy(batches["data_batch_2"]).view(2, 3, 32, 32)
+    assert torch.equal(splits.train[0][2:4], expected)
+    assert splits.test[1].tolist() == [3, 7] and splits.num_classes == 10
+    assert len(splits.channel_means) == 3
+
+
+def test_cifar_that_is_not_what_was_published_is_never_unpickled(tmp_path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch)
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        load("cifar10", tmp_path)
+    assert not (tmp_path / "exploded").exists()
+
+
 def test_unknown_data_set_lists_the_known():
-    with pytest.raises(InvalidInput, match=r"imagenet.*digits, mnist, fashionmnist"):
+    with pytest.raises(InvalidInput, match=r"imagenet.*digits, mnist, fashionmnist, cifar10"):
         load("imagenet")
 
 
