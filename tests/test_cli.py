@@ -261,10 +261,12 @@ def test_a_preset_on_a_folder_of_images(cli, images, tmp_path):
         "train", "--preset", "convnet-xs", "--layer", "sll", *options, "--out", document["run"]
     )
     assert again.exit_code == 0 and one_document(again)["rows"] == [row]
+    refused = cli("verify", document["run"])
+    assert refused.exit_code == 2 and "convolutional" in refused.stderr
 
 
 def test_compare_over_a_preset(cli, images, tmp_path):
-    options = [*images, "--attack-images", "2", "--images", "4"]
+    options = [*images, "--attack-images", "2", "--images", "4", "--radii", "0.1"]
     result = cli("compare", "--preset", "convnet-xs", "--layers", "aol,cpl", *options)
     assert result.exit_code == 0, result.stderr
     assert "first 2 images only" in result.stdout

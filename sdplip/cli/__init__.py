@@ -204,6 +204,11 @@ def _system(path: Path) -> System:
     from ..train.evaluate import exact_copy
 
     model, config = load_model(path)
+    if config.architecture != "dense":
+        raise InvalidInput(
+            f"{path} is a convolutional network, too large for a semidefinite program. Its bound "
+            "and certified accuracies are in the metrics.json of its run."
+        )
     return System.from_module(exact_copy(model), features=math.prod(config.input_shape))
 
 

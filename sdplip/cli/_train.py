@@ -259,11 +259,11 @@ def compare(
 
 
 def _list_presets(as_json: bool) -> None:
-    from ..train.presets import presets
+    from ..train.presets import PRESETS
 
     rows = [
         (name, f"{preset.parameters():,}", preset.source, preset.recipe())
-        for name, preset in presets().items()
+        for name, preset in PRESETS.items()
     ]
     listing(("preset", "parameters", "source", "recipe"), rows, as_json)
 
@@ -275,7 +275,7 @@ def _known(preset: str | None, layer: str | None) -> str | None:
     if layer is not None:
         models.known_layer(layer)
     if preset is not None:
-        presets.find(preset, layer)
+        presets.find_preset(preset, layer)
         return layer
     return layer or "sll"
 
@@ -285,7 +285,7 @@ def _config(preset: str | None, layer: str | None, splits: Splits, **changes: An
 
     if preset is None:
         return _usable(config.override(config.preset(layer or "sll", splits), **changes))
-    found = presets.find(preset, layer).config(splits)
+    found = presets.find_preset(preset, layer).config(splits)
     return _usable(config.override(found, layer=layer, **changes))
 
 

@@ -64,7 +64,7 @@ class Cache:
 
 def _may_keep(layer: nn.Module, parameters: list[Any]) -> bool:
     """In evaluation, where no gradient of a parameter is wanted and no transformation is at work:
-    functional_call, vmap, parametrizations and pruning put other tensors in the parameters' places."""
+    functional_call, vmap, parametrizations, pruning put other tensors in the parameters' places."""
     if layer.training or any(isinstance(value, Tensor) for value in vars(layer).values()):
         return False
     owned = [p for p in parameters if p is not None]

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Factors = tuple[Tensor, Tensor]
+
+THIN = 128
+"""Sides from which on forming Q costs more than solving for small batches."""
 
 LIMIT = 10.0
 """Free weights saturate at Frobenius norm LIMIT·√k, k the smaller side. Larger ones add nothing:
@@ -18,7 +23,24 @@ def halves(X: Tensor) -> tuple[Tensor, Tensor]:
     return U - U.mT, V
 
 
-def rotated(X: Tensor, x: Tensor) -> Tensor:
+def worthwhile(layer: nn.Module, weight: Tensor, x: Tensor) -> bool:
+    """Whether Q of a layer's weight is not worth forming: it would neither be kept nor rounded, and
+    x is a small batch. Transformations of functions are left to products with Q, which vmap does
+    not repeat for every sample."""
+    side = min(weight.shape)
+    if side < THIN or x.numel() > side * x.shape[-1] or type(weight) is not nn.Parameter:
+        return False
+    if x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64):
+        return False
+    if torch.is_autocast_enabled(x.device.type):
+        return False
+    if not (layer.training or (torch.is_grad_enabled() and weight.requires_grad)):
+        return False
+    compiling = torch.compiler.is_compiling()
+    return compiling or not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def rotated(X: Tensor, x: Tensor, solved: Factors | None = None) -> Tensor:
     """Q(X)x by the Cayley map without forming Q: one LU factorisation and two triangular solves.
 
     For a standing X = [U; V] and M = I + U - Uᵀ + VᵀV it is y = [2z - x; -2Vz] with Mz = x; for a
@@ -28,80 +50,90 @@ def rotated(X: Tensor, x: Tensor) -> Tensor:
 
     Args:
         X: (p, m), saturated at LIMIT. x: (..., m).
+        solved: `factorised` of X or of its transpose.
 
     Returns:
         (..., p) in x's dtype, computed in float64.
     """
-    y = _Rotation.apply(X, x.reshape(-1, X.shape[1]))[0]
+    factors, pivots = factorised(X) if solved is None else solved
+    y = _Rotation.apply(X, x.reshape(-1, X.shape[1]), factors, pivots)[0]
     return y.reshape(*x.shape[:-1], len(X))
+
+
+@torch.no_grad()
+def factorised(X: Tensor) -> Factors:
+    """The LU factorisation of M as `rotated` defines it for X (p, m)."""
+    Y = X.detach() * _scale(X.detach())
+    S, V = halves(Y.mT if _lying(X) else Y)
+    # LAPACK's order of entries is that of the transpose.
+    N = S.neg().double()
+    N.diagonal().add_(1)
+    if len(V):
+        V = V.double()
+        N += V.mT @ V
+    factors, pivots, _ = torch.linalg.lu_factor_ex(N.mT)
+    return factors, pivots
 
 
 class _Rotation(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(X: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        scale = _scale(X)
-        Y = X * scale
-        S, V = halves(Y.mT if _lying(X) else Y)
-        # LAPACK's order of entries is that of the transpose.
-        N = S.neg().double()
-        N.diagonal().add_(1)
-        V = V.double()
-        if len(V):
-            N += V.mT @ V
-        factors, pivots, _ = torch.linalg.lu_factor_ex(N.mT)
-        columns = x.double().mT
+    def forward(X: Tensor, x: Tensor, factors: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor]:
+        columns, V = x.double().mT, _below(X * _scale(X)).double()
         if _lying(X):
-            top, bottom = columns.tensor_split([len(N)])
+            top, bottom = columns.tensor_split([len(X)])
             z = torch.linalg.lu_solve(factors, pivots, top - V.mT @ bottom, adjoint=True)
             y = 2 * z - top
         else:
             z = torch.linalg.lu_solve(factors, pivots, columns)
             y = torch.cat([2 * z - columns, -2 * V @ z])
-        return y.mT.to(x.dtype), scale, z, factors, pivots
+        return y.mT.to(x.dtype), z
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*inputs, *output[1:])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        X, x, scale, z, factors, pivots = ctx.saved_tensors
+        X, x, factors, pivots, z = ctx.saved_tensors
         if torch.is_grad_enabled():
             needed = [i for i in (0, 1) if ctx.needs_input_grad[i]]
             found = torch.autograd.grad(
                 _composed(X, x), [(X, x)[i] for i in needed], g, create_graph=True
             )
-            return tuple(found[needed.index(i)] if i in needed else None for i in (0, 1))
+            first, second = (found[needed.index(i)] if i in needed else None for i in (0, 1))
+            return first, second, None, None
+        scale = _scale(X)
         Y = X * scale
-        n = min(X.shape)
-        V = (Y.mT if _lying(X) else Y)[n:].double()
+        V = _below(Y)
         columns, top = x.double().mT, g.double().mT
+        # M's derivative is -left rightᵀ, that of V besides direct sideᵀ.
         if _lying(X):
             w = torch.linalg.lu_solve(factors, pivots, 2 * top)
-            dx = torch.cat([w - top, -V @ w])
-            # M's derivative is -left rightᵀ, that of V besides direct wᵀ, or direct zᵀ.
-            left, right, direct = z, w, -columns[n:]
+            dx = torch.cat([w - top, -V.double() @ w])
+            left, right, direct, side = z, w, -columns[len(X) :], w
         else:
-            top, bottom = top.tensor_split([n])
-            w = torch.linalg.lu_solve(factors, pivots, 2 * (top - V.mT @ bottom), adjoint=True)
+            top, bottom = top.tensor_split([X.shape[1]])
+            w = torch.linalg.lu_solve(
+                factors, pivots, 2 * (top - V.double().mT @ bottom), adjoint=True
+            )
             dx = w - top
-            left, right, direct = w, z, -2 * bottom
+            left, right, direct, side = w, z, -2 * bottom, z
         dX = None
         if ctx.needs_input_grad[0]:
-            below = direct @ (w if _lying(X) else z).mT
-            below = below - (V @ left) @ right.mT - (V @ right) @ left.mT
-            # Of U - Uᵀ it is rightᵀleft less its transpose, as one product.
-            first = torch.cat([right, -left], dim=1).to(X.dtype)
-            second = torch.cat([left, right], dim=1).to(X.dtype)
-            dY = torch.cat([first @ second.mT, below.to(X.dtype)])
+            left, right, direct, side = (t.to(X.dtype) for t in (left, right, direct, side))
+            # Of U it is rightᵀleft less its transpose; all of it as one product each.
+            above = torch.cat([right, -left], dim=1) @ torch.cat([left, right], dim=1).mT
+            outer = torch.cat([direct, -V @ left, -V @ right], dim=1)
+            below = outer @ torch.cat([side, right, left], dim=1).mT
+            dY = torch.cat([above, below])
             dY = dY.mT if _lying(X) else dY
             # The scale falls with the norm where it is not 1.
             along = torch.where(scale < 1, (Y * dY).sum() / _limit(X) ** 2, 0)
             dX = scale * (dY - along * Y)
-        return dX, dx.mT.to(x.dtype)
+        return dX, dx.mT.to(x.dtype), None, None
 
 
 def _composed(X: Tensor, x: Tensor) -> Tensor:
@@ -117,6 +149,11 @@ def _composed(X: Tensor, x: Tensor) -> Tensor:
         z = torch.linalg.solve(M, columns)
         y = torch.cat([2 * z - columns, -2 * V @ z])
     return y.mT.to(x.dtype)
+
+
+def _below(Y: Tensor) -> Tensor:
+    """V of the standing matrix."""
+    return (Y.mT if _lying(Y) else Y)[min(Y.shape) :]
 
 
 def _lying(X: Tensor) -> bool:

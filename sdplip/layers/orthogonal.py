@@ -11,15 +11,12 @@ from torch.nn import functional as F
 
 from ..errors import InvalidInput
 from ._base import fill_normal, fill_uniform, saturate, wide
-from ._conv import HALVES, LinearConv
+from ._conv import LinearConv
 from ._geometry import Geometry, Pair
 from ._linear import LinearLayer
-from ._rotation import LIMIT, halves, rotated
+from ._rotation import LIMIT, halves, rotated, worthwhile
 
 Map = Literal["cayley", "matrix_exp"]
-
-THIN = 128
-"""Sides from which on forming Q costs more than solving for small batches."""
 
 
 def witness(X: Tensor, map: Map = "cayley") -> dict[str, Tensor]:
@@ -84,25 +81,11 @@ class OrthogonalLinear(LinearLayer):
         fill_uniform(self.bias, fan_in=self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._thin(x):
-            return super().forward(x)
         self._check(x)
+        if self.map != "cayley" or not worthwhile(self, self.weight, x):
+            return super().forward(x)
         y = rotated(self.weight, x)
         return y if self.bias is None else y + self.bias
-
-    def _thin(self, x: Tensor) -> bool:
-        """Whether Q is not worth forming, as it would neither be kept nor rounded. Transformations
-        of functions are left to products, which vmap does not repeat for every sample."""
-        W, side = self.weight, min(self.in_features, self.out_features)
-        if self.map != "cayley" or side < THIN or x.numel() > side * self.in_features:
-            return False
-        if x.dtype != W.dtype or W.dtype in HALVES or torch.is_autocast_enabled(x.device.type):
-            return False
-        wanted = self.training or (torch.is_grad_enabled() and W.requires_grad)
-        if not wanted or type(W) is not nn.Parameter:
-            return False
-        compiling = torch.compiler.is_compiling()
-        return compiling or not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
     def _options(self) -> dict[str, str | float]:
         return super()._options() | {"map": self.map}

@@ -15,6 +15,7 @@ from ._base import Layer, fill_normal, fill_uniform, numpy, slopes_in_unit_inter
 from ._conv import HALVES, ConvLayer, from_phases, norm_estimate, per_group, to_phases
 from ._geometry import Geometry, Pair, pair
 from ._plain import adjoint, convolution, linear
+from ._rotation import factorised, rotated, worthwhile
 from .closed_forms import weights
 from .orthogonal import orthogonal_kernel, semi_orthogonal
 
@@ -47,7 +48,8 @@ def witness(W: Tensor, log_psi: Tensor) -> dict[str, Tensor]:
 class SandwichLinear(Layer):
     """x ↦ √2 AᵀΨσ(√2 Ψ⁻¹Bx + b) is 1-Lipschitz for AAᵀ + BBᵀ = I and σ with slopes in [0, 1].
 
-    There are as many units as outputs. The activation is part of the layer. Arguments as in
+    There are as many units as outputs. The activation is part of the layer. In training, batches
+    smaller than A are multiplied without forming A and B, as in `OrthogonalLinear`. Arguments as in
     nn.Linear.
 
     Args:
@@ -94,8 +96,15 @@ class SandwichLinear(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        G, W = self._applied()
-        return F.linear(activation(self.activation)(F.linear(x, W.mT, self.bias)), G)
+        sigma = activation(self.activation)
+        if not worthwhile(self, self.weight, x):
+            G, W = self._applied()
+            return F.linear(sigma(F.linear(x, W.mT, self.bias)), G)
+        X, n, psi = self.weight, self.out_features, weights(self.log_psi)
+        solved = factorised(X)
+        h = rotated(X, F.pad(x, [n, 0]), solved) * (math.sqrt(2) / psi)
+        h = sigma(h if self.bias is None else h + self.bias)
+        return rotated(X.mT, h * (math.sqrt(2) * psi), solved)[..., :n]
 
     def _applied(self) -> tuple[Tensor, Tensor]:
         w = self._current()

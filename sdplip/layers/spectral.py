@@ -9,7 +9,7 @@ from ._base import wide
 from ._conv import LinearConv, from_phases, per_group, to_phases
 from ._geometry import Pair
 from ._linear import LinearLayer
-from ._spectrum import FREQUENCIES, check_frequencies
+from ._spectrum import FREQUENCIES, check_frequencies, enough
 from .aol import columns
 from .closed_forms import normalised, spectral
 
@@ -50,7 +50,8 @@ class SpectralConv2d(LinearConv):
     of pixels in front of a kernel with stride 1. Arguments as in nn.Conv2d.
 
     Args:
-        frequencies: per axis and degree k - 1; for 12 the norm is at least 0.98, for 6 0.93.
+        frequencies: per axis and degree k - 1; for 12 the norm is at least 0.98, for 6 0.93. None
+            is 12, and 6 for more than 128 channels on the smaller side, whose cube the cost is.
 
     Raises:
         InvalidInput: fewer than 2 frequencies.
@@ -68,7 +69,7 @@ class SpectralConv2d(LinearConv):
         bias: bool = True,
         padding_mode: str = "zeros",
         *,
-        frequencies: int = FREQUENCIES,
+        frequencies: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -91,7 +92,8 @@ class SpectralConv2d(LinearConv):
         # A dilated kernel has the symbol of the other at other frequencies; with a stride its zeros
         # count among the phases.
         g = self.geometry
-        w = witness(to_phases(per_group(wide(self.weight), g.groups), g), 2, self.frequencies)
+        K = to_phases(per_group(wide(self.weight), g.groups), g)
+        w = witness(K, 2, self.frequencies or enough(K))
         return w | {"D": from_phases(w["D"], g).flatten(0, 1)}
 
     def _options(self) -> dict[str, str | float]:

@@ -4,6 +4,8 @@ splits = load("digits")
 config = override(preset("sll", splits), epochs=10)
 result = train(config, splits)            # sdplip.train.fit, which needs Lightning
 rows = evaluate(result.model, config, splits)
+
+config = find_preset("sll-small").config(load("cifar10"))    # a published network and its recipe
 """
 
 from typing import Any
@@ -18,18 +20,21 @@ from .certify import (
 )
 from .checkpoint import load_model, save_model
 from .config import EvalConfig, RunConfig, TrainConfig, override, preset
-from .data import DATASETS, Splits, load
+from .data import DATASETS, Splits, load, pixels
 from .evaluate import evaluate
-from .loss import margin_cross_entropy
+from .loss import margin_cross_entropy, multi_margin
 from .models import BASELINES, ModelConfig, build
+from .presets import PRESETS, Preset, find_preset
 from .row import Row
 
 __all__ = [
     "BASELINES",
     "DATASETS",
+    "PRESETS",
     "Attack",
     "EvalConfig",
     "ModelConfig",
+    "Preset",
     "Row",
     "RunConfig",
     "Splits",
@@ -38,14 +43,17 @@ __all__ = [
     "certified_accuracy",
     "certified_radii",
     "evaluate",
+    "find_preset",
     "global_pairs",
     "last_layer_pairs",
     "linf_pairs",
     "load",
     "load_model",
     "margin_cross_entropy",
+    "multi_margin",
     "override",
     "pgd",
+    "pixels",
     "preset",
     "save_model",
     "train",

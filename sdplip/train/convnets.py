@@ -63,12 +63,20 @@ def build(config: ModelConfig) -> list[nn.Module]:
         modules.append(Normalize(mean, (config.scale,) * channels, dim=-3))
     body = ARCHITECTURES[config.architecture](config)
     for module in body:
-        # As published. In a deep chain that loses no norm random ones would drown the image.
-        if isinstance(module, Layer) and module.condition == "linear":
-            for name, parameter in module.named_parameters():
-                if name == "bias":
-                    nn.init.zeros_(parameter)
+        _start(module)
     return modules + body
+
+
+def _start(module: nn.Module) -> None:
+    """Biases of linear layers at zero, as published: in a deep chain that loses no norm random ones
+    would drown the image. Without a constraint kernels have to be drawn so that they keep it."""
+    free = isinstance(module, nn.Conv2d | nn.Linear)
+    if free or (isinstance(module, Layer) and module.condition == "linear"):
+        for name, parameter in module.named_parameters():
+            if name == "bias":
+                nn.init.zeros_(parameter)
+            elif free:
+                nn.init.orthogonal_(parameter)
 
 
 def check(config: ModelConfig) -> None:

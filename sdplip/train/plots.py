@@ -27,6 +27,7 @@ COLOURS = {
     "sll": "#D55E00",
     "lben": "#CC79A7",
     "nemon": "#E69F00",
+    "sandwich": "#7B4F2C",
     "unconstrained": "#222222",
     "torch-spectral": "#888888",
 }

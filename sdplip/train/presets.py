@@ -136,8 +136,7 @@ _SEARCHED = {
 }
 
 
-def presets() -> dict[str, Preset]:
-    """Every preset by its name."""
+def _every() -> dict[str, Preset]:
     found: dict[str, Preset] = {}
     published = {"small": 41.4, "medium": 78.7, "large": 118.0, "xlarge": 236.0}
     for layer, source, recipe in (("sll", "[ARAUJO]", _SLL_RECIPE), ("cpl", "[CPL]", _CPL_RECIPE)):
@@ -180,12 +179,15 @@ def _convnet(size: str, family: str) -> Preset:
     return Preset("[1LLC]", model, recipe, millions if family in ("aol", "cpl", "sll") else None)
 
 
-def find(name: str, layer: str | None = None) -> Preset:
+PRESETS = _every()
+"""Every published network by its name."""
+
+
+def find_preset(name: str, layer: str | None = None) -> Preset:
     """The preset `name`; that of a convnet's size, with the family `layer`.
 
     Raises InvalidInput for a name that is none, and for a convnet without a family.
     """
-    known = presets()
     sizes = [f"convnet-{size}" for size in _CONVNETS]
     if name in sizes:
         if layer is None:
@@ -194,16 +196,11 @@ def find(name: str, layer: str | None = None) -> Preset:
                 f"{', '.join(convnets.families())}."
             )
         name = f"{name}-{layer}"
-    if name not in known:
-        others = [key for key in known if not key.startswith("convnet-")]
+    if name not in PRESETS:
+        others = [key for key in PRESETS if not key.startswith("convnet-")]
         raise InvalidInput(
             f"preset {name!r} is not known. The presets are {', '.join(others)}, and "
             f"{', '.join(sizes)} with one of the families {', '.join(convnets.families())} or "
             f"{convnets.UNCONSTRAINED}, as in convnet-xs-aol."
         )
-    return known[name]
-
-
-def sized(name: str) -> bool:
-    """Whether `name` is a size of the convnet, which takes any family."""
-    return name in {f"convnet-{size}" for size in _CONVNETS}
+    return PRESETS[name]

@@ -8,7 +8,7 @@ from conv_cases import DTYPES
 from layer_cases import EXTREMES, put
 from torch.func import functional_call, jacrev, vmap
 
-from sdplip.layers import ROUNDING, OrthogonalLinear, orthogonal
+from sdplip.layers import ROUNDING, OrthogonalLinear, SandwichLinear, _rotation, orthogonal
 from sdplip.layers._rotation import rotated
 from sdplip.layers.orthogonal import semi_orthogonal
 
@@ -21,7 +21,7 @@ every_extreme = pytest.mark.parametrize("extreme", EXTREMES)
 @pytest.fixture(autouse=True)
 def solved(monkeypatch):
     """Also for layers so small that forming Q costs nothing."""
-    monkeypatch.setattr(orthogonal, "THIN", 1)
+    monkeypatch.setattr(_rotation, "THIN", 1)
 
 
 @pytest.fixture
@@ -165,3 +165,33 @@ def test_batch_shapes():
     assert y.shape == (2, 2, 4)
     torch.testing.assert_close(layer(x[0, 0]), y[0, 0])
     assert layer(x[:0]).shape == (0, 3, 4)
+
+
+@pytest.mark.parametrize("size", [(5, 3), (3, 5), (4, 4)], ids=str)
+@pytest.mark.parametrize("extreme", ["default", "huge", "rank one", "zero", "heavy tail"])
+def test_sandwich_layers_without_their_matrices(size, extreme, monkeypatch):
+    layer = SandwichLinear(*size, activation="tanh", dtype=torch.float64)
+    put(layer, extreme)
+    x = torch.randn(2, size[0], dtype=torch.float64, requires_grad=True)
+    inputs = x, *layer.parameters()
+    y = layer(x)
+    found = torch.autograd.grad(y.square().sum(), inputs)
+    monkeypatch.setattr(_rotation, "THIN", math.inf)
+    z = layer(x)
+    expected = torch.autograd.grad(z.square().sum(), inputs)
+    torch.testing.assert_close(y, z, atol=1e-12, rtol=0)
+    for a, b in zip(found, expected, strict=True):
+        assert a.isfinite().all()
+        assert (a - b).abs().max() <= 1e-10 * b.abs().max().clamp(min=1e-30)
+
+
+def test_sandwich_derivatives():
+    layer = SandwichLinear(3, 4, activation="tanh", dtype=torch.float64)
+    layer.log_psi.data.normal_()
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+
+    def f(x, *_):
+        return layer(x)
+
+    assert torch.autograd.gradcheck(f, (x, *layer.parameters()))
+    assert torch.autograd.gradgradcheck(f, (x, *layer.parameters()))

@@ -90,6 +90,18 @@ def test_schedules_start_positive_and_end_low(name):
     assert rates[-1] <= (0.1 if name == "constant" else 0.0015)
 
 
+def test_multistep_divides_by_ten_at_every_milestone():
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
+    config = TrainConfig(lr=1.0, schedule="multistep", milestones=(0.8, 0.5))
+    rule = schedule(optimizer, config, 10)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        rule.step()
+    assert rates == pytest.approx([1.0] * 5 + [0.1] * 3 + [0.01] * 2)
+
+
 def test_linf_penalty_lowers_the_bound(splits):
     bounds = [
         train(short("nemon", splits, linf_penalty=p, epochs=5), splits).model[-1].lipschitz
@@ -120,6 +132,18 @@ def test_devices_that_are_not_there(device):
         {"radii": (0.1, -1.0)},
         {"images": 0},
         {"colour": "blue"},
+        {"optimizer": "lion"},
+        {"weight_decay": -1.0},
+        {"momentum": 1.0},
+        {"nesterov": True, "momentum": 0.0},
+        {"betas": (0.9,)},
+        {"betas": (0.9, 1.0)},
+        {"milestones": (0.5, 1.5)},
+        {"augment": "mixup"},
+        {"precision": "16"},
+        {"train_images": 0},
+        {"attack_images": 0},
+        {"data": "imagenet"},
     ],
 )
 def test_nonsense_recipes_are_refused(changes, splits):

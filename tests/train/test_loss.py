@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sdplip.errors import InvalidInput
-from sdplip.train import margin_cross_entropy
+from sdplip.train import margin_cross_entropy, multi_margin
 
 
 def test_two_classes_closed_form():
@@ -43,3 +43,13 @@ def test_no_offset_at_temperature_one_is_cross_entropy():
 def test_temperature_must_be_positive(temperature):
     with pytest.raises(InvalidInput, match="temperature"):
         margin_cross_entropy(torch.zeros(1, 2), torch.tensor([0]), temperature=temperature)
+
+
+def test_multi_margin_is_the_mean_hinge():
+    z, y = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    expected = 0.0
+    for row, label in zip(z.tolist(), y.tolist(), strict=True):
+        for j in set(range(3)) - {label}:
+            expected += max(0.0, 0.7 * 2.0 - row[label] + row[j]) / 3
+    loss = multi_margin(z, y, offset=0.7, lipschitz=2.0)
+    assert loss.item() == pytest.approx(expected / 6, rel=1e-6)
