@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import sdplip
 from sdplip.cli import app
+from sdplip.layers import CONVOLUTIONS
 
 SMALL = ["--width", "8", "--depth", "1", "--epochs", "2", "--images", "30", "--radii", "0.1,0.5"]
 
@@ -59,7 +60,8 @@ def test_version_names_what_matters(cli):
 
 def test_layers_and_conditions_are_listed(cli):
     listed = one_document(cli("layers", "--json"))
-    assert [entry["layer"] for entry in listed] == list(sdplip.LAYERS)
+    every = [cls.__name__ for table in (sdplip.LAYERS, CONVOLUTIONS) for cls in table.values()]
+    assert [entry["class"] for entry in listed] == every
     assert all(entry["claim"] for entry in listed)
     names = {entry["condition"] for entry in one_document(cli("conditions", "--json"))}
     assert {entry["condition"] for entry in listed} <= names

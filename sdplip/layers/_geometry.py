@@ -55,7 +55,8 @@ class Geometry:
             InvalidInput: a size that is none, groups that do not divide, or padding for which no
                 bound holds.
         """
-        if groups < 1 or any(count % groups for count in channels.values()):
+        whole = isinstance(groups, int) and groups >= 1
+        if not whole or any(count % groups for count in channels.values()):
             named = " and ".join(f"{name} = {count}" for name, count in channels.items())
             raise InvalidInput(f"{owner}: groups = {groups}, but must divide {named}.")
         if mode not in get_args(Padding):
@@ -186,7 +187,7 @@ def _extend(x: Tensor, axis: int, before: int, after: int) -> Tensor:
 
 
 def pair(owner: str, name: str, value: int | Pair, least: int) -> Pair:
-    both = (value, value) if isinstance(value, int) else tuple(value)
+    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(both) != 2 or not all(isinstance(v, int) and v >= least for v in both):
         raise InvalidInput(
             f"{owner}: {name} = {value}, but must be an integer ≥ {least}, or two of them."

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Factors = tuple[Tensor, Tensor]
+Factors = tuple[Tensor, Tensor, Tensor]
 
 THIN = 128
 """Sides from which on forming Q costs more than solving for small batches."""
@@ -55,32 +55,36 @@ def rotated(X: Tensor, x: Tensor, solved: Factors | None = None) -> Tensor:
     Returns:
         (..., p) in x's dtype, computed in float64.
     """
-    factors, pivots = factorised(X) if solved is None else solved
-    y = _Rotation.apply(X, x.reshape(-1, X.shape[1]), factors, pivots)[0]
+    solved = factorised(X) if solved is None else solved
+    y = _Rotation.apply(X, x.reshape(-1, X.shape[1]), *solved)[0]
     return y.reshape(*x.shape[:-1], len(X))
 
 
 @torch.no_grad()
 def factorised(X: Tensor) -> Factors:
-    """The LU factorisation of M as `rotated` defines it for X (p, m)."""
-    Y = X.detach() * _scale(X.detach())
+    """LU factors and pivots of M as `rotated` defines it for X (p, m), and how X is scaled."""
+    X = X.detach()
+    scale = _scale(X)
+    Y = _scaled(X, scale)
     S, V = halves(Y.mT if _lying(X) else Y)
     # LAPACK's order of entries is that of the transpose.
     N = S.neg().double()
     N.diagonal().add_(1)
     if len(V):
         V = V.double()
-        N += V.mT @ V
+        N.addmm_(V.mT, V)
     factors, pivots, _ = torch.linalg.lu_factor_ex(N.mT)
-    return factors, pivots
+    return factors, pivots, scale
 
 
 class _Rotation(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(X: Tensor, x: Tensor, factors: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor]:
-        columns, V = x.double().mT, _below(X * _scale(X)).double()
+    def forward(
+        X: Tensor, x: Tensor, factors: Tensor, pivots: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        columns, V = x.double().mT, _below(_scaled(X, scale)).double()
         if _lying(X):
             top, bottom = columns.tensor_split([len(X)])
             z = torch.linalg.lu_solve(factors, pivots, top - V.mT @ bottom, adjoint=True)
@@ -97,16 +101,15 @@ class _Rotation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        X, x, factors, pivots, z = ctx.saved_tensors
+        X, x, factors, pivots, scale, z = ctx.saved_tensors
         if torch.is_grad_enabled():
             needed = [i for i in (0, 1) if ctx.needs_input_grad[i]]
             found = torch.autograd.grad(
                 _composed(X, x), [(X, x)[i] for i in needed], g, create_graph=True
             )
             first, second = (found[needed.index(i)] if i in needed else None for i in (0, 1))
-            return first, second, None, None
-        scale = _scale(X)
-        Y = X * scale
+            return first, second, None, None, None
+        Y = _scaled(X, scale)
         V = _below(Y)
         columns, top = x.double().mT, g.double().mT
         # M's derivative is -left rightᵀ, that of V besides direct sideᵀ.
@@ -130,10 +133,12 @@ class _Rotation(torch.autograd.Function):
             below = outer @ torch.cat([side, right, left], dim=1).mT
             dY = torch.cat([above, below])
             dY = dY.mT if _lying(X) else dY
-            # The scale falls with the norm where it is not 1.
-            along = torch.where(scale < 1, (Y * dY).sum() / _limit(X) ** 2, 0)
-            dX = scale * (dY - along * Y)
-        return dX, dx.mT.to(x.dtype), None, None
+            if Y is not X:
+                # The scale falls with the norm where it is not 1.
+                along = torch.where(scale < 1, (Y * dY).sum() / _limit(X) ** 2, 0)
+                dY = scale * (dY - along * Y)
+            dX = dY
+        return dX, dx.mT.to(x.dtype), None, None, None
 
 
 def _composed(X: Tensor, x: Tensor) -> Tensor:
@@ -165,6 +170,13 @@ def _limit(X: Tensor) -> float:
 
 
 def _scale(X: Tensor) -> Tensor:
-    # In float64, where squares of float32 do not overflow.
-    norm = torch.linalg.vector_norm(X, dtype=torch.double)
+    # Relative to the largest entry, whose square may overflow.
+    peak = torch.linalg.vector_norm(X.detach(), ord=torch.inf)
+    peak = torch.where(peak > 0, peak, 1)
+    norm = torch.linalg.vector_norm(X / peak).double() * peak.double()
     return (_limit(X) / norm.clamp(min=_limit(X))).to(X.dtype)
+
+
+def _scaled(X: Tensor, scale: Tensor) -> Tensor:
+    """X·scale, which is X itself for most; compilers cannot tell."""
+    return X * scale if torch.compiler.is_compiling() or bool(scale < 1) else X

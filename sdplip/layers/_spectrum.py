@@ -77,7 +77,8 @@ def norm_square(K: Tensor, frequencies: int = FREQUENCIES) -> Tensor:
     the motion of ω and v.
 
     Args:
-        K: (*batch, p, m, k₁, k₂); a matrix is a kernel with one tap, and its bound is exact.
+        K: (*batch, p, m, k₁, k₂); a matrix is a kernel with one tap, and its bound is exact, or
+            within SLACK where it is large.
         frequencies: frequencies per axis are this times k - 1, at least 2.
 
     Returns:
@@ -171,6 +172,7 @@ class _Grams:
         taps = list(K.shape[-2:])
         self.shape = len(K), len(angles), K.shape[2]
         self.summands = K[0, :, 0].numel()
+        self.dtype = torch.double
         self.real = taps == [1, 1]
         nodes = _half([2 * k - 1 for k in taps], K)
         if self.real:
@@ -189,10 +191,9 @@ class _Grams:
         self.weights[0][:, 0] /= 2
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same, rounded."""
+        """The same, rounded in the end."""
         other = copy.copy(self)
-        other.parts = [part.to(dtype) for part in self.parts]
-        other.weights = [weight.to(dtype) for weight in self.weights]
+        other.dtype = dtype
         return other
 
     def lost(self, dtype: torch.dtype) -> float:
@@ -200,21 +201,22 @@ class _Grams:
         proves.
 
         In units of 2⁻ᵖ, p the precision: the factorisation (n + 1) tr(T - G), twice that in complex
-        numbers, and T - G itself; interpolation the sum of its weights, of its terms and √n, as
-        ‖G‖_F ≤ √n T; the products in float64 the number of summands and n, as ‖K̂‖_F² ≤ nT.
+        numbers, T - G itself, and √n as ‖G‖_F ≤ √n T; in float64, whose products no setting of
+        PyTorch shortens, interpolation by the number of its terms, and their products by the number
+        of summands and n, as ‖K̂‖_F² ≤ nT.
         """
         n, nodes = self.shape[-1], self.parts[0].shape[1]
-        rounded = 1.25 * n * (n + 4) + 8 * nodes * math.sqrt(n)
-        products = 8 * n * self.summands
+        rounded = 1.25 * n * (n + 4) + 2 * math.sqrt(n)
+        products = 8 * n * self.summands + 8 * nodes * math.sqrt(n)
         return rounded * torch.finfo(dtype).eps + products * torch.finfo(torch.double).eps
 
     def __call__(self, items: Tensor | slice, at: Tensor) -> Tensor:
         """(b', F', n, n) at the angles `at` (F',) for all, or one angle each (b', 1, n, n)."""
         n = self.shape[-1]
-        parts = [
-            (w[at].unsqueeze(-2) if isinstance(items, Tensor) else w[at]) @ g[items].flatten(2)
-            for w, g in zip(self.weights, self.parts, strict=True)
-        ]
+        parts = []
+        for weights, grams in zip(self.weights, self.parts, strict=True):
+            w = weights[at].unsqueeze(-2) if isinstance(items, Tensor) else weights[at]
+            parts.append((w @ grams[items].flatten(2)).to(self.dtype))
         return (parts[0] if self.real else torch.complex(*parts)).unflatten(-1, (n, n))
 
 
@@ -279,7 +281,7 @@ def _tested_one(grams: _Grams, item: slice) -> tuple[Tensor, Tensor, Tensor]:
             todo = todo[failed]
             best = best.better(_Ritz.of(G[failed], todo, attempt + 1, attempt == ATTEMPTS))
     T = best.value.double() * (1 + SLACK)
-    return T * (1 + grams.lost(grams.parts[0].dtype)), best.at, best.v
+    return T * (1 + grams.lost(grams.dtype)), best.at, best.v
 
 
 class _Ritz(NamedTuple):
@@ -334,16 +336,17 @@ def _unit(v: Tensor) -> Tensor:
 def _positive(T: Tensor, G: Tensor) -> Tensor:
     """Whether T - G (f, n, n) passes Cholesky's algorithm: (f,).
 
-    By blocks, since most of the work is then in products.
+    In float64 by blocks, since most of the work is then in products.
     """
+    block = BLOCK if torch.finfo(G.dtype).bits == 64 else G.shape[-1]
     A = -G
     A.diagonal(dim1=-2, dim2=-1).add_(T)
     passed = torch.ones(len(A), dtype=torch.bool, device=A.device)
-    for i in range(0, A.shape[-1], BLOCK):
-        j = i + BLOCK
+    for i in range(0, A.shape[-1], block):
+        j = i + block
         L, info = torch.linalg.cholesky_ex(A[:, i:j, i:j])
         passed &= info == 0
         X = torch.linalg.solve_triangular(L, A[:, j:, i:j].mH, upper=False)
-        for k in range(0, X.shape[-1], BLOCK):
-            A[:, j + k :, j + k : j + k + BLOCK] -= X[..., k:].mH @ X[..., k : k + BLOCK]
+        for k in range(0, X.shape[-1], block):
+            A[:, j + k :, j + k : j + k + block] -= X[..., k:].mH @ X[..., k : k + block]
     return passed

@@ -140,7 +140,8 @@ def spectral_square(W: Tensor, taps: int = 0, frequencies: int = FREQUENCIES) ->
     Args:
         W: (*batch, rows, columns), or with taps = 2 the kernel (*batch, rows, columns, k₁, k₂) of a
             convolution, whose norm is that on the plane.
-        frequencies: per axis and k - 1, at least 2: for 12 the norm is bounded within 1.8 %.
+        frequencies: per axis and k - 1, at least 2: for 12 the norm is bounded within 1.8 %, for 6
+            within 7.2 %, for matrices within 0.05 %.
 
     Returns:
         (*batch,), zero for W = 0, NaN where WᵀW is not finite.

@@ -34,7 +34,7 @@ def witness(W: Tensor, log_psi: Tensor) -> dict[str, Tensor]:
     """
     n = W.shape[-2]
     A, B = semi_orthogonal(W).tensor_split([n], dim=-1)
-    psi = weights(log_psi)
+    psi = _bounded(log_psi)
     inner, outer = math.sqrt(2) / psi, math.sqrt(2) * psi
     return {
         "H": W.new_zeros(*W.shape[:-1], W.shape[-1] - n),
@@ -43,6 +43,11 @@ def witness(W: Tensor, log_psi: Tensor) -> dict[str, Tensor]:
         "Lam": psi.square(),
         "rho": W.new_ones(()),
     }
+
+
+def _bounded(log_psi: Tensor) -> Tensor:
+    """Ψ, NaN for what is infinite: a training that diverged is to be seen."""
+    return weights(log_psi) + 0 * log_psi
 
 
 class SandwichLinear(Layer):
@@ -100,7 +105,7 @@ class SandwichLinear(Layer):
         if not worthwhile(self, self.weight, x):
             G, W = self._applied()
             return F.linear(sigma(F.linear(x, W.mT, self.bias)), G)
-        X, n, psi = self.weight, self.out_features, weights(self.log_psi)
+        X, n, psi = self.weight, self.out_features, _bounded(self.log_psi)
         solved = factorised(X)
         h = rotated(X, F.pad(x, [n, 0]), solved) * (math.sqrt(2) / psi)
         h = sigma(h if self.bias is None else h + self.bias)
@@ -277,7 +282,7 @@ class SandwichConv2d(ConvLayer):
         free = None if self.projectors is None else wide(self.projectors)
         X = wide(self.weight).unflatten(0, (g.groups, -1))
         A, B = orthogonal_kernel(X, free, g.kernel_size).tensor_split([X.shape[1]], dim=2)
-        psi = weights(wide(self.log_psi))
+        psi = _bounded(wide(self.log_psi))
         inner, outer = (
             scale[:, None, None, None] for scale in (math.sqrt(2) / psi, math.sqrt(2) * psi)
         )

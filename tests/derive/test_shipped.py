@@ -1,5 +1,7 @@
 """The layers of the package and those that their derivations emit are the same maps."""
 
+import math
+
 import pytest
 import torch
 
@@ -12,6 +14,16 @@ CASES = {
     "aol": ((6, 5), (6, 5), {"W": lambda s: s.weight}),
     "cpl": ((6, 8), (6, 8), {"W": lambda s: s.weight.mT}),
     "sll": ((6, 8), (6, 8), {"W": lambda s: s.weight.mT, "log_q": lambda s: s.log_q}),
+    "sandwich": (
+        (6, 5),
+        (6, 5, 5),
+        {
+            "X": lambda s: s.weight[:, :5].mT,
+            "Y": lambda s: s.weight[:, 5:].mT,
+            # Φ = √2 Ψ, both bounded softly: weights(x) = √2 weights(log Ψ).
+            "log_phi": lambda s: 4 * ((s.log_psi / 4).tanh() + math.log(2) / 8).atanh(),
+        },
+    ),
     "lben": (
         (6, 8, 5),
         (6, 8, 5),

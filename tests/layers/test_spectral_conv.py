@@ -244,3 +244,11 @@ def test_frequencies(cls):
     coarse.weight.data.normal_()
     fine.weight.data.copy_(coarse.weight)
     assert coarse.witness()["T"].max() > fine.witness()["T"].max()
+
+
+def test_wide_kernels_take_fewer_frequencies():
+    assert spectrum.enough(torch.empty(2, 128, 500, 3, 3)) == 12
+    assert spectrum.enough(torch.empty(129, 130, 3, 3)) == 6
+    chosen, given = (SpectralConv2d(130, 129, 2, frequencies=n) for n in (None, 6))
+    given.weight.data.copy_(chosen.weight)
+    assert torch.equal(given.witness()["T"], chosen.witness()["T"])
