@@ -112,21 +112,19 @@ def test_output_and_gradients_are_finite(family, geometry, mode):
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 5), (3, 3), (8, 2)], ids=str)
 def test_images_smaller_than_the_kernel(family, mode, size):
     """On a torus the kernel wraps around, and its taps add up."""
-    weights = ("default", "constant", "tight", "huge") if family in FEEDFORWARD else ("default",)
-    for kernel, name in itertools.product((3, (5, 3)), weights):
-        layer = make(
-            family,
-            {"kernel_size": kernel},
-            dtype=torch.float64,
-            padding_mode=mode,
-            **units_on(family),
-        )
+    weights, arguments = ("default",), [{"kernel_size": 3}, {"kernel_size": (5, 3)}]
+    if family in FEEDFORWARD:
+        weights = "default", "constant", "tight", "huge"
+        arguments += [{"kernel_size": 3, "stride": 2}, {"kernel_size": 2, "stride": (1, 3)}]
+    for geometry, name in itertools.product(arguments, weights):
+        options = {"padding_mode": mode, **units_on(family)}
+        layer = make(family, geometry, dtype=torch.float64, **options)
         draw(layer, name)
         try:
-            assert holds(layer, size), (kernel, name)
+            assert holds(layer, size), (geometry, name)
         except ShapeError as error:
-            assert mode == "circular" and "at least as large as the padding" in str(error)
-            assert any(k // 2 > n for k, n in zip(layer.geometry.kernel_size, size, strict=True))
+            reasons = ["smaller than the stride", "as large as the padding"]
+            assert any(reason in str(error) for reason in reasons[: 1 + (mode == "circular")])
 
 
 @pytest.mark.parametrize("family", [n for n in ACTIVATED if n in FEEDFORWARD])

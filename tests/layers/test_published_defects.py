@@ -63,7 +63,8 @@ def test_no_q_breaks_sll(cls, log_q, dtype):
             layer = make("sll", channels=SQUARE, dtype=dtype, activation="identity")
         draw(layer, name)
         with torch.no_grad():
-            layer.weight[:] = layer.weight if name != "tight" else _orthogonal_like(layer.weight)
+            if name == "tight":
+                layer.weight.copy_(_orthogonal_like(layer.weight))
             layer.log_q.copy_(LOG_Q[log_q](len(layer.log_q)))
         shape = (layer.in_features,) if cls is SLLLinear else (5, 4, 4)
         x = torch.randn(2, *shape, dtype=dtype)
@@ -97,12 +98,12 @@ def test_q_of_a_convolution_is_alive():
 
 @pytest.mark.parametrize("family", FEEDFORWARD)
 def test_arguments_are_not_ignored(family):
-    """The official convolution takes a stride and computes without, and pads by 1 for any kernel."""
+    """The official convolution takes a stride and leaves it out, and pads by 1 for any kernel."""
     x = torch.randn(1, 4, 6, 6)
     layer = make(family, {"kernel_size": 3, "stride": 2}, (4, 4))
     assert layer(x).shape == (1, 4, 3, 3)
     for kernel in (1, 5):
-        layer = make(family, {"kernel_size": kernel}, (4, 4))
+        layer = make(family, {"kernel_size": kernel}, (4, 4), **units_on(family))
         draw(layer, "default")
         impulse = torch.zeros(2, 4, 9, 9)
         impulse[1, :, 4, 4] = 1
@@ -242,7 +243,7 @@ def test_the_measure_of_a_nemon_convolution_is_what_was_asked_for(mode, scale):
         layer = NEMONConv2d(2, 3, 2, 3, c=c, padding_mode=mode, dtype=torch.float64)
         for p in layer.parameters():
             p.data.normal_().mul_(scale if p.ndim > 1 else 1)
-        A = torch.as_tensor(layer.system(image=(4, 5)).A)
+        A = torch.tensor(layer.system(image=(4, 5)).A)
         eta = layer.witness()["eta"].detach()
         weight = eta.repeat_interleave(len(A) // 3)
         rows = (A.abs() * weight).sum(dim=1) / weight - A.diagonal().abs() + A.diagonal()

@@ -252,3 +252,15 @@ def test_wide_kernels_take_fewer_frequencies():
     chosen, given = (SpectralConv2d(130, 129, 2, frequencies=n) for n in (None, 6))
     given.weight.data.copy_(chosen.weight)
     assert torch.equal(given.witness()["T"], chosen.witness()["T"])
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_short_float32_products_do_not_reach_the_proof(precision, tested):
+    K = torch.nn.init.orthogonal_(torch.empty(40, 40, 2, 2)).double()
+    exact = largest(K, 24)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        found = norm_square(K).sqrt().item()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert exact <= found <= exact * room(K, 12) * 1.002
