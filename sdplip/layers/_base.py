@@ -20,7 +20,9 @@ ROUNDING = 1e-6
 """By how much float32 weights may exceed a bound, relative to it: they are rounded after they were
 computed. In float64 the excess is below 1e-12. A layer in half precision counts the rounding of
 its weights in `lipschitz`; what no constant counts is that of the products, which are off by up to
-2⁻⁸ in half precision, under autocast too, and by 2⁻¹¹ in TensorFloat-32."""
+2⁻⁸ in half precision, under autocast too, and by 2⁻¹¹ in TensorFloat-32. Under bfloat16 autocast,
+for weights that leave no room, linear maps were measured up to 1.0033 and residual ones, of two
+products twice as long, up to 1.0172 times their bound."""
 
 
 class Layer(nn.Module):

@@ -87,6 +87,7 @@ class EquilibriumLayer(Equilibrium):
     """A well-posed equilibrium network whose subclass gives A, B, C, D from its parameters."""
 
     free = {"B": ("hidden", "in_features"), "C": ("out_features", "hidden")}  # noqa: RUF012
+    hidden: int
     B: nn.Parameter
     C: nn.Parameter
 

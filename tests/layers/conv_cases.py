@@ -88,22 +88,9 @@ def geometries(family: str) -> Iterator[str]:
             yield name
 
 
-def tight(layer: nn.Module) -> None:
-    """Every kernel becomes a semi-orthogonal tap in the middle of zeros, as Dirac's is for the
-    identity: there every T of this library equals WᵀW, and no bound has room."""
-    for parameter in layer.parameters():
-        if parameter.ndim != 4:
-            continue
-        middle = tuple((k - 1) // 2 for k in parameter.shape[2:])
-        tap = nn.init.orthogonal_(torch.empty(parameter.shape[:2], dtype=torch.float64))
-        parameter.zero_()
-        parameter[(..., *middle)] = tap.to(parameter.dtype)
-
-
 WEIGHTS: dict[str, Callable[[nn.Module], None]] = {
     **{name: lambda layer, name=name: put(layer, name) for name in EXTREMES},
     "no input channel": lambda layer: _silence(layer, (slice(None), 0)),
-    "tight": tight,
     "constant": lambda layer: _fill(layer, 1.0),
     "alternating": lambda layer: _alternate(layer),
 }

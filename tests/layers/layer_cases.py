@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from sdplip.layers import LAYERS, Layer
 
 DTYPES = (torch.float32, torch.float64)
+HALF = {"linear": 2**-8, "residual": 2**-6 * 1.25}
+"""By how much products in bfloat16 exceed the bound for tight weights: measured up to 0.0033 for
+linear layers and 0.0172 for residual ones, two products of which are twice as long as x."""
+
 SHAPES = {
     "tall": {"in_features": 5, "out_features": 8, "features": 6, "hidden": 9},
     "wide": {"in_features": 8, "out_features": 5, "features": 9, "hidden": 4},
@@ -82,6 +86,17 @@ def _rows(W: Tensor) -> Tensor:
     return W * torch.logspace(-8, 4, len(W), dtype=W.dtype)[:, None]
 
 
+def tight(layer: nn.Module) -> None:
+    """Every matrix becomes semi-orthogonal, every kernel such a tap in the middle of zeros, as
+    Dirac's is for the identity: there every T equals WᵀW, and no bound has room."""
+    for parameter in layer.parameters():
+        if parameter.ndim >= 2:
+            tap = torch.empty(parameter.shape[:2], dtype=torch.float64, device=parameter.device)
+            parameter.zero_()
+            middle = tuple((k - 1) // 2 for k in parameter.shape[2:])
+            parameter[(..., *middle)] = nn.init.orthogonal_(tap).to(parameter.dtype)
+
+
 EXTREMES: dict[str, Callable[[nn.Module], None]] = {
     "default": everything(lambda p: p),
     "zero": everything(torch.zeros_like),
@@ -94,6 +109,7 @@ EXTREMES: dict[str, Callable[[nn.Module], None]] = {
     "heavy tail": matrices(_heavy),
     "row scales": matrices(_rows),
     "column scales": matrices(lambda W: _rows(W.mT).mT),
+    "tight": tight,
 }
 
 

@@ -1,13 +1,14 @@
 """What every layer family promises, for parameters that break the public implementations."""
 
 import copy
+import inspect
 import math
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from layer_cases import DTYPES, EXTREMES, make, put, variants
+from layer_cases import DTYPES, EXTREMES, HALF, SHAPES, make, put, variants
 from torch.func import functional_call
 
 from sdplip import conditions
@@ -196,6 +197,22 @@ def test_autocast_leaves_the_closed_form_alone(family):
         y.sum().backward()
     assert all(torch.equal(inside[name], witness[name]) for name in witness)
     assert (y - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", FEEDFORWARD)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_under_autocast_stay_close_to_the_bound(family, shape):
+    """All units on. The closed form is left alone: what is left is the rounding of the products."""
+    cls = LAYERS[family]
+    options = (
+        {"activation": "identity"} if "activation" in inspect.signature(cls).parameters else {}
+    )
+    for extreme in EXTREMES:
+        layer = make(cls, shape, bias=False, **options)
+        put(layer, extreme)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            M = layer(torch.eye(layer.in_features)).double().mT
+        assert operator_norm(M, 2) <= 1 + HALF[layer.condition], extreme
 
 
 @every_family
