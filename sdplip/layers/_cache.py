@@ -19,7 +19,7 @@ class Kept(NamedTuple):
     """What was computed, and from what."""
 
     key: object
-    marks: tuple[Tensor, ...]
+    marks: Tensor
     tensors: Tensors
 
 
@@ -43,7 +43,7 @@ class Cache:
         self, layer: nn.Module, options: Callable[[], object], compute: Callable[[], Tensors]
     ) -> Tensors:
         """The closed form of `layer`, from `compute` unless the kept one is still right."""
-        if torch.compiler.is_compiling():
+        if _recording():
             return compute()
         parameters = list(layer._parameters.values())
         if not _may_keep(layer, parameters):
@@ -51,15 +51,22 @@ class Cache:
             return compute()
         used = [p for p in parameters if p is not None]
         key = (str(options()), tuple(map(_identity, used)))
-        marks = tuple(_mark(p) for p in used)
+        marks = torch.cat([_mark(p) for p in used])
         kept = self.kept  # read once: other threads may evaluate the layer too
-        if kept is None or kept.key != key or not all(map(torch.equal, marks, kept.marks)):
+        if kept is None or kept.key != key or not torch.equal(marks, kept.marks):
             with torch.inference_mode(False), torch.no_grad():
                 self.kept = kept = Kept(key, marks, compute())
         return kept.tensors
 
     def forget(self) -> None:
         self.kept = None
+
+
+def _recording() -> bool:
+    """Whether operations are traced or captured, which would make the closed form a constant."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _may_keep(layer: nn.Module, parameters: list[Any]) -> bool:

@@ -4,6 +4,8 @@ Each is differentiable, takes leading batch dimensions, and rounds so that what 
 for its value in floating point.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -233,14 +235,19 @@ def dominated(W: Tensor, q: Tensor | None = None, taps: int = 0) -> Tensor:
         T ⪰ WᵀW as its diagonal (*batch, columns).
     """
     columns = W.transpose(-1 - taps, -2 - taps)[(..., *[None] * (2 - taps))]
+    summands = math.prod(columns.shape[-3:])
     q = W.new_ones(columns.shape[:-3]) if q is None else q
-    return _floored(_upwards(correlation_sums(columns, q) / q, W))
+    return _floored(_upwards(correlation_sums(columns, q) / q, W, summands))
 
 
 def _floored(T: Tensor) -> Tensor:
     return torch.where(T == 0, 1, T.clamp(min=FLOOR))
 
 
-def _upwards(T: Tensor, like: Tensor) -> Tensor:
-    """T enlarged by more than rounding T and applying W can cost the bound."""
-    return T * (1 + 16 * torch.finfo(like.dtype).eps)
+def _upwards(T: Tensor, like: Tensor, summands: int = 0) -> Tensor:
+    """T enlarged by more than rounding T and applying W can cost the bound.
+
+    Args:
+        summands: of the inner products in T, whose rounding errors grow with their root.
+    """
+    return T * (1 + (16 + math.sqrt(summands)) * torch.finfo(like.dtype).eps)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..activations import Activation, activation
-from ..errors import InvalidInput
+from ..errors import InvalidInput, ShapeError
 from ..system import System
 from ._base import Layer, fill_normal, fill_uniform, numpy, slopes_in_unit_interval, wide
 from ._conv import HALVES, ConvLayer, from_phases, norm_estimate, per_group, to_phases
@@ -270,6 +270,12 @@ class SandwichConv2d(ConvLayer):
         """How many blocks of stride pixels the images have; ShapeError for what the kernel does not
         fit."""
         owner, (height, width) = type(self).__name__, x.shape[-2:]
+        if self.geometry.mode == "circular" and (height % self.stride[0] or width % self.stride[1]):
+            raise ShapeError(
+                f"{owner}: the image is {height} x {width}, but with circular padding its sides "
+                f"must be multiples of the stride {self.stride}. Pad the image, or use "
+                "padding_mode='zeros'."
+            )
         self._strided.check(owner, (height, width))
         return -(-height // self.stride[0]), -(-width // self.stride[1])
 
