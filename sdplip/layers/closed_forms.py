@@ -49,6 +49,10 @@ SPREAD = 5.0
 LOG_RANGE = 4.0
 """|log Λ| stays below for weights whose size matters: entries differ by at most e^8."""
 
+COARSE = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
+"""What products of float32 may cost besides where PyTorch is allowed to round their factors, to
+TensorFloat-32 or bfloat16."""
+
 LIMIT = 10.0
 """Bounded matrices saturate at Frobenius norm LIMIT·√k, k the smaller side."""
 
@@ -250,4 +254,12 @@ def _upwards(T: Tensor, like: Tensor, summands: int = 0) -> Tensor:
     Args:
         summands: of the inner products in T, whose rounding errors grow with their root.
     """
-    return T * (1 + (16 + math.sqrt(summands)) * torch.finfo(like.dtype).eps)
+    rounding = (16 + math.sqrt(summands)) * torch.finfo(like.dtype).eps
+    if like.dtype == torch.float32:
+        rounding += _coarse()
+    return T * (1 + rounding)
+
+
+@torch.compiler.assume_constant_result
+def _coarse() -> float:
+    return COARSE[torch.get_float32_matmul_precision()]

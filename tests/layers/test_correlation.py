@@ -264,3 +264,18 @@ def test_long_sums_stay_above(dtype, rows):
         w = torch.full((rows, 1), value, dtype=dtype) * (1 + torch.arange(rows)[:, None] % 7)
         exact = w.double().square().sum().item()
         assert dominated(w.to(dtype)).item() >= exact * (1 - slack)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_products_that_round_their_factors_keep_the_bound(precision):
+    """PyTorch may be told to multiply float32 matrices in bfloat16, which costs T three digits."""
+    torch.manual_seed(0)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        for W in (torch.ones(256, 512), torch.rand(300, 400), torch.randn(200, 300)):
+            T = dominated(W).double()
+            gram = W.double().mT @ W.double() / (T.sqrt() * T.sqrt()[:, None])
+            assert torch.linalg.eigvalsh(gram)[-1] <= 1
+    finally:
+        torch.set_float32_matmul_precision(before)
