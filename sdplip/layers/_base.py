@@ -14,7 +14,7 @@ from ..activations import Activation, activation
 from ..errors import InvalidInput, ShapeError
 from ..system import System
 from ._cache import Cache
-from ._state import pack, unpack, wide
+from ._state import agree, pack, unpack, wide
 
 ROUNDING = 1e-6
 """By how much float32 weights may exceed a bound, relative to it: they are rounded after they were
@@ -87,15 +87,10 @@ class Layer(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         owner, own = type(self).__name__, self._options()
         found = unpack(owner, state)
+        agree(owner, {k: v for k, v in own.items() if not isinstance(v, float)}, found)
         for name, value in own.items():
             if isinstance(value, float):
                 setattr(self, name, found.get(name))
-            elif found.get(name) != value:
-                raise InvalidInput(
-                    f"{owner}: the checkpoint is of a layer with {name} = {found.get(name)!r}, but "
-                    f"this one has {name} = {value!r}: it would compute another map. "
-                    "Build the layer that was saved."
-                )
 
     def _options(self) -> dict[str, str | float]:
         """What the map depends on besides parameters. Strings must agree when a state is loaded,

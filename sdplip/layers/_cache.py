@@ -87,9 +87,19 @@ def _identity(p: nn.Parameter) -> tuple[object, ...]:
 
 
 def _mark(p: nn.Parameter) -> Tensor:
-    flat = wide(p.detach()).reshape(len(p) if p.ndim > 1 else 1, -1)
-    place = torch.arange(flat.shape[1], dtype=torch.double, device=flat.device)
-    # Between 1 and 2 without a pattern, which weights could be orthogonal to as they are to a ramp.
-    weights = 1.5 + (place.square() * math.sqrt(5) + place).sin() / 2
+    values = wide(p.detach())
+    if values.ndim < 2:
+        # Few enough to be kept as they are.
+        return values.reshape(-1).nan_to_num(*[torch.nan] * 3)
+    flat = values.flatten(1)
+    # Both ways, since a huge entry hides its neighbours in a sum.
+    sums = torch.cat([flat @ _irregular(flat[0]), flat.mT @ _irregular(flat[:, 0])])
     # NaN differs from itself, so that a product that overflowed is never taken for the same.
-    return (flat @ weights.to(flat.dtype)).nan_to_num(*[torch.nan] * 3)
+    return sums.nan_to_num(*[torch.nan] * 3)
+
+
+def _irregular(like: Tensor) -> Tensor:
+    """Numbers between 1 and 2 without a pattern, which weights could be orthogonal to as they are
+    to a ramp."""
+    place = torch.arange(len(like), dtype=torch.double, device=like.device)
+    return (1.5 + (place.square() * math.sqrt(5) + place).sin() / 2).to(like.dtype)

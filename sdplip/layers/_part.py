@@ -9,6 +9,19 @@ from torch import Tensor, nn
 
 from ..errors import InvalidInput, ShapeError
 
+PROMISES = ("lipschitz", "lipschitz_in", "_promise", "closed_form", "_closed_form")
+"""By what a class states a constant."""
+
+
+def own_forward(module: nn.Module, *promises: str) -> bool:
+    """Whether no subclass from elsewhere replaced forward below the class that states the promise,
+    which is about the forward that this one had."""
+    order = type(module).__mro__
+    states = [i for i, kind in enumerate(order) if vars(kind).keys() & set(promises)]
+    computes = next(i for i, kind in enumerate(order) if "forward" in vars(kind))
+    ours = order[computes].__module__.startswith(__package__ or "")
+    return not states or states[0] <= computes or ours
+
 
 class Part(nn.Module):
     """A module whose Lipschitz constant is known for several norms.

@@ -66,6 +66,17 @@ def unpack(owner: str, state: Any) -> dict[str, Any]:
     return options
 
 
+def agree(owner: str, own: Mapping[str, object], found: Mapping[str, object]) -> None:
+    """Raise InvalidInput where `found` in a checkpoint has another value than one's own."""
+    for name, value in own.items():
+        if found.get(name) != value:
+            raise InvalidInput(
+                f"{owner}: the checkpoint is of a layer with {name} = {found.get(name)!r}, but "
+                f"this one has {name} = {value!r}: it would compute another map. "
+                "Build the layer that was saved."
+            )
+
+
 def wide(x: Tensor) -> Tensor:
     """x in float32 or better: closed forms are not evaluated in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -13,7 +13,7 @@ from ..equilibrium import Circulant, Operator, optimal_step
 from ..equilibrium.operators import as_operator, spectrum
 from ..equilibrium.problem import rounding
 from ..errors import InvalidInput, NotConverged, ShapeError
-from ._base import wide
+from ._state import agree, between, pack, unpack, wide
 
 MAX_STEPS = 2000
 """Unrolled iterations of an equilibrium, each of which is a product in the exported graph."""
@@ -35,6 +35,8 @@ class Unrolled(nn.Module):
     A: Tensor
     R: Tensor
     V: Tensor
+    step = between(0, math.inf)
+    rate = between(-1, math.inf)
 
     def __init__(self, A: Tensor | Operator, sigma: str | Activation, metric: Tensor) -> None:
         super().__init__()
@@ -71,7 +73,8 @@ class Unrolled(nn.Module):
         """Take as many steps as `tol` asks for (see `fold`), for the rows of v or any input.
 
         Raises:
-            InvalidInput: that is more than MAX_STEPS for any input. NotConverged: for v.
+            InvalidInput: that is more than MAX_STEPS for any input; no row of v is finite.
+            NotConverged: it is for v.
         """
         A = self.kind(self.A)
         if rounding(A) > tol:  # as in `solve`: float32 could not tell whether tol is reached
@@ -90,14 +93,20 @@ class Unrolled(nn.Module):
 
     def _needed(self, tol: float, v: Tensor) -> int:
         v = v.reshape(-1, v.shape[-1]).to(self.dtype)
-        v = v[v.isfinite().all(-1)]
+        finite = v.isfinite().all(-1)
+        if not finite.any():
+            raise InvalidInput(
+                f"fold: no sample is finite, of {len(v)} that reach an equilibrium, so nothing "
+                "says how many steps it needs; give images as the network will see."
+            )
+        v = v[finite]
         u = push = self._push(v)
         A, worst = self.kind(self.A), 0.0
         for step in range(1, MAX_STEPS + 1):
             u = self._next(u, push)
             z = self._point(u)
             defect = (z - self.sigma(A.plus(v, z))).norm(dim=-1)
-            worst = float((defect / (1 + z.norm(dim=-1))).max()) if len(z) else 0.0
+            worst = float((defect / (1 + z.norm(dim=-1))).max())
             if worst <= tol:
                 return step
         raise NotConverged(
@@ -113,6 +122,21 @@ class Unrolled(nn.Module):
 
     def _point(self, u: Tensor) -> Tensor:
         return self.sigma.resolvent(u, self.step)
+
+    def get_extra_state(self) -> Tensor:
+        numbers = {"steps": self.steps, "step": self.step, "rate": self.rate}
+        return pack({"activation": self.sigma.name, **numbers})
+
+    def set_extra_state(self, state: Tensor) -> None:
+        found = unpack("Unrolled", state)
+        agree("Unrolled", {"activation": self.sigma.name}, found)
+        steps = found.get("steps")
+        if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
+            raise InvalidInput(
+                f"Unrolled: steps = {steps!r}, but must be an integer from 1 to {MAX_STEPS}. "
+                "The checkpoint was changed or is damaged."
+            )
+        self.steps, self.step, self.rate = steps, found.get("step"), found.get("rate")
 
     def extra_repr(self) -> str:
         return f"activation={self.sigma.name}, steps={self.steps}"
@@ -195,6 +219,16 @@ class FoldedEquilibriumConv2d(nn.Module):
         if image == self.image:
             v, _, _ = self._entered(x if x.ndim == 4 else x.unsqueeze(0))
             self.inner.prepare(tol, v.flatten(1))
+
+    def get_extra_state(self) -> Tensor:
+        return pack(self._options())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        owner = type(self).__name__
+        agree(owner, self._options(), unpack(owner, state))
+
+    def _options(self) -> dict[str, str]:
+        return {"image": " x ".join(map(str, getattr(self, "image", ())))}
 
     def _entered(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         w = {name: getattr(self, name) for name in "BCD"}

@@ -17,7 +17,7 @@ from ..errors import InvalidInput
 from ._base import check_finite
 from ._conv import per_group, to_phases
 from ._geometry import Geometry
-from ._part import Container
+from ._part import PROMISES, Container, own_forward
 from ._spectrum import norm_square
 from .pooling import AvgPool2d, MaxPool2d
 
@@ -65,11 +65,11 @@ def _bound(module: nn.Module, norm: float, path: str) -> float:
         # Not named_children(), which leaves out a module that is used twice.
         factors = [child(name) for name in module._modules]
         # A constant map stays constant behind one without a bound.
-        return 0.0 if 0 in factors else math.prod(factors)
+        return 0.0 if 0 in factors else _product(factors)
     for kind, known in _KNOWN.items():
         if plain(module, kind):
             return known(module, norm, f"lipschitz_bound: {place}")
-    if isinstance(module, Container) and _own_forward(module, "combined"):
+    if isinstance(module, Container) and own_forward(module, "combined"):
         return module.combined(norm, child)
     declared = _declared(module, norm, place)
     if declared is not None:
@@ -89,28 +89,33 @@ def _bound(module: nn.Module, norm: float, path: str) -> float:
     return max(abs(sigma.alpha), abs(sigma.beta))
 
 
+def _product(factors: list[float]) -> float:
+    """In an order in which nothing that is not zero becomes it on the way, hence inf at worst."""
+    total = 1.0
+    small, large = (sorted(f for f in factors if (f < 1) == under) for under in (True, False))
+    while small or large:
+        total *= small.pop() if small and (total > 1 or not large) else large.pop()
+    return total if total > 0 else math.ulp(0.0)
+
+
 def _declared(module: nn.Module, norm: float, place: str) -> float | None:
     constant = getattr(module, "lipschitz_in", None)
-    if constant is not None:
-        return float(constant(norm)) if _own_forward(module, "lipschitz_in") else None
-    if not (hasattr(module, "lipschitz") and hasattr(module, "norm")):
+    if constant is None and not (hasattr(module, "lipschitz") and hasattr(module, "norm")):
         return None
-    if module.norm != norm:
+    if not own_forward(module, *PROMISES):
         raise InvalidInput(
-            f"lipschitz_bound: {place} promises a constant for norm = {module.norm}, none for "
+            f"lipschitz_bound: {place} replaces forward, but not the constant that was promised "
+            "for the one it replaces. Give its class the attribute lipschitz too."
+        )
+    if constant is not None:
+        return float(constant(norm))
+    declared = parse_norm(module.norm)
+    if declared != norm:
+        raise InvalidInput(
+            f"lipschitz_bound: {place} promises a constant for norm = {declared:g}, none for "
             f"norm = {norm:g}. Use sdplip.lipschitz(model, norm={norm:g})."
         )
     return float(module.lipschitz)  # type: ignore[arg-type]
-
-
-def _own_forward(module: nn.Module, method: str) -> bool:
-    """Whether no subclass replaced forward below the class that states the constant."""
-    order = type(module).__mro__
-    states, computes = (
-        next(i for i, kind in enumerate(order) if name in vars(kind))
-        for name in (method, "forward")
-    )
-    return states <= computes or order[computes].__module__.startswith(__package__ or "")
 
 
 def _evaluated(module: nn.Module, owner: str) -> Tensor:
@@ -156,6 +161,8 @@ def convolution_bound(K: Tensor, geometry: Geometry) -> float:
     Groups are blocks of a block diagonal operator.
     """
     blocks = to_phases(per_group(K.detach().double(), geometry.groups), geometry)
+    if not blocks.numel():
+        return 0.0
     scale = blocks.abs().amax().clamp(min=torch.finfo(K.dtype).tiny)
     return float(scale * norm_square(blocks / scale).max().sqrt()) * (1 + 1e-12)
 
@@ -170,7 +177,7 @@ def _average(module: nn.AvgPool2d, norm: float, owner: str) -> float:
             "Use padding = 0 and whole windows, or sdplip.layers.AvgPool2d."
         )
     window = math.prod(mean.kernel_size)
-    return mean.lipschitz_in(norm) * math.sqrt(window) / (module.divisor_override or window)
+    return mean.lipschitz_in(norm) * math.sqrt(window) / abs(module.divisor_override or window)
 
 
 def _global_average(module: nn.AdaptiveAvgPool2d, norm: float, owner: str) -> float:

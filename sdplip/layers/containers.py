@@ -75,7 +75,10 @@ class ConvexResidual(Container):
     def combined(self, norm: float, constant: Callable[[str], float]) -> float:
         check_finite("ConvexResidual", {"logit": self.logit})
         with torch.no_grad():
-            weights = [float(weight) for weight in self._weights()]
+            # In half precision they are rounded where they are applied.
+            half = self.logit.dtype in (torch.float16, torch.bfloat16)
+            rounding = torch.finfo(self.logit.dtype).eps if half else 0.0
+            weights = [float(weight) * (1 + rounding) for weight in self._weights()]
         # A branch with weight 0 may have no finite constant.
         parts = zip(weights, ("skip", "f"), strict=True)
         return sum(weight * constant(name) for weight, name in parts if weight > 0)

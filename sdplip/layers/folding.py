@@ -14,7 +14,7 @@ from .._modules import altered
 from ..activations import activation
 from ..errors import InvalidInput
 from ._base import Layer
-from ._part import Part
+from ._part import PROMISES, Part, own_forward
 from ._plain import linear, summed
 from ._unrolled import FoldedEquilibrium, FoldedEquilibriumConv2d
 
@@ -40,7 +40,7 @@ def fold(model: nn.Module, samples: Tensor | None = None, *, tol: float = 1e-6) 
     Raises:
         InvalidInput: tol not in (0, 1); hooks or a replaced forward; a module that is not known,
             with its place; a layer with NaN or Inf; an equilibrium that needs more than MAX_STEPS,
-            or a convolutional one without samples.
+            or a convolutional one without samples; one that no finite sample reaches.
         NotConverged: the same for the given samples.
     """
     if not 0 < tol < 1:
@@ -92,6 +92,11 @@ def _folded(module: nn.Module, path: str, known: dict[int, nn.Module]) -> nn.Mod
     _evaluate_parametrizations(module)
     if isinstance(module, Layer):
         module._check_parameters()
+    if isinstance(module, Layer) and not own_forward(module, *PROMISES):
+        raise InvalidInput(
+            f"fold: {place} replaces forward, which a folded copy would not run. Build the model "
+            "from the layer itself and modules around it."
+        )
     own = getattr(module, "_folded", None)
     if own is not None:
         result: nn.Module = own()

@@ -10,7 +10,7 @@ from ..errors import InvalidInput
 from . import augment
 from .data import DATASETS, FOLDER, Splits, known
 from .loss import OFFSET, TEMPERATURE
-from .models import ModelConfig, norm_of, plain, read_config
+from .models import ModelConfig, check_types, norm_of, plain, read_config
 
 SCHEDULES = ("constant", "piecewise", "onecycle", "cosine", "step", "multistep")
 LOSSES = ("margin", "multi_margin", "cross_entropy")
@@ -53,6 +53,7 @@ class TrainConfig:
     train_images: int | None = None
 
     def __post_init__(self) -> None:
+        check_types("train", self)
         if not known(self.data):
             raise InvalidInput(
                 f"train: data is {self.data!r}, but must be one of {', '.join(DATASETS)} or "
@@ -74,7 +75,7 @@ class TrainConfig:
             value = getattr(self, name)
             if name == "train_images" and value is None:
                 continue
-            if not isinstance(value, int) or value < least:
+            if value < least:
                 raise InvalidInput(f"train: {name} is {value!r}, but must be an integer ≥ {least}.")
         for name in ("lr", "temperature"):
             _finite("train", name, getattr(self, name), positive=True)
@@ -117,12 +118,13 @@ class EvalConfig:
     attack_images: int | None = None
 
     def __post_init__(self) -> None:
+        check_types("evaluate", self)
         for name in ("radii", "linf_radii"):
             for radius in getattr(self, name):
                 _finite("evaluate", name, radius, positive=True)
         for name in ("steps", "restarts", "images", "attack_images", "verify_units"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and value < 1:
                 raise InvalidInput(f"evaluate: {name} is {value!r}, but must be an integer ≥ 1.")
 
 

@@ -29,6 +29,7 @@ class Splits:
     """A data set: `train` and `test` are pairs of images (N, *input_shape) and labels (N,).
 
     Images are uint8, or floating-point in [0, 1]: `pixels` turns a batch into what models take.
+    Raises InvalidInput for images of another dtype.
     """
 
     train: tuple[Tensor, Tensor]
@@ -36,6 +37,10 @@ class Splits:
     num_classes: int
     input_shape: tuple[int, ...]
     name: str
+
+    def __post_init__(self) -> None:
+        for images, _ in (self.train, self.test):
+            _check_dtype(images)
 
     @property
     def mean(self) -> float:
@@ -97,8 +102,17 @@ def _first_moment(counts: Tensor) -> Tensor:
 
 
 def pixels(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Images of a data set as `dtype`, in [0, 1]."""
+    """Images of a data set as `dtype`, in [0, 1]; InvalidInput for integers other than uint8."""
+    _check_dtype(x)
     return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
+
+
+def _check_dtype(images: Tensor) -> None:
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise InvalidInput(
+            f"images are {images.dtype}, but must be uint8, or floating-point in [0, 1]: of other "
+            "integers nothing says which value is white. Convert them."
+        )
 
 
 def ranks(labels: Tensor) -> Tensor:

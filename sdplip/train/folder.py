@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,9 @@ SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 """What counts as an image, in upper or lower case; other files are left alone."""
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file may hold, whatever its name: Pillow would start Ghostscript for EPS."""
 
 GREY = frozenset(("1", "L", "LA"))
 COLOUR = frozenset(("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"))
@@ -61,9 +65,16 @@ def load(
     of them are; transparency is dropped, of an animation the first picture is taken.
 
     Raises InvalidInput, naming the file, for what is missing, empty, of another size, damaged, or
-    has more than 8 bits per channel.
+    has more than 8 bits per channel; for a cache that is no folder and cannot become one.
     """
     train, test, classes = _listed(path)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(
+            f"folder {str(cache)!r}: decoded images cannot be kept there ({error.strerror}). "
+            "Remove what is in the way, or point the cache elsewhere."
+        ) from error
     prefix = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
     digest = _digest(path, chain(train.files, test.files))
     arrays = [cache / f"{prefix}-{digest}-{name}.npy" for name in ("train", "test")]
@@ -266,16 +277,32 @@ def _opened(file: Path) -> Any:
     from PIL import Image
 
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=FORMATS)
     except (*_DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _damaged(file, error) from error
-    if image.mode not in GREY | COLOUR:
+    if image.mode not in GREY | COLOUR or _deep(image):
+        depth = ", more than 8 bits deep" if _deep(image) else ""
         image.close()
         raise InvalidInput(
-            f"image {str(file)!r} has the mode {image.mode}, but 8 bits per channel are needed. "
-            "Convert it to RGB or grey with 8 bits."
+            f"image {str(file)!r} has the mode {image.mode}{depth}, but 8 bits per channel "
+            "are needed. Convert it to RGB or grey with 8 bits."
         )
     return image
+
+
+def _deep(image: Any) -> bool:
+    """Whether the file has more than 8 bits per channel, of which Pillow would keep the first 8.
+
+    The arguments of its decoders say so: a raw mode as RGB;16B (but BGR;16 has 16 bits for all
+    channels together), or, of PPM, the largest value.
+    """
+    for tile in image.tile:
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if any(re.search(r";16[A-Z]", a) for a in arguments if isinstance(a, str)):
+            return True
+        if tile[0] in ("ppm", "ppm_plain") and isinstance(arguments[-1], int):
+            return arguments[-1] > 255
+    return False
 
 
 def _damaged(file: Path, error: BaseException) -> InvalidInput:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ BASELINES = (convnets.UNCONSTRAINED, "torch-spectral")
 DENSE = "dense"
 ARCHITECTURES = (DENSE, *convnets.ARCHITECTURES)
 NORMALISE = ("none", "mean", "std")
+LARGEST = 2**40
+"""No integer of a configuration exceeds it: seeds are multiplied, and still fit 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,10 @@ class ModelConfig:
     dense_width: int = 0
 
     def __post_init__(self) -> None:
+        check_types("model", self)
         known_layer(self.layer)
+        if not self.input_shape:
+            raise InvalidInput("model: input_shape is empty, but must hold the sizes of an input.")
         sizes = {"width": self.width, "depth": self.depth, "num_classes": self.num_classes}
         sizes |= {f"input_shape[{i}]": size for i, size in enumerate(self.input_shape)}
         if self.hidden is not None:
@@ -131,8 +137,44 @@ def read_config(cls: type, values: object) -> Any:
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
         return cls(**kept)
-    except TypeError as error:
+    except InvalidInput:
+        raise
+    except (TypeError, AttributeError, OverflowError, IndexError, ValueError) as error:
         raise InvalidInput(f"{cls.__name__}: {error}.") from error
+
+
+def check_types(where: str, config: Any) -> None:
+    """Raise InvalidInput, naming `where`, for an entry of another type than its annotation's.
+
+    An integer is also a float, where one can hold it, but a boolean is no number.
+    """
+    for name, wanted in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _is_a(value, wanted):
+            raise InvalidInput(
+                f"{where}: {name} is {reprlib.repr(value)}, but must be {_in_words(wanted)}."
+            )
+
+
+def _is_a(value: Any, wanted: Any) -> bool:
+    if get_origin(wanted) is tuple:
+        each = get_args(wanted)[0]
+        return isinstance(value, tuple) and all(_is_a(entry, each) for entry in value)
+    if get_args(wanted):
+        return any(_is_a(value, one) for one in get_args(wanted))
+    if wanted in (int, float) and isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= LARGEST
+    return isinstance(value, wanted)
+
+
+def _in_words(wanted: Any) -> str:
+    if get_origin(wanted) is tuple:
+        return f"a list, each {_in_words(get_args(wanted)[0])}"
+    if get_args(wanted):
+        return ", or ".join(map(_in_words, get_args(wanted)))
+    numbers = {int: "an integer of at most 2**40", float: "a number"}
+    words = {**numbers, str: "a string", bool: "true or false", type(None): "null"}
+    return words.get(wanted, str(wanted))
 
 
 def known_layer(name: str) -> str:

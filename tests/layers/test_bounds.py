@@ -8,7 +8,15 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from sdplip.errors import InvalidInput, ShapeError
-from sdplip.layers import LBENLinear, NEMONLinear, Normalize, SLLLinear, lipschitz_bound
+from sdplip.layers import (
+    LBENLinear,
+    NEMONLinear,
+    Normalize,
+    OrthogonalLinear,
+    SLLLinear,
+    fold,
+    lipschitz_bound,
+)
 from sdplip.system import System
 
 
@@ -352,3 +360,37 @@ def test_a_plain_image_classifier_has_a_bound():
     x = torch.randn(3, 8, 8, dtype=torch.float64)
     J = torch.autograd.functional.jacobian(lambda x: model(x[None])[0], x).flatten(1)
     assert 0 < J.svd().S.max() <= bound
+
+
+class _Doubled(OrthogonalLinear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class _Declared(OrthogonalLinear):
+    lipschitz = 2.0
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_layer_with_another_forward_does_not_inherit_the_promise():
+    with pytest.raises(InvalidInput, match="_Doubled replaces forward"):
+        lipschitz_bound(_Doubled(3, 3))
+    with pytest.raises(InvalidInput, match=r"_Doubled .* replaces forward"):
+        fold(nn.Sequential(_Doubled(3, 3)))
+    assert lipschitz_bound(_Declared(3, 3)) == 2
+
+
+def test_a_negative_divisor_does_not_make_a_negative_constant():
+    assert lipschitz_bound(nn.AvgPool2d(2, divisor_override=-1)) == 2
+
+
+def test_constants_far_apart_do_not_multiply_to_zero():
+    weights = [1e-200, 1e-200, 1e200, 1e200, 1e200]
+    network = nn.Sequential(*[nn.Linear(1, 1, dtype=torch.float64) for _ in weights])
+    with torch.no_grad():
+        for layer, weight in zip(network, weights, strict=True):
+            layer.weight.fill_(weight)
+    assert lipschitz_bound(network) == pytest.approx(1e200)
+    assert lipschitz_bound(network[:2]) > 0

@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call, jvp
 from torch.nn.utils import parametrize, prune, vector_to_parameters
 
-from sdplip.layers import LAYERS, AOLConv2d, AOLLinear, SLLConv2d, SLLLinear
+from sdplip.layers import LAYERS, AOLConv2d, AOLLinear, LBENLinear, SLLConv2d, SLLLinear
 
 EVERY = {f"dense {name}": name for name in LAYERS} | {f"conv {name}": name for name in CONVOLUTIONS}
 NO_FORWARD_MODE = AOLLinear, AOLConv2d, SLLLinear, SLLConv2d
@@ -513,3 +513,17 @@ def test_images_of_several_sizes(family):
     for size in itertools.islice(itertools.cycle([(3, 3), (2, 5), (5, 2)]), 7):
         x = torch.randn(1, 4, *size)
         assert torch.equal(kept(layer, x), recomputed(layer, x))
+
+
+def test_a_huge_entry_does_not_hide_changes_of_the_others():
+    lben = LBENLinear(2, 3, 2).eval().requires_grad_(False)
+    aol = AOLLinear(4, 4, dtype=torch.float32).eval().requires_grad_(False)
+    x, y = torch.randn(5, 2), torch.randn(5, 4)
+    lben.psi.data[0] = 1e8
+    aol.weight.data[:, 0] = 1e8
+    lben(x), aol(y)
+    lben.psi.data[1] += 1
+    aol.weight.data[:, 2] *= -1
+    for layer, points in ((lben, x), (aol, y)):
+        kept = layer(points)
+        assert torch.equal(kept, layer.train().eval()(points))

@@ -13,7 +13,7 @@ from torch import nn
 
 from sdplip import layers
 from sdplip.errors import InvalidInput, ShapeError
-from sdplip.layers import AOLConvTranspose2d, lipschitz_bound
+from sdplip.layers import AOLConvTranspose2d, SLLConv2d, lipschitz_bound
 from sdplip.layers._conv import from_phases, norm_estimate, per_group, to_phases
 from sdplip.layers._geometry import Geometry
 
@@ -307,3 +307,9 @@ def test_norms_of_plain_convolutions_are_not_below_the_truth():
 def test_plain_convolutions_that_repeat_pixels_have_no_bound(mode):
     with pytest.raises(InvalidInput, match=f"padding_mode = '{mode}'"):
         lipschitz_bound(nn.Conv2d(2, 2, 3, padding=1, padding_mode=mode))
+
+
+def test_dilated_adjoint_in_half_precision_of_an_image_with_one_row():
+    """conv_transpose2d in bfloat16 on the CPU is a segmentation fault here."""
+    layer = SLLConv2d(4, 6, (2, 3), 1, 1, 2, bias=False, dtype=torch.bfloat16)
+    assert layer(torch.randn(2, 4, 1, 6, dtype=torch.bfloat16)).isfinite().all()

@@ -20,6 +20,7 @@ from sdplip.layers import (
     NEMONLinear,
     SLLLinear,
 )
+from sdplip.layers._state import pack, unpack
 from sdplip.layers._unrolled import MAX_STEPS, FoldedEquilibrium, Unrolled
 from sdplip.layers.basic import Normalize, Scale
 from sdplip.layers.containers import Concatenate, ConvexResidual, Residual
@@ -364,3 +365,56 @@ def test_equilibrium_convolutions_fold_for_one_size(family, options):
         folded(x[..., :4, :])
     with pytest.raises(InvalidInput, match=r"one size of images\. Give samples"):
         fold(model)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_samples_of_which_none_is_finite_are_refused(count):
+    with pytest.raises(InvalidInput, match="fold: no sample is finite"):
+        fold(nn.Sequential(LBENLinear(4, 6, 3)), torch.full((count, 4), math.nan))
+    with pytest.raises(InvalidInput, match="fold: no sample is finite"):
+        fold(CONVOLUTIONS["lben"](2, 4, 3, 3), torch.full((count, 2, 5, 5), math.nan))
+
+
+@pytest.mark.parametrize("family", EQUILIBRIA)
+def test_the_state_of_a_folded_equilibrium_says_all_of_it(family):
+    def folded(tol, scale, sigma="relu"):
+        torch.manual_seed(int(scale))
+        layer = make(LAYERS[family], dtype=torch.float64, activation=sigma)
+        with torch.no_grad():
+            for p in layer.parameters():
+                p.mul_(scale)
+        return fold(layer, tol=tol)
+
+    source, target = folded(1e-10, 1.0), folded(1e-2, 3.0)
+    x = torch.randn(7, source.drive.in_features, dtype=torch.float64)
+    assert target.inner.steps != source.inner.steps and target.inner.step != source.inner.step
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(target(x), source(x)) and target.inner.rate == source.inner.rate
+    with pytest.raises(InvalidInput, match=r"activation = 'relu'.*activation = 'tanh'"):
+        folded(1e-2, 1.0, "tanh").load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps": 0}, {"steps": 10**9}, {"steps": 2.5}, {"steps": True}, {"step": -1.0}]
+)
+def test_a_state_that_no_fold_writes_is_refused(changes):
+    folded = fold(LBENLinear(4, 6, 3))
+    state = folded.state_dict()
+    state["inner._extra_state"] = pack(unpack("", state["inner._extra_state"]) | changes)
+    with pytest.raises(InvalidInput, match=rf"Unrolled: {next(iter(changes))} = "):
+        folded.load_state_dict(state)
+
+
+def test_the_state_of_a_folded_convolution_is_of_one_size():
+    def folded(width, tol, seed):
+        torch.manual_seed(seed)
+        layer = CONVOLUTIONS["lben"](2, 4, 3, 3, dtype=torch.float64, padding_mode="circular")
+        return fold(layer, torch.randn(3, 2, 6, width, dtype=torch.float64), tol=tol)
+
+    source, target = folded(4, 1e-9, 0), folded(4, 1e-3, 1)
+    target.load_state_dict(source.state_dict())
+    x = torch.randn(3, 2, 6, 4, dtype=torch.float64)
+    assert torch.equal(target(x), source(x)) and target.inner.steps == source.inner.steps
+    # The symbols of rfft2 have the same shape for widths 4 and 5.
+    with pytest.raises(InvalidInput, match=r"image = '6 x 4'.*image = '6 x 5'"):
+        folded(5, 1e-3, 1).load_state_dict(source.state_dict())

@@ -144,6 +144,16 @@ def test_devices_that_are_not_there(device):
         {"train_images": 0},
         {"attack_images": 0},
         {"data": "imagenet"},
+        {"data": 3},
+        {"seed": 2**40 + 1},
+        {"seed": True},
+        {"lr": 10**400},
+        {"lr": True},
+        {"nesterov": "no"},
+        {"radii": 0.1},
+        {"radii": ((0.1,),)},
+        {"betas": ("0", "0")},
+        {"verify": "no"},
     ],
 )
 def test_nonsense_recipes_are_refused(changes, splits):
@@ -157,3 +167,16 @@ def test_configuration_survives_its_dictionary(splits):
     assert config.evaluate == EvalConfig(radii=(0.1, 1 / 7), images=5)
     with pytest.raises(InvalidInput):
         RunConfig.from_dict({"model": 3})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"steps": None}, {"restarts": None}, {"verify_units": None}, {"verify": 1}, {"radii": None}],
+)
+def test_measurements_from_a_file_must_fit(values, splits):
+    whole = preset("sll", splits).to_dict()
+    whole["evaluate"] |= {"images": None, "attack_images": None}
+    assert RunConfig.from_dict(whole).evaluate.images is None
+    whole["evaluate"] |= values
+    with pytest.raises(InvalidInput, match=f"evaluate: {next(iter(values))} is"):
+        RunConfig.from_dict(whole)

@@ -1,6 +1,8 @@
 """Folders of images: decoded once, exactly, and refused with the file's name."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -86,6 +88,19 @@ def test_grey_stays_grey_and_transparency_is_dropped(tmp_path):
     assert torch.equal(images[2], read(mixed / "train" / "ant" / "001.png")[:3])
 
 
+def png(width, height, depth, kind, row):
+    """The bytes of a PNG, of which Pillow writes no colours of 16 bits."""
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress((b"\0" + row) * height)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )
+
+
 def spoil(root, how):
     file = root / "train" / "bee" / "002.png"
     if how == "size":
@@ -94,6 +109,16 @@ def spoil(root, how):
         file.write_text("not an image")
     elif how == "deep":
         Image.fromarray(np.zeros((8, 8), np.uint16)).save(file)
+    elif how == "deep colour":
+        file.write_bytes(png(8, 8, depth=16, kind=2, row=bytes(48)))
+    elif how == "deep grey":
+        file.write_bytes(png(8, 8, depth=16, kind=4, row=bytes(32)))
+    elif how == "deep ppm":
+        file.write_bytes(b"P6 8 8 65535\n" + bytes(384))
+    elif how == "plain ppm":
+        file.write_bytes(b"P3 8 8 65535\n" + b"0 " * 192)
+    elif how == "postscript":
+        Image.new("RGB", (8, 8)).save(file, "EPS")
     elif how == "bomb":
         Image.new("1", (20_000, 20_000)).save(file)
     elif how == "empty":
@@ -121,6 +146,11 @@ def spoil(root, how):
         ("size", r"002\.png.*9x8 pixels.*8x8"),
         ("text", r"002\.png.*cannot be decoded"),
         ("deep", r"002\.png.*mode I"),
+        ("deep colour", r"002\.png.*mode RGB, more than 8 bits"),
+        ("deep grey", r"002\.png.*more than 8 bits"),
+        ("deep ppm", r"002\.png.*mode RGB, more than 8 bits"),
+        ("plain ppm", r"002\.png.*mode RGB, more than 8 bits"),
+        ("postscript", r"002\.png.*cannot be decoded.*cannot identify"),
         ("bomb", r"002\.png.*cannot be decoded"),
         ("empty", "class 'bee' is empty"),
         ("untested", "class 'bee' is missing"),
@@ -208,3 +238,37 @@ def test_pixels():
     assert torch.equal(pixels(x), x.float() / 255)
     same = torch.rand(3)
     assert torch.equal(pixels(same), same) and pixels(x, torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.bool], ids=str)
+def test_other_integers_are_no_images(dtype):
+    images, labels = torch.ones(2, 1, 1, 1, dtype=dtype), torch.tensor([0, 1])
+    good = images.to(torch.uint8)
+    for train, test in ((images, good), (good, images)):
+        with pytest.raises(InvalidInput, match=f"images are {dtype}, but must be uint8"):
+            Splits((train, labels), (test, labels), 2, (1, 1, 1), "here")
+    with pytest.raises(InvalidInput, match="must be uint8"):
+        pixels(images)
+
+
+def test_a_cache_that_is_a_file_is_refused(tmp_path, cache):
+    (cache / "sdplip").parent.mkdir(parents=True, exist_ok=True)
+    (cache / "sdplip").write_text("")
+    with pytest.raises(InvalidInput, match="decoded images cannot be kept there"):
+        load(f"folder:{draw_folder(tmp_path / 'images')}")
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "pgm", "png", "ppm", "tif", "webp"])
+def test_every_format_with_8_bits_is_read(tmp_path, suffix):
+    draw_folder(tmp_path)
+    file = tmp_path / "train" / "ant" / "000.png"
+    Image.open(file).convert("L" if suffix == "pgm" else "RGB").save(file.with_suffix("." + suffix))
+    if suffix != "png":
+        file.unlink()
+    assert load(f"folder:{tmp_path}").input_shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("content", [b"P1 8 8 " + b"1 " * 64, b"P3 8 8 255 " + b"7 " * 192])
+def test_images_as_text_are_read(tmp_path, content):
+    (draw_folder(tmp_path) / "train" / "ant" / "000.png").write_bytes(content)
+    assert load(f"folder:{tmp_path}").input_shape == (3, 8, 8)

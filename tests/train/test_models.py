@@ -90,6 +90,14 @@ def test_configuration_survives_json():
         ({"normalise": "minmax"}, "normalise.*none, mean, std"),
         ({"activation": "swish"}, "swish"),
         ({"layer": "resnet"}, "resnet.*orthogonal.*unconstrained"),
+        ({"layer": ["sll"]}, "layer.*a string"),
+        ({"width": 10**400}, "width.*an integer"),
+        ({"width": True}, "width.*an integer"),
+        ({"std": 10**400}, "std.*a number"),
+        ({"gamma": True}, "gamma.*a number"),
+        ({"input_shape": (1, "4")}, "input_shape.*a list, each an integer"),
+        ({"input_shape": (), "mean": (1.0,)}, "input_shape is empty"),
+        ({"mean": ("0",)}, "mean.*a number, or a list"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_built(changes, message):
