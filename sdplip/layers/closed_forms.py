@@ -260,6 +260,9 @@ def _upwards(T: Tensor, like: Tensor, summands: int = 0) -> Tensor:
     return T * (1 + rounding)
 
 
-@torch.compiler.assume_constant_result
 def _coarse() -> float:
     return COARSE[torch.get_float32_matmul_precision()]
+
+
+# What torch.compiler.assume_constant_result does, which imports the compiler and SymPy.
+_coarse._dynamo_marked_constant = True  # type: ignore[attr-defined]
