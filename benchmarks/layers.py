@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from sdplip.layers import CONVOLUTIONS, LAYERS, Layer
 from sdplip.train.data import Splits
 from sdplip.train.models import build
-from sdplip.train.presets import find
+from sdplip.train.presets import find_preset
 
 Make = Callable[[], nn.Module]
 DENSE = {"2048, B 256": (256, 2048), "2880, B 64": (64, 2880)}
@@ -119,7 +119,9 @@ def small_network() -> nn.Module:
     """The preset sll-small for CIFAR-10."""
     images = torch.rand(1, 3, 32, 32)
     data = (images, torch.zeros(1, dtype=torch.int64))
-    return build(find("sll-small").config(Splits(data, data, 10, (3, 32, 32), "cifar10")).model)
+    return build(
+        find_preset("sll-small").config(Splits(data, data, 10, (3, 32, 32), "cifar10")).model
+    )
 
 
 def peers() -> list[Case]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,7 +13,7 @@ from ..activations import Activation, activation
 from ..errors import InvalidInput, ShapeError
 from ..system import System
 from ._cache import Cache
-from ._state import agree, pack, unpack, wide
+from ._state import agree, full_precision, pack, unpack, wide
 
 ROUNDING = 1e-6
 """By how much float32 weights may exceed a bound, relative to it: they are rounded after they were
@@ -171,14 +170,6 @@ def slopes_in_unit_interval(owner: str, name: str | Activation) -> str | Activat
             "[0, 1], where the bound fails. Use relu, tanh or another activation within."
         )
     return name
-
-
-def full_precision(like: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast, which would round closed forms to half precision."""
-    device = like.device.type
-    if not torch.amp.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def numpy(x: Tensor | None) -> Any:

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from ._state import wide
 
 Tensors = dict[str, Tensor]
+Vectors = tuple[Tensor, Tensor] | None
 
 
 class Kept(NamedTuple):
-    """What was computed, and from what."""
+    """What was computed, from what, and the vectors that its numbers are looked at with."""
 
     key: object
+    vectors: list[Vectors]
     marks: Tensor
     tensors: Tensors
 
@@ -51,11 +53,14 @@ class Cache:
             return compute()
         used = [p for p in parameters if p is not None]
         key = (str(options()), tuple(map(_identity, used)))
-        marks = torch.cat([_mark(p) for p in used])
         kept = self.kept  # read once: other threads may evaluate the layer too
-        if kept is None or kept.key != key or not torch.equal(marks, kept.marks):
+        if kept is not None and kept.key != key:
+            kept = None
+        vectors = list(map(_vectors, used)) if kept is None else kept.vectors
+        marks = torch.cat(list(map(_mark, used, vectors)))
+        if kept is None or not torch.equal(marks, kept.marks):
             with torch.inference_mode(False), torch.no_grad():
-                self.kept = kept = Kept(key, marks, compute())
+                self.kept = kept = Kept(key, vectors, marks, compute())
         return kept.tensors
 
     def forget(self) -> None:
@@ -86,14 +91,22 @@ def _identity(p: nn.Parameter) -> tuple[object, ...]:
     return id(p), p._version, p.data_ptr(), p.shape, p.stride(), p.dtype, p.device
 
 
-def _mark(p: nn.Parameter) -> Tensor:
+def _vectors(p: nn.Parameter) -> Vectors:
+    if p.ndim < 2:
+        return None
+    flat = wide(p.detach()).flatten(1)
+    with torch.inference_mode(False):
+        return _irregular(flat[0]), _irregular(flat[:, 0])
+
+
+def _mark(p: nn.Parameter, vectors: Vectors) -> Tensor:
     values = wide(p.detach())
-    if values.ndim < 2:
+    if vectors is None:
         # Few enough to be kept as they are.
         return values.reshape(-1).nan_to_num(*[torch.nan] * 3)
     flat = values.flatten(1)
     # Both ways, since a huge entry hides its neighbours in a sum.
-    sums = torch.cat([flat @ _irregular(flat[0]), flat.mT @ _irregular(flat[:, 0])])
+    sums = torch.cat([flat @ vectors[0], flat.mT @ vectors[1]])
     # NaN differs from itself, so that a product that overflowed is never taken for the same.
     return sums.nan_to_num(*[torch.nan] * 3)
 

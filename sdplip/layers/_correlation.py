@@ -1,23 +1,28 @@
 """Row sums of |WᵀW| for matrices and convolutions, at the least cost in products.
 
-WᵀW of a convolution is the autocorrelation of its kernel. It is symmetric, S_ij(δ) = S_ji(-δ), so
-that half of its shifts are enough, and of the shift zero the upper triangle; its derivative needs
-each product once more.
+WᵀW is symmetric, so that its upper triangle is enough; its derivative needs each product once more.
+WᵀW of a convolution is the autocorrelation of its kernel. A kernel of k taps per axis has 2k - 1
+shifts, so that on a torus of that side they do not meet, and the autocorrelation is a Hermitian
+product at every frequency, of which half are enough, since kernels are real.
 """
 
 from __future__ import annotations
 
-from itertools import product
-from typing import Any
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ._state import full_precision
 
 TILE = 256
 """Rows of a tile on the diagonal of a triangle: small enough to leave out nearly half of the work,
 large enough for efficient products."""
 
-Pair = tuple[int, int]
+Tile = tuple[slice, slice]
 
 
 def correlation_sums(K: Tensor, q: Tensor) -> Tensor:
@@ -33,78 +38,181 @@ def correlation_sums(K: Tensor, q: Tensor) -> Tensor:
     """
     flat = K.reshape(-1, *K.shape[-4:])
     weights = q.expand(K.shape[:-3]).reshape(len(flat), -1)
-    taps = flat.permute(3, 4, 0, 1, 2).flatten(0, 1).contiguous()
-    sums, *_ = _Sums.apply(taps, weights, K.shape[-2:])
+    if math.prod(K.shape[-2:]) == 1:
+        sums, *_ = _MatrixSums.apply(flat.flatten(2), weights)
+    else:
+        sums, _ = _KernelSums.apply(flat.flatten(3), weights, K.shape[-2:])
     return sums.reshape(K.shape[:-3])
 
 
-class _Sums(torch.autograd.Function):
-    """Of the taps (k₁k₂, b, n, m) and weights (b, n); then come the products, for the backward."""
+def _unrounded(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """`backward` in full precision where a user calls it within autocast."""
+
+    @functools.wraps(backward)
+    def inner(ctx: Any, g: Tensor, *others: Tensor) -> Any:
+        with full_precision(g):
+            return backward(ctx, g, *others)
+
+    return inner
+
+
+class _MatrixSums(torch.autograd.Function):
+    """Of matrices (b, n, m) and weights (b, n); then come the products, for the backward."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(K: Tensor, q: Tensor, size: torch.Size) -> tuple[Tensor, ...]:
+    def forward(K: Tensor, q: Tensor) -> tuple[Tensor, ...]:
         sums = _zeros(q.shape, K, q)
         products = []
-        for pairs, a, b in _tiles(K.shape[2], size):
-            S = _product(K, pairs, a, b)
+        for a, b in _triangle(0, q.shape[1]):
+            S = K[:, a] @ K[:, b].mT
             absolute = S.abs()
             sums[:, a] += _times(absolute, q[:, b])
-            if not _symmetric(pairs, a, b):
+            if a != b:
                 sums[:, b] += _times(absolute.mT, q[:, a])
             products.append(S)
         return sums, *products
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        K, q, ctx.size = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(K, q, *output[1:])
+        ctx.save_for_backward(*inputs, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    @_unrounded
+    def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
         K, q, *products = ctx.saved_tensors
         dK, dq = _zeros(K.shape, K, q, g), _zeros(q.shape, K, q, g)
-        weight = g.unsqueeze(-1) * q.unsqueeze(-2)
-        weight = weight + weight.mT
-        for (pairs, a, b), kept in zip(_tiles(K.shape[2], ctx.size), products, strict=True):
+        left, right = _outer(g, q)
+        for (a, b), kept in zip(_triangle(0, q.shape[1]), products, strict=True):
             # The kept product is a constant, which a second derivative must not take it for.
-            S = _product(K, pairs, a, b) if torch.is_grad_enabled() else kept
-            once = _symmetric(pairs, a, b)
+            S = K[:, a] @ K[:, b].mT if torch.is_grad_enabled() else kept
             if ctx.needs_input_grad[1]:
                 absolute = S.abs()
                 dq[:, b] += _times(absolute.mT, g[:, a])
-                if not once:
+                if a != b:
                     dq[:, a] += _times(absolute, g[:, b])
             if ctx.needs_input_grad[0]:
-                M = weight[:, a, b] * S.sign()
-                for s, t in pairs:
-                    _accumulate(dK[s][:, a], M, K[t][:, b])
-                    if not once:
-                        _accumulate(dK[t][:, b], M.mT, K[s][:, a])
+                M = (left[:, a] @ right[..., b]) * S.sign()
+                _accumulate(dK[:, a], M, K[:, b])
+                if a != b:
+                    _accumulate(dK[:, b], M.mT, K[:, a])
+        return dK, dq
+
+
+class _KernelSums(torch.autograd.Function):
+    """Of kernels (b, n, m, k₁k₂) and weights (b, n); with half of the autocorrelation, for the
+    backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(K: Tensor, q: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+        S = _correlation(K, _Torus.of(size, K))
+        absolute = S.abs()
+        others = absolute[1:].sum(dim=0)
+        return _times(absolute[0] + others, q) + _times(others.mT, q), S
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        K, q, ctx.size = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(K, q, output[1])
+
+    @staticmethod
+    @_unrounded
+    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        K, q, S = ctx.saved_tensors
+        torus = _Torus.of(ctx.size, K)
+        if torch.is_grad_enabled():
+            # The kept one is a constant, which a second derivative must not take it for.
+            S = _correlation(K, torus)
+        dK = dq = None
+        if ctx.needs_input_grad[1]:
+            absolute = S.abs()
+            others = absolute[1:].sum(dim=0)
+            dq = _times(absolute[0] + others, g) + _times(others.mT, g)
+        if ctx.needs_input_grad[0]:
+            left, right = _outer(g, q)
+            dK = _convolved((left @ right) * S.sign(), K, torus)
         return dK, dq, None
 
 
-def _tiles(n: int, size: torch.Size) -> list[tuple[list[Pair], slice, slice]]:
-    """What covers one half of the autocorrelation: pairs of taps that are one shift apart, and the
-    rows and columns of the product, all of them but for the shift zero, which has a triangle."""
-    height, width = size
-    central = [(t, t) for t in range(height * width)]
-    tiles = [(central, a, b) for a, b in _triangle(0, n)]
-    everything = slice(0, n)
-    for down, across in product(range(height), range(1 - width, width)):
-        if (down, across) > (0, 0):
-            pairs = [
-                ((y + down) * width + x + across, y * width + x)
-                for y in range(height - down)
-                for x in range(max(0, -across), width - max(0, across))
-            ]
-            tiles.append((pairs, everything, everything))
-    return tiles
+class _Torus(NamedTuple):
+    """Real Fourier transforms on the least torus on which no two shifts meet.
+
+    Of frequencies and of shifts there are zero, and h that are one of every two opposite ones.
+
+    Attributes:
+        taps: cosines and negative sines (1 + 2h, k₁k₂): zero, then all of one, then of the other.
+        shifts: cosines and negative sines (1 + 2h, 1 + h).
+        cells: of the torus.
+    """
+
+    taps: Tensor
+    shifts: Tensor
+    cells: int
+
+    @classmethod
+    def of(cls, size: torch.Size, like: Tensor) -> _Torus:
+        sides = torch.tensor([2 * k - 1 for k in size])
+        points = torch.cartesian_prod(*(torch.arange(1 - k, k) for k in size)).double()
+        half = points[len(points) // 2 :]
+        taps = torch.cartesian_prod(*(torch.arange(k) for k in size)).double()
+        angles = 2 * math.pi * half / sides
+
+        def waves(at: Tensor) -> Tensor:
+            phase = angles @ at.mT
+            return torch.cat([phase.cos(), -phase[1:].sin()]).to(like)
+
+        return cls(waves(taps), waves(half), len(points))
+
+    def transform(self, K: Tensor) -> tuple[Tensor, ...]:
+        """K (b, n, m, taps) at zero (1, b, n, m) and its real and imaginary parts (h, b, n, m)."""
+        return (self.taps @ K.flatten(0, 2).mT).unflatten(1, K.shape[:3]).split(self.parts)
+
+    def inverse(self, zero: Tensor, real: Tensor, imaginary: Tensor, waves: Tensor) -> Tensor:
+        """(·, ...) at what `waves` is of, from what `transform` gives."""
+        constant, cosines, sines = ((2 / self.cells) * waves.mT).split(self.parts, dim=1)
+        total = (constant / 2) @ zero.flatten(1)
+        for factor, part in ((cosines, real), (sines, imaginary)):
+            _accumulate(total, factor, part.flatten(1))
+        return total.unflatten(1, zero.shape[1:])
+
+    @property
+    def parts(self) -> list[int]:
+        return [1, self.cells // 2, self.cells // 2]
 
 
-def _triangle(start: int, stop: int) -> list[tuple[slice, slice]]:
+def _correlation(K: Tensor, torus: _Torus) -> Tensor:
+    """S_ij(δ) = Σ_{c,t} K_{i,c,t+δ} K_{j,c,t} as (1 + h, b, n, n), the shift zero first."""
+    zero, real, imaginary = torus.transform(K)
+    even = _plus(real @ real.mT, imaginary, imaginary.mT)
+    odd = imaginary @ real.mT
+    odd -= _transposed(odd)
+    return torus.inverse(zero @ zero.mT, even, odd, torus.shifts)
+
+
+def _convolved(M: Tensor, K: Tensor, torus: _Torus) -> Tensor:
+    """Σ_δ M(δ) K(t - δ) (b, n, m, k₁k₂) for M (1 + h, b, n, n), M(-δ) = M(δ)ᵀ."""
+    zero, real, imaginary = torus.transform(K)
+    _, cosines, sines = torus.shifts[:, 1:].split(torus.parts)
+    half = M[1:].flatten(1)
+    even, odd = ((waves @ half).unflatten(1, M.shape[1:]) for waves in (cosines, sines))
+    even += _transposed(even)
+    even += M[:1]
+    odd -= _transposed(odd)
+    others = M[1:].sum(dim=0, keepdim=True)
+    total = M[:1] + others + others.mT
+    # (even + i odd)(real + i imaginary) in three products.
+    first = even @ (real + imaginary)
+    second = _plus(first.clone(), odd - even, real)
+    first = _plus(first, (even + odd).neg_(), imaginary)
+    return torus.inverse(total @ zero, first, second, torus.taps).movedim(0, -1)
+
+
+def _triangle(start: int, stop: int) -> list[Tile]:
     """Tiles of rows and columns that cover the upper triangle, halving it again and again."""
     if stop - start <= TILE:
         return [(slice(start, stop), slice(start, stop))]
@@ -113,27 +221,29 @@ def _triangle(start: int, stop: int) -> list[tuple[slice, slice]]:
     return [*_triangle(start, middle), corner, *_triangle(middle, stop)]
 
 
-def _central(pairs: list[Pair]) -> bool:
-    return pairs[0][0] == pairs[0][1]
+def _outer(g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (b, n, 2) and (b, 2, n) of g_i q_j + q_i g_j."""
+    return torch.stack([g, q], dim=-1), torch.stack([q, g], dim=-2)
 
 
-def _symmetric(pairs: list[Pair], a: slice, b: slice) -> bool:
-    return _central(pairs) and a == b
+def _transposed(X: Tensor) -> Tensor:
+    # A view in its place would make the sum that it is for ten times as slow.
+    return X.mT.contiguous()
 
 
-def _product(K: Tensor, pairs: list[Pair], a: slice, b: slice) -> Tensor:
-    (s, t), *rest = pairs
-    S = K[s][:, a] @ K[t][:, b].mT
-    for s, t in rest:
-        _accumulate(S, K[s][:, a], K[t][:, b].mT)
-    return S
+def _plus(total: Tensor, X: Tensor, Y: Tensor) -> Tensor:
+    """total + X Y, each (h, b, ·, ·), in place of total."""
+    _accumulate(total.flatten(0, 1), X.flatten(0, 1), Y.flatten(0, 1))
+    return total
 
 
 def _accumulate(total: Tensor, X: Tensor, Y: Tensor) -> None:
     compiling = torch.compiler.is_compiling()
-    # baddbmm_ has no batching rule.
+    # Products that add in place have no batching rule.
     if compiling or torch._C._functorch.is_functorch_wrapped_tensor(total):
         total += X @ Y
+    elif total.ndim == 2:
+        total.addmm_(X, Y)
     else:
         total.baddbmm_(X, Y)
 
@@ -142,6 +252,6 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
-def _zeros(shape: torch.Size, *like: Tensor) -> Tensor:
+def _zeros(shape: torch.Size | tuple[int, ...], *like: Tensor) -> Tensor:
     """Zeros that vmap takes for batched where any of `like` is, as adding in place requires."""
     return sum(x.flatten()[:0] for x in like).new_zeros(shape)  # type: ignore[union-attr]
