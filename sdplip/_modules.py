@@ -9,6 +9,7 @@ from typing import TypeGuard, TypeVar
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .activations import of_module
 from .errors import InvalidInput
@@ -77,6 +78,19 @@ def differs(module: nn.Module, system: System) -> str | None:
     allowed = relative * expected.abs().max() + 1e-12 * terms.max()
     gap = (actual - expected).abs().max()
     return None if gap <= allowed else f"are {gap:.3g} apart (allowed {allowed:.3g})"
+
+
+def check_module(owner: str, model: object) -> None:
+    """Raise InvalidInput for what is no module, or a lazy one, whose parameters have no shape."""
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"{owner}: the model is {model!r}, but must be a torch.nn.Module.")
+    for path, module in model.named_modules():
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            place = f' (at "{path}")' if path else ""
+            raise InvalidInput(
+                f"{owner}: {type(module).__name__}{place} has parameters without a shape. "
+                "Call the model on a batch first."
+            )
 
 
 def altered(module: nn.Module) -> bool:

@@ -31,6 +31,7 @@ class Activation:
         alpha, beta: the slope range.
         function, slope, prox: v ↦ σ(v), v ↦ σ'(v) and (v, step) ↦ prox_{step·f}(v).
         select: for an activation that differs between the samples, the one of the given rows.
+        reflect: (v, step) ↦ 2·prox(v, step) - v where there is a shorter way to it.
     """
 
     name: str
@@ -40,6 +41,9 @@ class Activation:
     slope: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
     prox: Callable[[Tensor, Tensor | float], Tensor] = field(repr=False, compare=False)
     select: Callable[[Tensor], "Activation"] | None = field(default=None, repr=False, compare=False)
+    reflect: Callable[[Tensor, float], Tensor] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     def __reduce__(self) -> str | tuple[object, ...]:
         """Pickle by name where the name tells all; functions made here have no other way."""
@@ -75,6 +79,12 @@ class Activation:
         if not isinstance(step, Tensor) and not 0 < step < float("inf"):
             raise InvalidInput(f"step = {step}, but must be positive and finite. Pass e.g. 1.0.")
         return self.prox(v, step)
+
+    def reflection(self, v: Tensor, step: float) -> Tensor:
+        """2·resolvent(v, step) - v; for ReLU |v|."""
+        if self.reflect is not None:
+            return self.reflect(v, step)
+        return 2 * self.prox(v, step) - v
 
     def rows(self, index: Tensor) -> "Activation":
         """The activation of the samples `index` of a batch: itself, unless samples differ."""
@@ -133,8 +143,8 @@ def of_module(module: nn.Module) -> Activation:
     """The activation that a torch.nn module computes.
 
     Raises:
-        InvalidInput: none of ReLU, Tanh, Sigmoid, Softplus(beta=1, threshold ≥ 40), Identity,
-            LeakyReLU, or a negative slope outside [0, 1].
+        InvalidInput: none of ReLU, Tanh, Sigmoid, Softplus(beta=1, threshold ≥ 40), ELU(alpha=1),
+            Identity, LeakyReLU, or a negative slope outside [0, 1].
     """
     if type(module) is nn.LeakyReLU:
         return leaky_relu(module.negative_slope)
@@ -145,12 +155,17 @@ def of_module(module: nn.Module) -> Activation:
             "exp(-threshold) there, 2e-9 by default. "
             f"Use torch.nn.Softplus(threshold={THRESHOLD})."
         )
+    if isinstance(module, nn.ELU) and module.alpha != 1:
+        raise InvalidInput(
+            f"ELU has alpha = {module.alpha}, but must have 1: others have a kink, and above 1 "
+            "slopes beyond [0, 1]. Use torch.nn.ELU()."
+        )
     for name, kind in _MODULES.items():
         if type(module) is kind:
             return ACTIVATIONS[name]
     raise InvalidInput(
         f"{module} is no activation with known slopes in [0, 1]. "
-        f"Use ReLU, Tanh, Sigmoid, Softplus(threshold={THRESHOLD}), Identity or LeakyReLU."
+        f"Use ReLU, Tanh, Sigmoid, Softplus(threshold={THRESHOLD}), ELU, Identity or LeakyReLU."
     )
 
 
@@ -201,14 +216,26 @@ def per_unit(units: Sequence[str | Activation]) -> Activation:
 
 def linear(slopes: Tensor) -> Activation:
     """w ↦ slopes·w with slopes in [0, 1] of the shape of w: an activation's linearisation."""
+    factors: dict[object, Tensor] = {}
+
+    def factor(step: Tensor | float) -> Tensor:
+        return slopes / (slopes + step * (1 - slopes))
+
+    def reflect(v: Tensor, step: float) -> Tensor:
+        # The same in every sweep of a solve.
+        if step not in factors:
+            factors[step] = 2 * factor(step) - 1
+        return factors[step] * v
+
     return Activation(
         "linear",
         0.0,
         1.0,
         lambda w: slopes * w,
         lambda w: slopes.expand_as(w),
-        lambda v, step: v * (slopes / (slopes + step * (1 - slopes))),
+        lambda v, step: v * factor(step),
         lambda index: linear(slopes[index]),
+        reflect,
     )
 
 
@@ -284,6 +311,16 @@ def _logistic_slope(u: Tensor) -> Tensor:
     return torch.sigmoid(u) * torch.sigmoid(-u)
 
 
+def _elu_gap(u: Tensor) -> Tensor:
+    """u - σ(u) without cancellation: the series -u²/2! - u³/3! - … where -1 < u < 0."""
+    low = u.clamp(max=0)
+    near = low.clamp(min=-1)
+    t = torch.ones_like(u)
+    for k in range(20, 2, -1):
+        t = 1 + near / k * t
+    return torch.where(low > -1, -near.square() / 2 * t, low - torch.expm1(low))
+
+
 @dataclass(frozen=True)
 class _Smooth:
     """A smooth σ by parts that do not cancel: σ, u - σ(u), σ' and 1 - σ'."""
@@ -354,7 +391,9 @@ def _smooth(name: str, beta: float, parts: _Smooth) -> Activation:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation("relu", 0.0, 1.0, torch.relu, _relu_slope, _relu_prox),
+    "relu": Activation(
+        "relu", 0.0, 1.0, torch.relu, _relu_slope, _relu_prox, reflect=lambda v, step: v.abs()
+    ),
     "tanh": _smooth(
         "tanh", 1.0, _Smooth(torch.tanh, _tanh_gap, _sech2, lambda u: torch.tanh(u).square())
     ),
@@ -373,6 +412,16 @@ ACTIVATIONS: dict[str, Activation] = {
         1.0,
         _Smooth(_softplus, lambda u: -_softplus(-u), torch.sigmoid, lambda u: torch.sigmoid(-u)),
     ),
+    "elu": _smooth(
+        "elu",
+        1.0,
+        _Smooth(
+            F.elu,
+            _elu_gap,
+            lambda u: torch.exp(u.clamp(max=0)),
+            lambda u: -torch.expm1(u.clamp(max=0)),
+        ),
+    ),
     "identity": Activation("identity", 1.0, 1.0, _identity, torch.ones_like, _identity),
     "leaky_relu": leaky_relu(0.01),
 }
@@ -386,5 +435,6 @@ _MODULES: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
     "softplus": nn.Softplus,
+    "elu": nn.ELU,
     "identity": nn.Identity,
 }

@@ -2,7 +2,9 @@
 
 import os
 from pathlib import Path
-from zlib import crc32
+
+# Many small matrices: threads cost more than they give. Libraries read it when they are loaded.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import numpy as np
@@ -14,8 +16,7 @@ hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Two cores shared by many small matrices: threads cost more than they give."""
+def _afresh():
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
@@ -41,29 +42,3 @@ def nets_dir():
 def data_dir():
     """Folder with data sets in torchvision's layout."""
     return _folder("SDPLIP_DATA")
-
-
-THINNED = {
-    "test_conv_conformance.py": 4,
-    "test_equilibrium_conv.py": 4,
-    "test_fold.py": 3,
-    "test_cache.py": 3,
-    "test_emitted.py": 2,
-}
-"""Grids of cases of which one in k is run, unless --exhaustive asks for all of them."""
-
-
-def pytest_addoption(parser):
-    parser.addoption("--exhaustive", action="store_true", help="run the whole grids of cases")
-
-
-def pytest_collection_modifyitems(config, items):
-    if config.getoption("--exhaustive") or len(items) < 5000:
-        return
-    kept, left = [], []
-    for item in items:
-        # By its name: every k-th in order would drop the same values of the innermost parameter.
-        chosen = crc32(item.nodeid.encode()) % THINNED.get(item.path.name, 1) == 0
-        (kept if chosen else left).append(item)
-    items[:] = kept
-    config.hook.pytest_deselected(items=left)

@@ -33,6 +33,8 @@ def by_definition(name: str, u: np.longdouble) -> np.longdouble:
         return np.tanh(u)
     if name == "sigmoid":
         return 1 / (1 + np.exp(-u)) if u > 0 else np.exp(u) / (1 + np.exp(u))
+    if name == "elu":
+        return u if u > 0 else np.expm1(u)
     return max(u, WIDE(0)) + np.log1p(np.exp(-abs(u)))
 
 
@@ -163,6 +165,8 @@ def test_unknown_names_are_named(name: str) -> None:
     [
         nn.GELU(),
         nn.Softplus(beta=2, threshold=40),
+        nn.ELU(alpha=0.5),
+        nn.ELU(alpha=2.0),
         nn.LeakyReLU(1.5),
         nn.LeakyReLU(-0.1),
         nn.Linear(1, 1),

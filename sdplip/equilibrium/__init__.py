@@ -11,6 +11,7 @@ from .operators import Circulant, Dense, Operator
 from .problem import Solution, announce, error_bound
 from .solve import METHODS, solve
 from .splitting import monotonicity, optimal_step
+from .tuning import Tuning
 
 __all__ = [
     "METHODS",
@@ -18,6 +19,7 @@ __all__ = [
     "Dense",
     "Operator",
     "Solution",
+    "Tuning",
     "announce",
     "error_bound",
     "implicit",

@@ -16,8 +16,10 @@ from .operators import Operator, as_operator
 from .problem import Solution, announce, as_activation, check_on_failure
 from .solve import Settings, run, working_dtype
 from .splitting import optimal_step
+from .tuning import Tuning
 
-Report = Callable[[Solution, str], None]
+Report = Callable[[Solution, bool], None]
+"""Called with every solution, and whether it is one of the adjoint equation."""
 Kind = Callable[[Tensor], Operator]
 """What makes an operator of its values: autograd sees these alone."""
 
@@ -34,10 +36,11 @@ class _Equilibrium(torch.autograd.Function):
         kind: Kind,
         sigma: Activation,
         settings: Settings,
+        adjoint: Settings,
         report: Report,
     ) -> Tensor:
         solution = run(kind(values), v, sigma, replace(settings, metric=metric, z0=z0))
-        report(solution, "")
+        report(solution, False)
         return solution.z
 
     @staticmethod
@@ -49,23 +52,31 @@ class _Equilibrium(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
         values, v, metric, z = ctx.saved_tensors  # type: ignore[attr-defined]
-        kind, sigma, settings, report = ctx.how  # type: ignore[attr-defined]
+        kind, sigma, _, settings, report = ctx.how  # type: ignore[attr-defined]
+        nothing = (None,) * 7
         A = kind(values)
         with torch.autocast(v.device.type, enabled=False):
             known = z.isfinite().all(-1, keepdim=True)
-            z, v = torch.where(known, z, 0), torch.where(known, v, 0)
-            slopes = torch.where(known, sigma.derivative(A.plus(v, z)), 0)
+            clean = _all(known)
+            if not clean:
+                z, v = torch.where(known, z, 0), torch.where(known, v, 0)
+            slopes = sigma.derivative(A.plus(v, z))
             dual = None if metric is None else 1 / metric
-            asked = torch.where(known, g, 0)
             adjoint = A.adjoint()
             how = (adjoint.kind, settings, report)
-            u = _Adjoint.apply(adjoint.values, slopes, asked, dual, *how)
-            # A row without an equilibrium has no gradient, but where nothing asks for one.
-            by_v = torch.where(known | (g == 0).all(-1, keepdim=True), u, torch.nan)
+            if clean:
+                u = by_v = _Adjoint.apply(adjoint.values, slopes, g, dual, *how)
+            else:
+                slopes, asked = torch.where(known, slopes, 0), torch.where(known, g, 0)
+                u = _Adjoint.apply(adjoint.values, slopes, asked, dual, *how)
+                # A row without an equilibrium has no gradient, but where nothing asks for one.
+                by_v = torch.where(known | (g == 0).all(-1, keepdim=True), u, torch.nan)
             if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-                return None, by_v, None, None, None, None, None, None
-            by_values = A.outer(torch.where(u.isfinite().all(-1, keepdim=True), u, 0), z)
-        return by_values, by_v, None, None, None, None, None, None
+                return None, by_v, *nothing
+            if not _all(u.isfinite()):
+                u = torch.where(u.isfinite().all(-1, keepdim=True), u, 0)
+            by_values = A.outer(u, z)
+        return by_values, by_v, *nothing
 
     @staticmethod
     def vmap(
@@ -100,7 +111,7 @@ class _Adjoint(torch.autograd.Function):
         how = replace(settings, metric=metric, z0=None)
         solution = run(kind(values), g / size, linear(slopes), how)
         # The samples of a bad input have been taken out; another g that is not finite is a failure.
-        report(replace(solution, finite=torch.ones_like(solution.finite)), " (gradient)")
+        report(replace(solution, finite=torch.ones_like(solution.finite)), True)
         return size * solution.z
 
     @staticmethod
@@ -133,6 +144,11 @@ class _Adjoint(torch.autograd.Function):
         return u.reshape(info.batch_size, len(u) // info.batch_size, u.shape[-1]), 0
 
 
+def _all(mask: Tensor) -> bool:
+    """Whether all are true; False where vmap forbids to look, and the general way must be gone."""
+    return not torch._C._functorch.is_functorch_wrapped_tensor(mask) and bool(mask.all())
+
+
 def _flat(info: Any, dim: int | None, x: Tensor) -> Tensor:
     """The rows (k, n) of every sample of a vmap, below each other."""
     x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
@@ -147,10 +163,12 @@ def implicit(
     method: str = "peaceman_rachford",
     tol: float = 1e-6,
     max_steps: int | None = None,
-    step: float | None = None,
+    step: float | Tuning | None = None,
     metric: Tensor | None = None,
     z0: Tensor | None = None,
     fallback: str | None = "newton",
+    polish: bool = False,
+    gradient: str | int = "implicit",
     on_failure: str = "raise",
     layer_name: str = "equilibrium",
 ) -> Tensor:
@@ -169,8 +187,12 @@ def implicit(
     row that is finite but did not converge is announced and counts.
 
     Args:
-        A, v, activation, method, tol, max_steps, step, metric, z0, fallback: as for `solve`.
+        A, v, activation, method, tol, max_steps, metric, z0, fallback, polish: as for `solve`.
             Neither metric nor z0 is differentiated.
+        step: as for `solve`; or a `Tuning` that keeps it over the calls, for an A that drifts.
+        gradient: "implicit" for the adjoint to tol, "newton" for the adjoint to rounding, or k for
+            k steps of Peaceman-Rachford on it: off by no more than ‖R‖_Λ^k of what zero steps
+            would be, with the Cayley matrix R, and unannounced.
         on_failure: "raise", "warn" or "ignore", see `announce`.
         layer_name: named in the announcement.
 
@@ -181,10 +203,14 @@ def implicit(
         NotConverged, ShapeError, InvalidInput: as `solve` and `announce`.
     """
     check_on_failure(on_failure)
-    settings, operator = (
-        Settings(method, tol, max_steps, step, metric, z0, fallback),
-        as_operator(A),
-    )
+    if gradient not in ("implicit", "newton") and not (type(gradient) is int and gradient > 0):
+        raise InvalidInput(
+            f"gradient = {gradient!r}, but must be 'implicit', 'newton' or a number of steps."
+        )
+    tuning = step if isinstance(step, Tuning) else None
+    given = None if isinstance(step, Tuning) else step
+    settings = Settings(method, tol, max_steps, given, metric, z0, fallback, polish)
+    operator = as_operator(A).remembering()
     try:
         settings.check(operator, v)
     except RuntimeError as error:
@@ -196,18 +222,52 @@ def implicit(
             "of v. Map over v alone, or loop over the matrices."
         ) from error
     rows = (math.prod(v.shape[:-1]), v.shape[-1])
-    if step is None and method != "newton":
-        step = optimal_step(operator, method, metric)
-    settings = replace(settings, step=step, metric=None, z0=None)
+    name = "peaceman_rachford" if method in ("auto", "newton") else method
+    if tuning is not None:
+        given = tuning.choose(name, lambda: optimal_step(operator, name, metric))
+    elif given is None and method != "newton":
+        given = optimal_step(operator, name, metric)
+    settings = replace(settings, step=given, metric=None, z0=None)
+    adjoint = settings
+    if gradient == "newton":
+        adjoint = replace(settings, method="newton")
+    elif gradient != "implicit":
+        adjoint = replace(
+            settings,
+            method="peaceman_rachford",
+            step=given if name == "peaceman_rachford" else None,
+            max_steps=int(gradient),
+            first=int(gradient),
+            fallback=None,
+            polish=False,
+        )
+    if adjoint is not settings:
+        adjoint.check(operator, v)
+    if tuning is not None:
+        settings = replace(settings, first=tuning.first(adjoint=False))
+        if gradient == "implicit":
+            adjoint = replace(adjoint, first=tuning.first(adjoint=True))
     metric = None if metric is None else metric.detach()
     z0 = None if z0 is None else z0.detach().reshape(rows)
     work, sigma = working_dtype(operator, v), as_activation(activation, rows[1])
-    report = partial(_report, layer_name, on_failure)
-    operator, flat = operator.to(work).remembering(), v.to(work).reshape(rows)
-    how = (operator.kind, sigma, settings, report)
+    truncated = not isinstance(gradient, str)
+    report = partial(_report, layer_name, on_failure, tuning, truncated)
+    operator, flat = operator.to(work), v.to(work).reshape(rows)
+    how = (operator.kind, sigma, settings, adjoint, report)
     z: Tensor = _Equilibrium.apply(operator.values, flat, metric, z0, *how)
     return z.reshape(v.shape).to(v.dtype)
 
 
-def _report(layer_name: str, on_failure: str, solution: Solution, suffix: str) -> None:
-    announce(solution, layer_name + suffix, on_failure)
+def _report(
+    layer_name: str,
+    on_failure: str,
+    tuning: Tuning | None,
+    truncated: bool,
+    solution: Solution,
+    adjoint: bool,
+) -> None:
+    if adjoint and truncated:
+        return
+    if tuning is not None and solution.steps.numel():
+        tuning.observe(adjoint, int(solution.steps.max()))
+    announce(solution, layer_name + " (gradient)" * adjoint, on_failure)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -25,9 +25,17 @@ SAMPLES = 6
 
 @dataclass(frozen=True, eq=False)
 class Operator(ABC):
-    """A linear map of rows (batch, units), by matrices `values` (..., n, n)."""
+    """A linear map of rows (batch, units), by matrices `values` (..., n, n).
+
+    Attributes:
+        kept: what `recall` computed, or None to keep nothing. It is of these values and of one
+            metric, and is shared with the adjoint.
+        flipped: whether `kept` is of the adjoint.
+    """
 
     values: Tensor
+    kept: dict[object, Any] | None = field(default=None, kw_only=True)
+    flipped: bool = field(default=False, kw_only=True)
 
     @property
     @abstractmethod
@@ -57,7 +65,8 @@ class Operator(ABC):
 
     @abstractmethod
     def losses(self, z: Tensor, v: Tensor) -> Tensor:
-        """The size (batch,) of all numbers that z - (A z + v) adds up, row by row."""
+        """The sizes of all numbers that z - (A z + v) adds up, (batch, units) or, as one bound of
+        their norm, (batch, 1)."""
 
     @abstractmethod
     def least_diagonal(self) -> float:
@@ -91,7 +100,7 @@ class Operator(ABC):
         """n, the size of a metric: units may come in groups that share an entry of it."""
         return self.values.shape[-1]
 
-    @property
+    @cached_property
     def largest_norm(self) -> Tensor:
         """The largest Frobenius norm of the values, a bound on ‖A‖₂."""
         norms = frobenius(self.values.detach())
@@ -100,32 +109,40 @@ class Operator(ABC):
     @property
     def finite(self) -> bool:
         """Whether no value is NaN or Inf."""
-        return bool(self.values.isfinite().all())
+        # The norm is needed anyway, and a look at every number takes longer.
+        return bool(self.largest_norm.isfinite()) or bool(self.values.isfinite().all())
 
     def adjoint(self) -> Operator:
-        return replace(self, values=self.values.mH.resolve_conj())
+        return replace(self, values=self.values.mH.resolve_conj(), flipped=not self.flipped)
 
     def affine(self, shift: float, scale: float) -> Operator:
         """shift·I + scale·A."""
         values = scale * self.values
         values.diagonal(dim1=-2, dim2=-1).add_(shift)
-        return replace(self, values=values)
+        return replace(self, values=values, kept=None, flipped=False)
 
     def resolvent(self, step: float) -> Operator:
         """(I + step (I - A))⁻¹."""
-        moved = self.affine(1, -1).affine(1, step)
-        return replace(moved, values=torch.linalg.inv(moved.values))
+
+        def compute() -> Tensor:
+            V = torch.linalg.inv(self.affine(1, -1).affine(1, step).values)
+            return V.mH.resolve_conj() if self.flipped else V
+
+        V = self.recall((step, self.dtype), compute)
+        V = V.mH.resolve_conj() if self.flipped else V
+        return replace(self, values=V, kept=None, flipped=False)
 
     def remembering(self) -> Operator:
-        """The same, which keeps what is computed of it and shares it with its adjoint.
-
-        That is of the present values and of one metric: for one solve and its gradient.
-        """
-        return self
+        """The same, which keeps what is computed of it: for one solve and its gradient."""
+        return self if self.kept is not None else replace(self, kept={})
 
     def recall(self, key: object, compute: Callable[[], Any]) -> Any:
         """What `compute` gives, or gave before if it is kept."""
-        return compute()
+        if self.kept is None:
+            return compute()
+        if key not in self.kept:
+            self.kept[key] = compute()
+        return self.kept[key]
 
     def sample(self) -> Tensor:
         """Values (k, n, n) that are typical of all, the largest among them."""
@@ -142,13 +159,14 @@ class Dense(Operator):
 
     @property
     def kind(self) -> Callable[[Tensor], Operator]:
-        return Dense
+        return partial(Dense, kept=self.kept, flipped=self.flipped)
 
     def fits(self, units: int) -> bool:
         return self.values.shape == (units, units)
 
     def to(self, dtype: torch.dtype) -> Dense:
-        return Dense(self.values.to(dtype))
+        values = self.values.to(dtype)
+        return self if values is self.values else replace(self, values=values)
 
     def plus(self, v: Tensor, z: Tensor) -> Tensor:
         return torch.addmm(v, z, self.values.mT)
@@ -157,8 +175,7 @@ class Dense(Operator):
         return u.mT @ z
 
     def losses(self, z: Tensor, v: Tensor) -> Tensor:
-        total = z.abs() + torch.addmm(v.abs(), z.abs(), self.values.mT.abs())
-        return torch.linalg.vector_norm(total, dim=-1)
+        return z.abs() + torch.addmm(v.abs(), z.abs(), self.values.mT.abs())
 
     def least_diagonal(self) -> float:
         diagonal = self.values.detach().diagonal()
@@ -178,9 +195,6 @@ class Circulant(Operator):
     """
 
     size: tuple[int, int]
-    # See `remembering`; resolvents are those of the adjoint where flipped.
-    kept: dict[object, Any] | None = None
-    flipped: bool = False
 
     @property
     def units(self) -> int:
@@ -213,8 +227,8 @@ class Circulant(Operator):
         return (weights * product).unflatten(0, self.values.shape[:2])
 
     def losses(self, z: Tensor, v: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm
-        return (1 + self.largest_norm) * norm(z, dim=-1) + norm(v, dim=-1)
+        norm = partial(torch.linalg.vector_norm, dim=-1, keepdim=True)
+        return (1 + self.largest_norm) * norm(z) + norm(v)
 
     def least_diagonal(self) -> float:
         entries = self.values.detach().diagonal(dim1=-2, dim2=-1).real
@@ -236,45 +250,12 @@ class Circulant(Operator):
         eye = torch.eye(self.units, dtype=self.dtype, device=self.values.device)
         return Dense(self.plus(torch.zeros_like(eye), eye).mT)
 
-    def remembering(self) -> Circulant:
-        return self if self.kept is not None else replace(self, kept={})
-
-    def affine(self, shift: float, scale: float) -> Circulant:
-        return Circulant(super().affine(shift, scale).values, self.size)
-
-    def adjoint(self) -> Circulant:
-        return replace(self, values=self.values.mH.resolve_conj(), flipped=not self.flipped)
-
-    def resolvent(self, step: float) -> Operator:
-        def compute() -> Tensor:
-            V = Operator.resolvent(self, step).values
-            return V.mH.resolve_conj() if self.flipped else V
-
-        V = self.recall((step, self.dtype), compute)
-        return Circulant(V.mH.resolve_conj() if self.flipped else V, self.size)
-
-    def recall(self, key: object, compute: Callable[[], Any]) -> Any:
-        if self.kept is None:
-            return compute()
-        if key not in self.kept:
-            self.kept[key] = compute()
-        return self.kept[key]
-
     def sample(self) -> Tensor:
         values = self.values.flatten(0, 1)
         if len(values) <= 2 * SAMPLES:
             return values
         even = torch.linspace(0, len(values) - 1, SAMPLES, device=values.device).long()
         return values[torch.cat([even, frobenius(values.detach()).topk(SAMPLES).indices])]
-
-    @cached_property
-    def largest_norm(self) -> Tensor:
-        return super().largest_norm
-
-    @property
-    def finite(self) -> bool:
-        # The norm is needed anyway, and a look at every complex number takes longer.
-        return bool(self.largest_norm.isfinite()) or super().finite
 
     @cached_property
     def _weights(self) -> Tensor:

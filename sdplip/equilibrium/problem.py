@@ -1,5 +1,6 @@
 """The equation of an equilibrium, its residual, and what is said about a solution of it."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,14 +45,20 @@ class Problem:
     def solved(self, z: Tensor, residual: Tensor, tol: float) -> Tensor:
         """The rows whose residual is at most tol, or at most what rounding alone makes of it.
 
-        That is 2·eps·‖ |z| + |A| |z| + |v| ‖₂ / (1 + ‖z‖₂), of the numbers that the row itself
-        adds up (see `Operator.losses`), and never more than MAX_ROUNDING.
+        That is what 2·eps of the numbers that the row itself adds up (`Operator.losses`) makes of
+        z - σ(A z + v), where σ is not flat, over 1 + ‖z‖₂; and never more than MAX_ROUNDING.
         """
         done = residual <= tol
+        if bool(done.all()):
+            return done
         near = (~done & (residual <= MAX_ROUNDING[z.dtype])).nonzero()[:, 0]
         if len(near):
-            lost = 2 * torch.finfo(z.dtype).eps * self.A.losses(z[near], self.v[near])
-            done[near] = residual[near] <= lost / (1 + torch.linalg.vector_norm(z[near], dim=-1))
+            part, at, eps = self.rows(near), z[near], 2 * torch.finfo(z.dtype).eps
+            w, lost = part.preactivation(at), eps * part.A.losses(at, part.v)
+            moved = part.sigma(w + lost) - part.sigma(w - lost) + eps * at.abs()
+            norm = torch.linalg.vector_norm
+            hidden = torch.minimum(norm(moved, dim=-1), norm(lost, dim=-1))
+            done[near] = residual[near] <= hidden / (1 + norm(at, dim=-1))
         return done
 
 
@@ -70,7 +77,8 @@ class Solution:
         steps: (...,) iterations that the row took part in.
         converged: (...,) whether the residual reached the tolerance, or the row's rounding level.
         finite: (...,) whether the row's v is finite; where it is not, nothing was solved.
-        method: the method, with "+newton" where the fallback was used.
+        method: the method, with "+newton" where that helped.
+        error_bound: (...,) float64, `error_bound` of z: what ‖z - z*‖_Λ is at most.
     """
 
     z: Tensor
@@ -79,6 +87,7 @@ class Solution:
     converged: Tensor
     finite: Tensor
     method: str
+    error_bound: Tensor | None = None
 
 
 def announce(solution: Solution, layer_name: str, on_failure: str = "raise") -> None:
@@ -149,22 +158,55 @@ def error_bound(
     activation: str | Activation | Sequence[str | Activation] = "relu",
     *,
     metric: Tensor | None = None,
+    modulus: float | None = None,
 ) -> Tensor:
     """Bound the distance ‖z - z*‖_Λ of any point z from the equilibrium z*, per sample.
 
-    ẑ = σ(A z + v) is the equilibrium of the drive v + A(z - ẑ), and equilibria are 1/m-Lipschitz
-    in the drive, so ‖z - z*‖ ≤ ‖z - ẑ‖ + ‖A(z - ẑ)‖ / m, with m of `monotonicity`. Shapes as for
-    `solve`. Rounding is not included.
+    For any p, q = σ(p) solves the equation whose drive is v + r, r = p - (A q + v), and equilibria
+    are 1/m-Lipschitz in the drive, so that ‖z - z*‖ ≤ ‖z - q‖ + ‖r‖ / m, with m of `monotonicity`.
+    Two p are tried: A z + v, and what σ takes to z as nearly as one Newton step finds it. Shapes as
+    for `solve`. Evaluated in float64, whose rounding is included.
+
+    Args:
+        modulus: a lower bound on m, if one is known; computed otherwise.
 
     Returns:
-        (...,) in the norm ‖x‖_Λ = (Σ λ_i x_i²)^½; infinite where m ≤ 0.
+        (...,) float64, in the norm ‖x‖_Λ = (Σ λ_i x_i²)^½; infinite where m ≤ 0 or z is not finite.
     """
-    sigma, A = as_activation(activation, v.shape[-1]), as_operator(A)
-    m, _ = monotonicity(A, metric)
-    root = 1.0 if metric is None else A.spread(metric.to(z)).sqrt()
-    rows = z.reshape(-1, z.shape[-1])
-    defect = rows - sigma(A.plus(v.expand_as(z).reshape(rows.shape), rows))
-    moved = A.plus(torch.zeros_like(defect), defect)
-    near, far = (torch.linalg.vector_norm(x * root, dim=-1) for x in (defect, moved))
-    bound = near + far / m if m > 0 else torch.full_like(near, torch.inf)
-    return bound.reshape(z.shape[:-1])
+    sigma = as_activation(activation, v.shape[-1])
+    return distance(as_operator(A), v.expand_as(z), z, sigma, metric, modulus)
+
+
+def distance(
+    A: Operator,
+    v: Tensor,
+    z: Tensor,
+    sigma: Activation,
+    metric: Tensor | None,
+    modulus: float | None,
+) -> Tensor:
+    """`error_bound` with checked arguments."""
+    A, rows = A.to(torch.float64), z.reshape(math.prod(z.shape[:-1]), z.shape[-1]).double()
+    problem = Problem(A, v.reshape(rows.shape).double(), sigma)
+    eps = torch.finfo(torch.float64).eps
+    if modulus is None:
+        m, L = A.recall("extremes", lambda: monotonicity(A, metric))
+        modulus = m - 4 * A.blocks * eps * L
+    root = 1.0 if metric is None else A.spread(metric.to(rows)).sqrt()
+
+    norm = torch.linalg.vector_norm
+
+    def size(x: Tensor) -> Tensor:
+        return norm(x * root, dim=-1)
+
+    w = problem.preactivation(rows)
+    slope = sigma.derivative(w)
+    bounds = []
+    for p in (w, w + (rows - sigma(w)) / torch.where(slope > 1e-3, slope, 1)):
+        q = sigma(p)
+        r = p - problem.preactivation(q)
+        lost = (A.blocks + 8) * eps * norm(A.losses(q, problem.v) + p.abs(), dim=-1)
+        lost = lost * (1.0 if metric is None else float(metric.max()) ** 0.5)
+        bounds.append(size(rows - q) * (1 + 1e-9) + (size(r) + lost) * (1 + 1e-9) / modulus)
+    bound = torch.minimum(*bounds) if modulus > 0 else torch.full_like(bounds[0], torch.inf)
+    return bound.nan_to_num(nan=torch.inf, posinf=torch.inf).reshape(z.shape[:-1])

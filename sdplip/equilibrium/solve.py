@@ -1,9 +1,10 @@
 """`solve`: check the arguments, choose the step, run one method, report every sample."""
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,10 +13,18 @@ from ..activations import Activation
 from ..errors import InvalidInput, ShapeError
 from .newton import newton
 from .operators import MAX_EXPLICIT, Operator, as_operator
-from .problem import Problem, Solution, as_activation, rounding
+from .problem import Problem, Solution, as_activation, distance, rounding
 from .splitting import Iteration, iterate, iteration, optimal_step
+from .tuning import CHECK_EVERY
 
-METHODS = ("peaceman_rachford", "douglas_rachford", "forward_backward", "average", "newton")
+SPLITTINGS = ("peaceman_rachford", "douglas_rachford", "forward_backward", "average")
+METHODS = (
+    *("auto", "newton", "adaptive"),
+    *map("".join, itertools.product(SPLITTINGS, ("", "+anderson"))),
+)
+
+AUTO_STEPS = 100
+"""Iterations of Peaceman-Rachford after which "auto" leaves a row to Newton's method."""
 HALF = {torch.float16, torch.bfloat16}
 FULL = {torch.float32, torch.float64}
 
@@ -31,6 +40,8 @@ class Settings:
     metric: Tensor | None
     z0: Tensor | None
     fallback: str | None
+    polish: bool = False
+    first: int = CHECK_EVERY
 
     def check(self, A: Operator, v: Tensor) -> None:
         if not v.dim() or not A.fits(v.shape[-1]):
@@ -77,8 +88,10 @@ def solve(
     max_steps: int | None = None,
     step: float | None = None,
     metric: Tensor | None = None,
+    modulus: float | None = None,
     z0: Tensor | None = None,
     fallback: str | None = None,
+    polish: bool = False,
 ) -> Solution:
     """Solve z = σ(A z + v) for every row of v, each row to its own tolerance.
 
@@ -96,26 +109,33 @@ def solve(
             operator, such as `Circulant`.
         v: (..., n), the drive B x + b. A single sample may be (n,).
         activation: one for all units, or one per unit.
-        method: one of METHODS. "newton" goes on below tol, to rounding, and costs O(n³) per row.
+        method: one of METHODS. "newton" goes on below tol, to rounding, and costs O(n³) per row;
+            "adaptive" averages with a step of every row's own; "+anderson" accelerates a splitting,
+            which pays where products are dear; "auto" is Peaceman-Rachford with Newton for rows
+            that take more than AUTO_STEPS of it.
         max_steps: default 1000, for "newton" 50.
         step: default `optimal_step`, which costs two eigenvalue problems of size n: pass it in when
             A changes little. For "newton" it is the step of the splitting that helps it.
         metric: (n,) positive Λ in which I - A is strongly monotone; None is the identity. It serves
-            the choice of the step alone. For `Circulant` one number per channel.
+            the choice of the step and the error bound. For `Circulant` one number per channel.
+        modulus: a lower bound on m of `monotonicity`, if one is known; computed otherwise.
         z0: (..., n), where to start; None (and what is not finite in it) is zero.
         fallback: "newton" gives the rows that did not converge to Newton's method, if A is a matrix
             or not too large to be written as one; None does not.
+        polish: end with Newton's method in every row: one or two steps, exact to rounding.
 
     Raises:
         ShapeError: shapes, dtypes or devices that do not fit.
         InvalidInput: A is not finite; metric, step, tol or max_steps not positive; unknown method.
     """
-    settings, operator = (
-        Settings(method, tol, max_steps, step, metric, z0, fallback),
-        as_operator(A),
-    )
+    settings = Settings(method, tol, max_steps, step, metric, z0, fallback, polish)
+    operator = as_operator(A).remembering()
     settings.check(operator, v)
-    return run(operator, v, as_activation(activation, v.shape[-1]), settings)
+    sigma = as_activation(activation, v.shape[-1])
+    solution = run(operator, v, sigma, settings)
+    with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
+        bound = distance(operator, v, solution.z, sigma, metric, modulus)
+    return replace(solution, error_bound=bound)
 
 
 def working_dtype(A: Operator, v: Tensor) -> torch.dtype:
@@ -123,55 +143,76 @@ def working_dtype(A: Operator, v: Tensor) -> torch.dtype:
 
 
 def run(A: Operator, v: Tensor, sigma: Activation, settings: Settings) -> Solution:
-    """`solve` with checked arguments."""
-    method, batch, work = settings.method, v.shape[:-1], working_dtype(A, v)
+    """`solve` with checked arguments, without the error bound."""
+    batch, work = v.shape[:-1], working_dtype(A, v)
     with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
         if rounding(A.to(work)) > settings.tol:
             work = torch.float64
         A, flat = A.to(work), v.to(work).reshape(math.prod(batch), v.shape[-1])
-        start = torch.zeros_like(flat)
+        start = None
         if settings.z0 is not None:
             guess = settings.z0.to(flat).reshape(flat.shape)
-            start = torch.where(guess.isfinite(), guess, start)
-        finite = flat.isfinite().all(-1).nonzero()[:, 0]
-        problem = Problem(A, flat[finite], sigma.rows(finite))
-
-        @functools.cache
-        def scheme(kind: str) -> Iteration:
-            given = settings.step if method in (kind, "newton") else None
-            return iteration(A, kind, given or optimal_step(A, kind, settings.metric))
-
-        def by_newton(rows: Problem, z: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-            explicit = Problem(A.explicit(), rows.v, rows.sigma)
-            sweeps = functools.partial(scheme, "peaceman_rachford")
-            return newton(explicit, z, settings.tol, limit, sweeps)
-
-        if method == "newton":
-            found = by_newton(problem, start[finite], settings.max_steps or 50)
+            start = torch.where(guess.isfinite(), guess, 0)
+        finite = flat.isfinite().all(-1)
+        problem = Problem(A, flat, sigma)
+        if bool(finite.all()):
+            z, residual, steps, method = _rows(problem, start, settings)
+            converged = problem.solved(z, residual, settings.tol)
         else:
-            sweeps, limit = functools.partial(scheme, method), settings.max_steps or 1000
-            found = iterate(problem, sweeps, start[finite], settings.tol, limit)
-        z, residual, steps = found
-        failed = (~problem.solved(z, residual, settings.tol)).nonzero()[:, 0]
-        if settings.fallback and method != "newton" and len(failed) and A.small:
-            again = torch.where((residual[failed] < 0.1)[:, None], z[failed], 0)
-            found = by_newton(problem.rows(failed), again, 50)
-            z[failed], residual[failed] = found[:2]
-            steps[failed] += found[2]
-            method += "+newton"
-
-        broken = ~(residual.isfinite() & z.isfinite().all(-1))
-        z[broken], residual[broken] = torch.nan, torch.nan
-        full, residuals = torch.full_like(flat, torch.nan), flat.new_full((len(flat),), torch.nan)
-        counts = torch.zeros(len(flat), dtype=torch.long, device=v.device)
-        converged = torch.zeros(len(flat), dtype=torch.bool, device=v.device)
-        full[finite], residuals[finite], counts[finite] = z, residual, steps
-        converged[finite] = problem.solved(z, residual, settings.tol)
+            index = finite.nonzero()[:, 0]
+            part = problem.rows(index)
+            found = _rows(part, None if start is None else start[index], settings)
+            z, residual = torch.full_like(flat, torch.nan), torch.full_like(flat[:, 0], torch.nan)
+            steps = torch.zeros(len(flat), dtype=torch.long, device=v.device)
+            z[index], residual[index], steps[index], method = found
+            converged = torch.zeros_like(finite)
+            converged[index] = part.solved(z[index], residual[index], settings.tol)
         return Solution(
-            full.to(v.dtype).reshape(v.shape),
-            residuals.reshape(batch),
-            counts.reshape(batch),
+            z.to(v.dtype).reshape(v.shape),
+            residual.reshape(batch),
+            steps.reshape(batch),
             converged.reshape(batch),
-            flat.isfinite().all(-1).reshape(batch),
+            finite.reshape(batch),
             method,
         )
+
+
+def _rows(
+    problem: Problem, start: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor, str]:
+    """z, residual and steps of finite rows, and the method with what helped it."""
+    A, method, limit = problem.A, settings.method, settings.max_steps
+    if not len(problem.v):
+        nothing = problem.v[:, :0].sum(-1)
+        return problem.v, nothing, nothing.long(), method
+    rescue = settings.fallback == "newton" or method == "auto"
+    splitting = "peaceman_rachford" if method in ("auto", "newton") else method
+
+    @functools.cache
+    def scheme(kind: str) -> Iteration:
+        given = settings.step if kind == splitting else None
+        return iteration(A, kind, given or optimal_step(A, kind, settings.metric))
+
+    def by_newton(rows: Problem, z: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+        explicit = Problem(A.explicit(), rows.v, rows.sigma)
+        return newton(explicit, z, settings.tol, limit, lambda: scheme("peaceman_rachford"))
+
+    if method == "newton":
+        start = torch.zeros_like(problem.v) if start is None else start
+        z, residual, steps = by_newton(problem, start, limit or 50)
+    else:
+        limit = limit or (AUTO_STEPS if method == "auto" and A.small else 1000)
+        first, tol = settings.first, settings.tol
+        z, residual, steps = iterate(problem, scheme(splitting), start, tol, limit, first)
+        failed = ~problem.solved(z, residual, settings.tol)
+        if A.small and (settings.polish or (rescue and bool(failed.any()))):
+            index = (failed | settings.polish).nonzero()[:, 0]
+            again = torch.where((residual[index] < 0.1)[:, None], z[index], 0)
+            found = by_newton(problem.rows(index), again, 50)
+            z[index], residual[index] = found[:2]
+            steps[index] += found[2]
+            method += "+newton"
+    broken = ~residual.isfinite()
+    if bool(broken.any()):
+        z[broken], residual[broken] = torch.nan, torch.nan
+    return z, residual, steps, method

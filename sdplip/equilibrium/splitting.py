@@ -12,12 +12,10 @@ from torch import Tensor
 
 from ..activations import Activation
 from .operators import Operator, as_operator
+from .tuning import CHECK_EVERY
 
 if TYPE_CHECKING:
     from .problem import Problem
-
-CHECK_EVERY = 4
-"""Iterations between two looks at the residual: a look costs one more product with A."""
 
 
 def monotonicity(A: Tensor | Operator, metric: Tensor | None = None) -> tuple[float, float]:
@@ -49,22 +47,24 @@ def _extremes(values: Tensor, metric: Tensor | None) -> tuple[float, float]:
 def optimal_step(A: Tensor | Operator, method: str, metric: Tensor | None = None) -> float:
     """The step that the theory gives to `method`; keep it while A changes little.
 
-    average: 1 / (1 - min_i(a_ii)⁻) [NEMON]. forward_backward: m / L², half of what it admits. The
+    average, adaptive: 1 / (1 - min_i(a_ii)⁻) [NEMON]. forward_backward: m / L², half of what it admits. The
     others: 1 / √(m L). Where m ≤ 0 this metric proves nothing: forward_backward takes the step of
     average, and the others pretend that m = L / 100; only the residual tells whether they converge.
     Peaceman-Rachford and Douglas-Rachford converge for every step, so that theirs is taken from
     `Operator.sample`.
     """
-    operator = as_operator(A)
+    operator, method = as_operator(A), method.partition("+")[0]
     return operator.recall(method, lambda: _best_step(operator, method, metric))
 
 
 def _best_step(A: Operator, method: str, metric: Tensor | None) -> float:
     shift = 1 / (1 - min(A.least_diagonal(), 0))
-    if method == "average":
+    if method in ("average", "adaptive"):
         return shift
-    values = A.values if method == "forward_backward" else A.sample()
-    m, L = _extremes(values, metric)
+    if method == "forward_backward" or len(A.sample()) == 1:
+        m, L = A.recall("extremes", lambda: monotonicity(A, metric))
+    else:
+        m, L = _extremes(A.sample(), metric)
     known = m > A.blocks * torch.finfo(torch.float64).eps * L
     if method == "forward_backward":
         return m / L**2 if known else shift
@@ -74,8 +74,9 @@ def _best_step(A: Operator, method: str, metric: Tensor | None) -> float:
 class Iteration(Protocol):
     """A fixed-point map on states: `start`, `sweep` until `point` is a solution."""
 
-    def start(self, problem: "Problem", z: Tensor) -> tuple[Tensor, Tensor]:
-        """The state of the point z, and the constant term of every sweep."""
+    def start(self, problem: "Problem", z: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The state of the point z (None: of zero, or what follows it at no cost), and the constant
+        term of every sweep. Rows come first in both."""
 
     def sweep(self, sigma: Activation, state: Tensor, drive: Tensor) -> Tensor: ...
 
@@ -90,20 +91,18 @@ class PeacemanRachford:
     """
 
     def __init__(self, A: Operator, step: float, relax: float = 1.0) -> None:
-        V = A.resolvent(step)
         self.step, self.relax = step, relax
-        self.R, self.drive = V.affine(-1, 2), V.affine(0, 2 * step)
+        self.V = A.resolvent(step)
+        self.R = self.V.affine(-1, 2)
 
-    def start(self, problem: "Problem", z: Tensor) -> tuple[Tensor, Tensor]:
-        forward = problem.preactivation(z) - z
-        return z + self.step * forward, self.drive.plus(torch.zeros_like(z), problem.v)
+    def start(self, problem: "Problem", z: Tensor | None) -> tuple[Tensor, Tensor]:
+        drive = self.V.plus(torch.zeros_like(problem.v), 2 * self.step * problem.v)
+        if z is None:
+            return drive, drive  # the sweep from u = 0
+        return z + self.step * (problem.preactivation(z) - z), drive
 
     def sweep(self, sigma: Activation, state: Tensor, drive: Tensor) -> Tensor:
-        if sigma.name == "relu":
-            reflected = state.abs()
-        else:
-            reflected = 2 * sigma.resolvent(state, self.step) - state
-        new = self.R.plus(drive, reflected)
+        new = self.R.plus(drive, sigma.reflection(state, self.step))
         return new if self.relax == 1 else torch.lerp(state, new, self.relax)
 
     def point(self, sigma: Activation, state: Tensor) -> Tensor:
@@ -117,8 +116,8 @@ class ForwardBackward:
         self.step = step
         self.K = A.affine(1 - step, step)
 
-    def start(self, problem: "Problem", z: Tensor) -> tuple[Tensor, Tensor]:
-        return z, self.step * problem.v
+    def start(self, problem: "Problem", z: Tensor | None) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(problem.v) if z is None else z, self.step * problem.v
 
     def sweep(self, sigma: Activation, state: Tensor, drive: Tensor) -> Tensor:
         return sigma.resolvent(self.K.plus(drive, state), self.step)
@@ -133,8 +132,8 @@ class Averaged:
     def __init__(self, A: Operator, step: float) -> None:
         self.A, self.step = A, step
 
-    def start(self, problem: "Problem", z: Tensor) -> tuple[Tensor, Tensor]:
-        return z, problem.v
+    def start(self, problem: "Problem", z: Tensor | None) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(problem.v) if z is None else z, problem.v
 
     def sweep(self, sigma: Activation, state: Tensor, drive: Tensor) -> Tensor:
         return torch.lerp(state, sigma(self.A.plus(drive, state)), self.step)
@@ -143,39 +142,143 @@ class Averaged:
         return state
 
 
+class Adaptive(Averaged):
+    """`Averaged` with a step of every row's own, between the theory's and 1: it grows by a fifth
+    while ‖σ(A z + v) - z‖ falls by a tenth in every sweep, and is halved where it does not.
+
+    States are z, the step and the last size (rows, n + 2). Never below the theory's step, at which
+    the map contracts, so that no row can stand still and pass for solved [NEMON's own code does].
+    """
+
+    def start(self, problem: "Problem", z: Tensor | None) -> tuple[Tensor, Tensor]:
+        point, drive = super().start(problem, z)
+        return torch.cat([point, point.new_full((len(point), 2), torch.inf)], dim=-1), drive
+
+    def sweep(self, sigma: Activation, state: Tensor, drive: Tensor) -> Tensor:
+        z, step, before = self.point(sigma, state), state[:, -2:-1], state[:, -1:]
+        gap = sigma(self.A.plus(drive, z)) - z
+        size = torch.linalg.vector_norm(gap, dim=-1, keepdim=True)
+        step = torch.where(size <= 0.9 * before, 1.2 * step, step / 2).clamp(self.step, 1)
+        return torch.cat([z + step * gap, step, size], dim=-1)
+
+    def point(self, sigma: Activation, state: Tensor) -> Tensor:
+        return state[:, :-2]
+
+
+class Anderson:
+    """Anderson's acceleration of another iteration, per row, over the last MEMORY sweeps.
+
+    With the sweeps g_j of the states x_j and f_j = g_j - x_j, the next state is Σ θ_j g_j for the θ
+    with Σ θ_j = 1 that minimises ‖Σ θ_j f_j‖, lightly regularised. A row takes it only where ‖f‖ is
+    below its first size by a factor that a convergent sum of accepted steps allows, and the plain
+    sweep elsewhere: so it converges wherever the iteration does.
+
+    States are the last x and g and the next x, and per row the accepted steps and the first size:
+    (rows, 2·MEMORY + 2, units).
+
+    Source: Walker, Ni (SIAM J. Numer. Anal. 2011); the safeguard is that of Zhang, O'Donoghue,
+    Boyd, Globally convergent type-I Anderson acceleration (SIAM J. Optim. 2020), equation 3.10.
+    """
+
+    MEMORY = 4
+    REGULARISATION = 1e-8
+    SAFETY = 1e3
+
+    def __init__(self, inner: Iteration) -> None:
+        self.inner, self.done = inner, 0
+
+    def start(self, problem: "Problem", z: Tensor | None) -> tuple[Tensor, Tensor]:
+        state, drive = self.inner.start(problem, z)
+        self.done, self.units = 0, state.shape[-1]
+        rows = state.new_zeros(len(state), 2 * self.MEMORY + 2, max(self.units, 2))
+        rows[:, -2, : self.units] = state
+        return rows, drive
+
+    def sweep(self, sigma: Activation, state: Tensor, drive: Tensor) -> Tensor:
+        x = state[:, -2, : self.units]
+        g = self.inner.sweep(sigma, x, drive)
+        accepted, first = state[:, -1, 0], state[:, -1, 1]
+        size = torch.linalg.vector_norm(g - x, dim=-1)
+        state = state.clone()
+        if not self.done:
+            first = size
+        place = self.done % self.MEMORY
+        state[:, place, : self.units] = g - x
+        state[:, self.MEMORY + place, : self.units] = g
+        self.done += 1
+        known = min(self.done, self.MEMORY)
+        f, points = state[:, :known], state[:, self.MEMORY : self.MEMORY + known]
+        mixed = self._mixed(f, points)[:, : self.units]
+        allowed = size <= self.SAFETY * first * (accepted + 1) ** -1.1
+        take = allowed & mixed.isfinite().all(-1)
+        state[:, -2, : self.units] = torch.where(take[:, None], mixed, g)
+        state[:, -1, 0], state[:, -1, 1] = accepted + take, first
+        return state
+
+    def _mixed(self, f: Tensor, points: Tensor) -> Tensor:
+        gram = f @ f.mT
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+        eye = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
+        tiny = torch.finfo(f.dtype).tiny
+        weights = torch.linalg.solve_ex(
+            gram + (self.REGULARISATION * trace + tiny) * eye, torch.ones_like(gram[..., :1])
+        )[0]
+        return ((weights / weights.sum(dim=1, keepdim=True)).mT @ points)[:, 0]
+
+    def point(self, sigma: Activation, state: Tensor) -> Tensor:
+        return self.inner.point(sigma, state[:, -2, : self.units])
+
+
 def iteration(A: Operator, method: str, step: float) -> Iteration:
     """The map of `method` for A."""
-    if method == "peaceman_rachford":
-        return PeacemanRachford(A, step)
-    if method == "douglas_rachford":
-        return PeacemanRachford(A, step, relax=0.5)
-    return ForwardBackward(A, step) if method == "forward_backward" else Averaged(A, step)
+    name, _, accelerated = method.partition("+")
+    inner: Iteration
+    if name == "peaceman_rachford":
+        inner = PeacemanRachford(A, step)
+    elif name == "douglas_rachford":
+        inner = PeacemanRachford(A, step, relax=0.5)
+    elif name == "forward_backward":
+        inner = ForwardBackward(A, step)
+    else:
+        inner = (Adaptive if name == "adaptive" else Averaged)(A, step)
+    return Anderson(inner) if accelerated else inner
 
 
 def iterate(
-    problem: "Problem", build: Callable[[], Iteration], z: Tensor, tol: float, max_steps: int
+    problem: "Problem",
+    scheme: Iteration,
+    z: Tensor | None,
+    tol: float,
+    max_steps: int,
+    first: int = CHECK_EVERY,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sweep every row until it is `solved` to tol; then the row leaves the batch.
 
-    Returns z, residual and steps. A row ends early when its residual is no longer finite.
+    The first look at the rows is after `first` sweeps, or before any of a z that is given. Returns z, residual and steps. A row ends
+    early when its residual is no longer finite.
     """
-    z, residual = z.clone(), problem.residual(z)
-    steps = torch.zeros(len(z), dtype=torch.long, device=z.device)
-    live = (~problem.solved(z, residual, tol) & residual.isfinite()).nonzero()[:, 0]
-    if not len(live):
-        return z, residual, steps
-    problem, scheme = problem.rows(live), build()
-    state, drive = scheme.start(problem, z[live])
-    done = 0
-    while done < max_steps and len(live):
-        sweeps = min(CHECK_EVERY, max_steps - done)
-        for _ in range(sweeps):
+    state, drive = scheme.start(problem, z)
+    steps = torch.zeros(len(state), dtype=torch.long, device=state.device)
+    look = first if z is None else 0
+    live, done = None, 0
+    while True:
+        look = min(look, max_steps)
+        for _ in range(look - done):
             state = scheme.sweep(problem.sigma, state, drive)
-        done += sweeps
-        point = scheme.point(problem.sigma, state)
+        done, look = look, look + CHECK_EVERY
+        point = scheme.point(problem.sigma, state) if done or z is None else z.clone()
         error = problem.residual(point)
-        z[live], residual[live], steps[live] = point, error, done
-        stay = (~problem.solved(point, error, tol) & error.isfinite()).nonzero()[:, 0]
+        solved = problem.solved(point, error, tol)
+        if live is None:
+            points, residual = point, error
+            live = torch.arange(len(state), device=state.device)
+        else:
+            points[live], residual[live] = point, error
+        steps[live] = done
+        if done == max_steps or bool(solved.all()):
+            return points, residual, steps
+        stay = (~solved & error.isfinite()).nonzero()[:, 0]
+        if not len(stay):
+            return points, residual, steps
         if len(stay) < len(live):
             problem, live, state, drive = problem.rows(stay), live[stay], state[stay], drive[stay]
-    return z, residual, steps

@@ -12,11 +12,14 @@ from .folding import fold
 from .head import NormalizedLinear
 from .lben import LBENLinear
 from .lben_conv import LBENConv2d
+from .mon import MONConv2d, MONLinear, MultiscaleMON
 from .multiscale import MultiscaleLBEN
 from .nemon import NEMONLinear
 from .nemon_conv import NEMONConv2d
 from .orthogonal import OrthogonalConv2d, OrthogonalConvTranspose2d, OrthogonalLinear
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from .public import load_public
+from .represent import as_lben
 from .sandwich import SandwichConv2d, SandwichLinear
 from .shaping import ChannelPad, ChannelSlice, DepthToSpace, SpaceToDepth
 from .sll import SLLConv2d, SLLLinear
@@ -70,9 +73,12 @@ __all__ = [
     "LBENConv2d",
     "LBENLinear",
     "Layer",
+    "MONConv2d",
+    "MONLinear",
     "MaxMin",
     "MaxPool2d",
     "MultiscaleLBEN",
+    "MultiscaleMON",
     "NEMONConv2d",
     "NEMONLinear",
     "Normalize",
@@ -90,6 +96,8 @@ __all__ = [
     "SpectralConv2d",
     "SpectralConvTranspose2d",
     "SpectralLinear",
+    "as_lben",
     "fold",
     "lipschitz_bound",
+    "load_public",
 ]

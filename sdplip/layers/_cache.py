@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from ._state import wide
 
 Tensors = dict[str, Tensor]
-Vectors = tuple[Tensor, Tensor] | None
+Vectors = tuple[Tensor, ...]
+
+EVEN = 16.0
+"""Where the largest mean of a row is at most so many times the least of a column, sums over rows
+show a change as well as sums over columns would."""
 
 
 class Kept(NamedTuple):
@@ -54,13 +58,14 @@ class Cache:
         used = [p for p in parameters if p is not None]
         key = (str(options()), tuple(map(_identity, used)))
         kept = self.kept  # read once: other threads may evaluate the layer too
-        if kept is not None and kept.key != key:
-            kept = None
-        vectors = list(map(_vectors, used)) if kept is None else kept.vectors
-        marks = torch.cat(list(map(_mark, used, vectors)))
-        if kept is None or not torch.equal(marks, kept.marks):
+        if (
+            kept is None
+            or kept.key != key
+            or not torch.equal(_marks(used, kept.vectors), kept.marks)
+        ):
             with torch.inference_mode(False), torch.no_grad():
-                self.kept = kept = Kept(key, vectors, marks, compute())
+                vectors = list(map(_vectors, used))
+                self.kept = kept = Kept(key, vectors, _marks(used, vectors), compute())
         return kept.tensors
 
     def forget(self) -> None:
@@ -92,21 +97,30 @@ def _identity(p: nn.Parameter) -> tuple[object, ...]:
 
 
 def _vectors(p: nn.Parameter) -> Vectors:
-    if p.ndim < 2:
-        return None
-    flat = wide(p.detach()).flatten(1)
-    with torch.inference_mode(False):
-        return _irregular(flat[0]), _irregular(flat[:, 0])
+    """What the rows and, where they need it, the columns of `p` are multiplied with."""
+    values = wide(p.detach())
+    if values.ndim < 2 or not values.numel():
+        return ()
+    flat = values.flatten(1)
+    size = flat.abs()
+    right = _irregular(flat[0])
+    # A huge entry hides the others of its row in a sum, but not those of its column.
+    if size.mean(dim=1).max() <= EVEN * size.mean(dim=0).min():
+        return (right,)
+    return right, _irregular(flat[:, 0])
+
+
+def _marks(parameters: list[nn.Parameter], vectors: list[Vectors]) -> Tensor:
+    return torch.cat(list(map(_mark, parameters, vectors)))
 
 
 def _mark(p: nn.Parameter, vectors: Vectors) -> Tensor:
     values = wide(p.detach())
-    if vectors is None:
-        # Few enough to be kept as they are.
-        return values.reshape(-1).nan_to_num(*[torch.nan] * 3)
-    flat = values.flatten(1)
-    # Both ways, since a huge entry hides its neighbours in a sum.
-    sums = torch.cat([flat @ vectors[0], flat.mT @ vectors[1]])
+    # Few enough to be kept as they are, where there are no vectors.
+    sums = values.reshape(-1)
+    if vectors:
+        flat = values.flatten(1)
+        sums = torch.cat([M @ v for M, v in zip((flat, flat.mT), vectors, strict=False)])
     # NaN differs from itself, so that a product that overflowed is never taken for the same.
     return sums.nan_to_num(*[torch.nan] * 3)
 

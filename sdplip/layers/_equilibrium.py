@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..activations import Activation, activation
-from ..equilibrium import Operator, Solution, implicit, solve
+from ..equilibrium import Dense, Operator, Solution, Tuning, implicit, optimal_step, solve
 from ..errors import InvalidInput
 from ..system import System
 from ._base import (
@@ -22,14 +22,21 @@ from ._base import (
     wide,
 )
 from ._plain import linear
+from ._state import pack, unpack
 from ._unrolled import FoldedEquilibrium, Unrolled
+
+
+TRAINING_TOL, EVALUATION_TOL = 1e-2, 1e-6
+"""Residuals to solve to where a layer has no `tol` of its own."""
 
 
 class Equilibrium(Layer):
     """What dense and convolutional equilibrium layers share: how they are solved.
 
     Attributes:
-        method, tol, max_steps, fallback: of `sdplip.equilibrium.solve`; change them at any time.
+        method, max_steps, fallback, polish: of `sdplip.equilibrium.solve`; change them at any time.
+        tol: likewise; None is 1e-2 in training and 1e-6 in evaluation.
+        gradient: of `sdplip.equilibrium.implicit`.
         on_failure: what happens to samples that do not reach `tol`: "raise", "warn", "ignore", or
             None for "warn" in training and "raise" in evaluation. A sample whose input is NaN or
             Inf comes back as NaN with a warning, and leaves its neighbours alone.
@@ -38,38 +45,74 @@ class Equilibrium(Layer):
     hidden: int | tuple[int, ...]
     activation: str | Activation
     method: str
-    tol: float
+    tol: float | None
     max_steps: int | None
     bias: nn.Parameter | None
     out_bias: nn.Parameter | None
     on_failure: str | None = None
     fallback: str | None = "newton"
+    polish: bool = False
+    gradient: str | int = "implicit"
+
+    def _set_solver(self, method: str, tol: float | None, max_steps: int | None) -> None:
+        self.method, self.tol, self.max_steps = method, tol, max_steps
+        self._tuning = Tuning()
+        self._steady: tuple[object, float] | None = None
 
     def _accepted(self, activation: str | Activation) -> str | Activation:
         return slopes_in_unit_interval(type(self).__name__, activation)
 
-    def _find(self, A: Tensor | Operator, v: Tensor, metric: Tensor) -> Tensor:
+    def _find(self, A: Operator, v: Tensor, metric: Tensor) -> Tensor:
         """The equilibria of the rows v (batch, units), differentiable."""
         return implicit(
             A,
             v,
             self.activation,
+            step=self._tuning if self.training else self._step(A, metric),
+            gradient=self.gradient,
             on_failure=self.on_failure or ("warn" if self.training else "raise"),
             layer_name=type(self).__name__,
             **self._solver(metric),
         )
 
-    def _solution(self, A: Tensor | Operator, v: Tensor, metric: Tensor) -> Solution:
-        return solve(A, v, self.activation, **self._solver(metric))
+    def _step(self, A: Operator, metric: Tensor) -> float | None:
+        """The step in evaluation, of the weights as they are; None where it is kept with them."""
+        if not torch.is_grad_enabled() or self.method == "newton":
+            return None
+        key = self.method, tuple((id(p), p._version) for p in self.parameters())
+        if self._steady is None or self._steady[0] != key:
+            self._steady = key, optimal_step(A, self.method, metric)
+        return self._steady[1]
+
+    def _solution(self, A: Operator, v: Tensor, metric: Tensor, z0: Tensor | None) -> Solution:
+        return solve(A, v, self.activation, z0=z0, **self._solver(metric))
 
     def _solver(self, metric: Tensor) -> dict[str, Any]:
+        usual = TRAINING_TOL if self.training else EVALUATION_TOL
         return {
             "metric": metric,
             "method": self.method,
-            "tol": self.tol,
+            "tol": usual if self.tol is None else self.tol,
             "max_steps": self.max_steps,
             "fallback": self.fallback,
+            "polish": self.polish,
         }
+
+    def solve_output(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output, and what the solver left open of it.
+
+        Returns:
+            y as forward gives it; and for every sample a bound (...,) float64 on its distance, in
+            `norm`, from the output at the exact equilibrium, the rounding of y itself aside.
+        """
+        raise NotImplementedError
+
+    def get_extra_state(self) -> Tensor:
+        return pack(self._options() | self._tuning.state())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        super().set_extra_state(state)
+        self._tuning.load(unpack(type(self).__name__, state))
 
     def _options(self) -> dict[str, str | float]:
         return super()._options() | {"activation": activation(self.activation).name}
@@ -101,7 +144,7 @@ class EquilibriumLayer(Equilibrium):
         feedthrough: bool,
         activation: str | Activation,
         method: str,
-        tol: float,
+        tol: float | None,
         max_steps: int | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -111,7 +154,7 @@ class EquilibriumLayer(Equilibrium):
         check_size(owner, "hidden", hidden)
         self.hidden = hidden
         self.activation = self._accepted(activation)
-        self.method, self.tol, self.max_steps = method, tol, max_steps
+        self._set_solver(method, tol, max_steps)
 
         def free(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -139,21 +182,40 @@ class EquilibriumLayer(Equilibrium):
         self._check(x)
         with full_precision(x):
             w = self._current()
-            z = self._find(w["A"], self._drive(x, w["B"]), self._metric(w))
-            y = F.linear(z, w["C"], _wide(self.out_bias))
-            if self.feedthrough:
-                y = y + F.linear(wide(x), w["D"])
+            z = self._find(self._operator(w), self._drive(x, w["B"]), self._metric(w))
+            y = self._read(w, z, x)
         return y.to(x.dtype)
 
-    def solve(self, x: Tensor) -> Solution:
-        """The equilibria for x (..., in_features), with residual and steps of every sample.
+    def solve(self, x: Tensor, z0: Tensor | None = None) -> Solution:
+        """The equilibria for x (..., in_features), with residual, error bound and steps of every
+        sample; from z0 (..., hidden) on, if given.
 
         Not differentiable; never raises for lack of convergence.
         """
         self._check(x)
         with torch.no_grad(), full_precision(x):
             w = self._current()
-            return self._solution(w["A"], self._drive(x, w["B"]), self._metric(w))
+            return self._solution(self._operator(w), self._drive(x, w["B"]), self._metric(w), z0)
+
+    def solve_output(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.solve(x)
+        with torch.no_grad(), full_precision(x):
+            w = self._current()
+            y = self._read(w, found.z, x).to(x.dtype)
+            return y, left_open(found, w["C"], self._metric(w))
+
+    def _operator(self, w: dict[str, Any]) -> Operator:
+        return Dense(w["A"], kept=w["kept"])
+
+    def _current(self) -> dict[str, Any]:
+        def compute() -> dict[str, Any]:
+            return self._tensors() | cast(dict[str, Any], {"kept": {}})
+
+        return self._cache.get(self, self._options, compute)
+
+    def _read(self, w: dict[str, Tensor], z: Tensor, x: Tensor) -> Tensor:
+        y = F.linear(z, w["C"], _wide(self.out_bias))
+        return y + F.linear(wide(x), w["D"]) if self.feedthrough else y
 
     def _folded(self) -> nn.Module:
         w = self._tensors()
@@ -190,3 +252,15 @@ class EquilibriumLayer(Equilibrium):
 
 def _wide(x: Tensor | None) -> Tensor | None:
     return None if x is None else wide(x)
+
+
+def left_open(solution: Solution, C: Tensor, metric: Tensor) -> Tensor:
+    """‖C(z - z*)‖ ≤ ‖CΛ^{-1/2}‖₂ ‖z - z*‖_Λ (...,), for C (*frequencies, p, n); Λ (n,) may be that
+    of channels."""
+    scaled = _double(C) * metric.double().rsqrt()
+    gain = torch.linalg.matrix_norm(scaled, ord=2).max() * (1 + 1e-9)
+    return gain * cast(Tensor, solution.error_bound)
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float64))

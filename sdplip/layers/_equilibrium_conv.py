@@ -19,7 +19,7 @@ from ..errors import InvalidInput
 from ..system import System
 from ._base import check_size, fill_uniform, full_precision, numpy, wide
 from ._conv import ConvLayer
-from ._equilibrium import Equilibrium
+from ._equilibrium import Equilibrium, left_open
 from ._geometry import Geometry, Pair
 from ._unrolled import FoldedEquilibriumConv2d
 
@@ -59,7 +59,7 @@ class EquilibriumConv2d(Equilibrium, ConvLayer):
         activation: str | Activation,
         padding_mode: str,
         method: str,
-        tol: float,
+        tol: float | None,
         max_steps: int | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -78,7 +78,7 @@ class EquilibriumConv2d(Equilibrium, ConvLayer):
             )
         self.hidden, self.readout = hidden, readout
         self.activation = self._accepted(activation)
-        self.method, self.tol, self.max_steps = method, tol, max_steps
+        self._set_solver(method, tol, max_steps)
 
         def free(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -115,15 +115,13 @@ class EquilibriumConv2d(Equilibrium, ConvLayer):
             w, size = self._at(image), self._torus(image)
             waves = spectrum(self._entered(wide(batch)))
             v = self._drive(w, waves, size)
-            z = self._find(Circulant(w["A"], size, w["kept"]), v.flatten(1), w["metric"])
-            y = self._read(w, z.view_as(v), waves, image)
-            if self.out_bias is not None:
-                y = y + wide(self.out_bias)[:, None, None]
+            z = self._find(Circulant(w["A"], size, kept=w["kept"]), v.flatten(1), w["metric"])
+            y = self._output(w, z.view_as(v), waves, image)
         return (y if x.ndim == 4 else y.squeeze(0)).to(x.dtype)
 
-    def solve(self, x: Tensor) -> Solution:
-        """The equilibria for x, z as (..., channels, height, width) on the torus, with residual
-        and steps of every sample.
+    def solve(self, x: Tensor, z0: Tensor | None = None) -> Solution:
+        """The equilibria for x, z as (..., channels, height, width) on the torus, with residual,
+        error bound and steps of every sample; from such a z0 on, if given.
 
         Not differentiable; never raises for lack of convergence.
         """
@@ -134,9 +132,19 @@ class EquilibriumConv2d(Equilibrium, ConvLayer):
             batch = x if x.ndim == 4 else x.unsqueeze(0)
             v = self._drive(w, spectrum(self._entered(wide(batch))), size)
             v = v if x.ndim == 4 else v.squeeze(0)
-            A = Circulant(w["A"], size, w["kept"])
-            found = self._solution(A, v.flatten(-3), w["metric"])
+            A = Circulant(w["A"], size, kept=w["kept"])
+            start = None if z0 is None else z0.flatten(-3)
+            found = self._solution(A, v.flatten(-3), w["metric"], start)
         return replace(found, z=found.z.view_as(v))
+
+    def solve_output(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found, image = self.solve(x), _size(x)
+        with torch.no_grad(), full_precision(x):
+            w, batch = self._at(image), x if x.ndim == 4 else x.unsqueeze(0)
+            z = found.z if x.ndim == 4 else found.z.unsqueeze(0)
+            y = self._output(w, z, spectrum(self._entered(wide(batch))), image)
+            y = (y if x.ndim == 4 else y.squeeze(0)).to(x.dtype)
+            return y, left_open(found, w["C"], w["metric"])
 
     def witness(self, image: Pair | None = None) -> dict[str, Tensor]:
         """Every symbol of the condition for images (height, width), differentiable.
@@ -190,6 +198,10 @@ class EquilibriumConv2d(Equilibrium, ConvLayer):
         v = from_spectrum(waves @ w["B"].mT, size)
         bias = self._unit_bias()
         return v if bias is None else v + bias.to(v.dtype)[:, None, None]
+
+    def _output(self, w: dict[str, Tensor], z: Tensor, waves: Tensor, image: Pair) -> Tensor:
+        y = self._read(w, z, waves, image)
+        return y if self.out_bias is None else y + wide(self.out_bias)[:, None, None]
 
     def _read(self, w: dict[str, Tensor], z: Tensor, waves: Tensor, image: Pair) -> Tensor:
         size = _size(z)

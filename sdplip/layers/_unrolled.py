@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,22 @@ MAX_STEPS = 2000
 """Unrolled iterations of an equilibrium, each of which is a product in the exported graph."""
 
 
-class Unrolled(nn.Module):
+class Precise(nn.Module):
+    """A module that moves to other devices, but keeps its precision when it is cast: for that one
+    steps were counted, and of complex numbers a cast would drop the imaginary parts."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def moved(t: Tensor) -> Tensor:
+            numbers = torch.view_as_real(t) if t.is_complex() else t
+            found = fn(numbers)
+            if found.dtype != t.dtype.to_real():
+                found = numbers.to(found.device)
+            return torch.view_as_complex(found) if t.is_complex() else found
+
+        return super()._apply(moved, recurse)
+
+
+class Unrolled(Precise):
     """v ↦ z after a fixed number of Peaceman-Rachford steps towards z = σ(Az + v).
 
     u ← R(2J(u) - u) + 2αVv, V = (I + α(I - A))⁻¹, R = 2V - I and J = prox of step α; z is J(u). No
@@ -168,13 +184,16 @@ class FoldedEquilibrium(nn.Module):
         self.inner.prepare(tol, v)
 
 
-class FoldedEquilibriumConv2d(nn.Module):
+class FoldedEquilibriumConv2d(Precise):
     """An equilibrium convolution with its symbols and steps for one size of images.
+
+    Like those it keeps its precision when it is cast; the output has the input's dtype.
 
     Args:
         layer: gives the symbols of a size, and says how images enter and leave the torus.
     """
 
+    B: Tensor
     inner: Unrolled
     image: tuple[int, int]
 
@@ -201,7 +220,8 @@ class FoldedEquilibriumConv2d(nn.Module):
         """Take the symbols for the size of x, and as many steps as its images need.
 
         Raises:
-            InvalidInput: there is no x. NotConverged: as in `Unrolled.prepare`.
+            InvalidInput: there is no x, or one of another size before. NotConverged: as in
+                `Unrolled.prepare`.
         """
         if x is None:
             raise InvalidInput(
@@ -216,9 +236,15 @@ class FoldedEquilibriumConv2d(nn.Module):
                 self.register_buffer(name, w.get(name))
             A = Circulant(w["A"], self.layer._torus(image))
             self.inner = Unrolled(A, self.layer.activation, w["metric"])
-        if image == self.image:
-            v, _, _ = self._entered(x if x.ndim == 4 else x.unsqueeze(0))
-            self.inner.prepare(tol, v.flatten(1))
+        if image != self.image:
+            known = self._options()["image"]
+            raise InvalidInput(
+                f"fold: {type(self.layer).__name__} is used for images of {known} and of "
+                f"{image[0]} x {image[1]}, but folded for one size. Give each size a layer of its "
+                "own, as copy.deepcopy makes."
+            )
+        v, _, _ = self._entered(x if x.ndim == 4 else x.unsqueeze(0))
+        self.inner.prepare(tol, v.flatten(1))
 
     def get_extra_state(self) -> Tensor:
         return pack(self._options())
@@ -232,5 +258,5 @@ class FoldedEquilibriumConv2d(nn.Module):
 
     def _entered(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         w = {name: getattr(self, name) for name in "BCD"}
-        waves = spectrum(self.layer._entered(wide(x)))
+        waves = spectrum(self.layer._entered(x.to(self.B.dtype.to_real())))
         return self.layer._drive(w, waves, self.layer._torus(self.image)), w, waves

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._arrays import parse_norm
-from .._modules import altered, plain
+from .._modules import altered, check_module, plain
 from ..activations import of_module
 from ..errors import InvalidInput
 from ._base import check_finite
@@ -20,6 +20,9 @@ from ._geometry import Geometry
 from ._part import PROMISES, Container, own_forward
 from ._spectrum import norm_square
 from .pooling import AvgPool2d, MaxPool2d
+
+IMAGE = -3
+"""The first dimension of an image. From the end, those before it are of a batch."""
 
 
 def lipschitz_bound(model: nn.Module, norm: Any = 2) -> float:
@@ -45,8 +48,9 @@ def lipschitz_bound(model: nn.Module, norm: Any = 2) -> float:
     Raises:
         InvalidInput: a module without a known constant in this norm, named with its place, which
             includes subclasses with a forward of their own, modules with hooks, and options for
-            which no bound holds; NaN or Inf.
+            which no bound holds; NaN or Inf; no module, or one without the shapes of its weights.
     """
+    check_module("lipschitz_bound", model)
     return _bound(model, parse_norm(norm), "")
 
 
@@ -196,10 +200,11 @@ def _maximum(module: nn.MaxPool2d, norm: float, owner: str) -> float:
 
 
 def _reshaped(module: nn.Flatten | nn.Unflatten, norm: float, owner: str) -> float:
-    if (module.start_dim if isinstance(module, nn.Flatten) else module.dim) == 0:
+    first = module.start_dim if isinstance(module, nn.Flatten) else module.dim
+    if first == 0 or first < IMAGE:
         raise InvalidInput(
-            f"{owner} changes dimension 0, the samples of a batch, which have bounds of their own. "
-            "Use nn.Flatten(1)."
+            f"{owner} changes dimension {first}, the samples of a batch, which have bounds of "
+            "their own. Use nn.Flatten(1)."
         )
     return 1.0
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .._modules import altered
+from .._modules import altered, check_module
 from ..activations import activation
 from ..errors import InvalidInput
 from ._base import Layer
@@ -39,10 +39,12 @@ def fold(model: nn.Module, samples: Tensor | None = None, *, tol: float = 1e-6) 
 
     Raises:
         InvalidInput: tol not in (0, 1); hooks or a replaced forward; a module that is not known,
-            with its place; a layer with NaN or Inf; an equilibrium that needs more than MAX_STEPS,
-            or a convolutional one without samples; one that no finite sample reaches.
+            with its place; a layer with NaN or Inf, or without shapes; an equilibrium that needs
+            more than MAX_STEPS, or a convolutional one without samples or of two sizes of images;
+            one that no finite sample reaches.
         NotConverged: the same for the given samples.
     """
+    check_module("fold", model)
     if not 0 < tol < 1:
         raise InvalidInput(f"fold: tol = {tol}, but must lie between 0 and 1. Use e.g. 1e-6.")
     with torch.no_grad():

@@ -181,7 +181,7 @@ class NEMONLinear(Measured, EquilibriumLayer):
         bias: bool = True,
         activation: str | Activation = "relu",
         method: str = "peaceman_rachford",
-        tol: float = 1e-5,
+        tol: float | None = None,
         max_steps: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -56,7 +56,7 @@ class NEMONConv2d(Measured, EquilibriumConv2d):
         activation: str | Activation = "relu",
         padding_mode: str = "zeros",
         method: str = "peaceman_rachford",
-        tol: float = 1e-5,
+        tol: float | None = None,
         max_steps: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -331,6 +331,8 @@ REFUSED = [
     (nn.MaxPool2d(2, return_indices=True), "also returns indices"),
     (nn.Flatten(0), "the samples of a batch"),
     (nn.Unflatten(0, (2, 2)), "the samples of a batch"),
+    (nn.Flatten(-4), "dimension -4, the samples of a batch"),
+    (nn.Unflatten(-4, (2, 2)), "dimension -4, the samples of a batch"),
     (nn.Dropout2d(), "in training"),
 ]
 
@@ -339,6 +341,25 @@ REFUSED = [
 def test_options_without_a_bound_are_refused(module, reason):
     with pytest.raises(InvalidInput, match=rf"{type(module).__name__} .*{reason}"):
         lipschitz_bound(module)
+
+
+def test_an_image_is_flattened_from_its_first_dimension_on():
+    for module in (nn.Flatten(), nn.Flatten(-3), nn.Flatten(2, -1), nn.Unflatten(-3, (2, 2))):
+        assert lipschitz_bound(module) == 1.0
+
+
+@pytest.mark.parametrize("use", [lipschitz_bound, fold], ids=lambda use: use.__name__)
+def test_what_is_no_module_or_has_no_shapes_yet_is_refused(use):
+    for model in (3, None, [nn.ReLU()], nn.ReLU):
+        with pytest.raises(InvalidInput, match=rf"^{use.__name__}: the model is .* torch.nn"):
+            use(model)
+    model = nn.Sequential(nn.Sequential(nn.LazyLinear(3)), nn.ReLU()).eval()
+    with pytest.raises(InvalidInput, match=r'LazyLinear \(at "0.0"\) has parameters without a sha'):
+        use(model)
+    with pytest.raises(InvalidInput, match="LazyConv2d has parameters without a shape"):
+        use(nn.LazyConv2d(3, 3))
+    model(torch.ones(1, 4))
+    use(model)
 
 
 def test_maxima_count_their_overlap():

@@ -259,14 +259,14 @@ def test_neighbours_in_the_batch_do_not_matter(cls):
 def test_nothing_changes_on_read(cls):
     """The official NEMON shrinks its step size for good, in evaluation too."""
     layer = make(cls)
-    state = {name: value.clone() for name, value in layer.state_dict().items()}
-    attributes = {k: v for k, v in vars(layer).items() if not k.startswith("_")}
     x = torch.randn(4, 5)
     first = layer(x)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    attributes = {k: v for k, v in vars(layer).items() if not k.startswith("_")}
     layer.eval()(100 * x)
     layer.solve(x), layer.system(), layer.witness(), layer.lipschitz
-    assert torch.equal(layer.train()(x), first)
     assert all(torch.equal(state[name], value) for name, value in layer.state_dict().items())
+    assert torch.equal(layer.train()(x), first)
     assert {k: v for k, v in vars(layer).items() if not k.startswith("_")} == attributes
 
 

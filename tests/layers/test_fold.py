@@ -367,6 +367,48 @@ def test_equilibrium_convolutions_fold_for_one_size(family, options):
         fold(model)
 
 
+CASTS = {
+    "double": lambda m: m.double(),
+    "half": lambda m: m.half(),
+    "to float64": lambda m: m.to(torch.float64),
+    "to float32": lambda m: m.to(torch.float32),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_a_cast_neither_rounds_the_iteration_nor_drops_imaginary_parts(cast):
+    """Module.to(torch.float64) takes the real parts of symbols, which gives another map."""
+    for layer in (LBENLinear(4, 6, 3), NEMONLinear(4, 6, 3), *equilibrium_convolutions()):
+        x = torch.randn(3, *((2, 6, 5) if hasattr(layer, "geometry") else (4,)))
+        layer.tol = 1e-7
+        folded = fold(layer, x, tol=1e-8)
+        steps, precision = folded.inner.steps, folded.inner.A.dtype
+        assert precision in (torch.float64, torch.complex128)
+        moved = CASTS[cast](copy.deepcopy(folded))
+        assert (moved.inner.steps, moved.inner.A.dtype) == (steps, precision)
+        for dtype in (torch.float32, torch.float64, torch.float16):
+            y = moved(x.to(dtype))
+            close = 1e-2 if cast == "half" or dtype == torch.float16 else 1e-5
+            assert y.dtype == dtype
+            torch.testing.assert_close(y, folded(x).to(dtype), rtol=close, atol=close)
+
+
+def equilibrium_convolutions():
+    for cls in CONVOLUTIONS.values():
+        if hasattr(cls, "solve"):
+            yield cls(2, 4, 2, 3)
+
+
+def test_one_convolution_for_two_sizes_of_images_is_refused():
+    for layer in equilibrium_convolutions():
+        with pytest.raises(InvalidInput, match=r"for images of 6 x 4 and of 3 x 2, but folded"):
+            fold(nn.Sequential(layer, AvgPool2d(2), layer), torch.randn(3, 2, 6, 4))
+        model = nn.Sequential(layer, AvgPool2d(2), copy.deepcopy(layer))
+        layer.tol = model[2].tol = 1e-6
+        x = torch.randn(3, 2, 6, 4)
+        agrees(fold(model, x), model, x, 1e-4)
+
+
 @pytest.mark.parametrize("count", [0, 2])
 def test_samples_of_which_none_is_finite_are_refused(count):
     with pytest.raises(InvalidInput, match="fold: no sample is finite"):
