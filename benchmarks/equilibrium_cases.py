@@ -1,16 +1,34 @@
-"""The layers that `equilibrium.py` solves: random ones as stiff as trained ones, and one trained."""
+"""What `equilibrium.py` solves, and how it is brought to equal error: random layers as stiff as
+trained ones, one trained layer, and `Bench`, which finds the tolerance of every method.
+"""
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import os
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from equilibrium_textbook import (
+    Conv,
+    Dense,
+    ForwardStep,
+    Textbook,
+    TorchDEQ,
+    adjoint,
+    forward_backward,
+    has_torchdeq,
+    reference,
+    worst,
+)
+from layers import _wait
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +38,7 @@ from sdplip.layers import LBENLinear, MONConv2d, MONLinear, NEMONLinear
 
 TARGETS = (1e-2, 1e-4, 1e-6)
 INPUTS, CLASSES = 784, 10
-ALPHA1 = "α = 1"
+OURS, ALPHA1 = "ours", "α = 1"
 
 
 @dataclass(frozen=True)
@@ -186,6 +204,12 @@ class Observed(nn.Module):
         self.steps = [int(found.steps.max()) for found in seen]
 
 
+def good(module: Any, error: float, slope: float, target: float) -> bool:
+    """Whether the target is met; by ours, to within 10 times (1e-4 at best) by the gradient too."""
+    close = not slope > max(10 * target, 1e-4)
+    return error <= target and (close or not isinstance(module, Observed))
+
+
 @dataclass
 class Bench:
     """A case made ready: the batch, the cotangent of y, and the exact z and ∂loss/∂x."""
@@ -263,7 +287,7 @@ class Bench:
             module = make(tol)
             error, slope = self.errors(module)
             least = min(least, error)
-            if error <= target:
+            if good(module, error, slope, target):
                 break
             if tol < 1e-4 * target or module.steps[0] >= module.max_steps:
                 return None, least, math.nan
@@ -273,32 +297,14 @@ class Bench:
             middle = (low + high) / 2
             trial = make(tol * 4**middle)
             found, other = self.errors(trial)
-            if found <= target:
+            if good(trial, found, other, target):
                 low, module, error, slope = middle, trial, found, other
             else:
                 high = middle
+        while module.steps[1] >= module.max_steps:  # rounding may keep the adjoint from settling
+            module.back_tol *= 2
+            error, slope = self.errors(module)
         return module, error, slope
-
-    def relax(self, entry: tuple[Any, float, float], slope: float) -> tuple[Any, float, float]:
-        """The method with the largest backward tolerance for which its gradient is as good as
-        `slope`; where none is, as it was."""
-        module, error, before = entry
-        if module is None or self.case.side:
-            return entry
-        tol, floor, trials = 1.0, module.back_tol / 64, [(module.back_tol, before)]
-        while tol > floor:
-            module.back_tol = tol
-            found = self.errors(module)[1]
-            if module.steps[1] >= module.max_steps:
-                break
-            trials.append((tol, found))
-            if found <= slope:
-                break
-            tol /= 2
-        # The loosest that is nearly as good as the best; the first stands for none.
-        best = 1.5 * min(found for _, found in trials[1:] or trials)
-        module.back_tol = next(tol for tol, found in trials[1:] or trials if found <= best)
-        return module, *self.errors(module)
 
     def tuned(self, points: Callable[[float], Iterator[Tensor]], around: float) -> float:
         """The power of two for which the iteration first meets the largest target that has a

@@ -140,7 +140,7 @@ class Textbook(nn.Module):
     """Peaceman-Rachford splitting with step `alpha`, until the batch moves by tol, relatively.
 
     Attributes:
-        tol, back_tol: of the forward and the backward pass; one number in the public code.
+        tol, back_tol: of the forward and the backward pass, one number in the public code.
         z, steps: what the last splitting found, and the iterations forward and backward. (The step
             recorded for backward starts at z and ends up to ‖A‖ times as far from z*.)
     """

@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("ci")
 @pytest.fixture(autouse=True)
 def _afresh():
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture

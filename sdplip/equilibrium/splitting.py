@@ -4,7 +4,6 @@
 Λ appears in the choice of the step and in the proof, never in an iteration [LBEN, section 4].
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -254,8 +253,8 @@ def iterate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sweep every row until it is `solved` to tol; then the row leaves the batch.
 
-    The first look at the rows is after `first` sweeps, or before any of a z that is given. Returns z, residual and steps. A row ends
-    early when its residual is no longer finite.
+    The first look at the rows is after `first` sweeps, or before any of a z that is given. A row
+    ends early when its residual is no longer finite. Returns z, residual and steps.
     """
     state, drive = scheme.start(problem, z)
     steps = torch.zeros(len(state), dtype=torch.long, device=state.device)

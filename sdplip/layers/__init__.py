@@ -6,6 +6,7 @@ from ._equilibrium import EquilibriumLayer
 from .aol import AOLConv2d, AOLConvTranspose2d, AOLLinear
 from .basic import Normalize, Scale
 from .bounds import lipschitz_bound
+from .computed import solve_output
 from .containers import Concatenate, ConvexResidual, Residual
 from .cpl import CPLConv2d, CPLLinear
 from .folding import fold
@@ -100,4 +101,5 @@ __all__ = [
     "fold",
     "lipschitz_bound",
     "load_public",
+    "solve_output",
 ]

@@ -25,7 +25,6 @@ from ._plain import linear
 from ._state import pack, unpack
 from ._unrolled import FoldedEquilibrium, Unrolled
 
-
 TRAINING_TOL, EVALUATION_TOL = 1e-2, 1e-6
 """Residuals to solve to where a layer has no `tol` of its own."""
 

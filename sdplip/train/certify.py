@@ -54,14 +54,19 @@ def linf_pairs(system: System) -> Tensor:
 
 
 def certified_radii(
-    logits: Tensor, labels: Tensor, pairs: Tensor, slack: float | None = None
+    logits: Tensor,
+    labels: Tensor,
+    pairs: Tensor,
+    slack: float | None = None,
+    error: Tensor | None = None,
 ) -> Tensor:
     """The radius up to which each prediction is proved constant; 0 where it is already wrong.
 
     `logits` (N, K), `labels` (N,), `pairs` (K, K); returns (N,) float64. From every margin
     `slack` times the largest logit is taken (default: SLACK of the logits' dtype); a tie, and
     a margin within the slack, is not certified. A point is certified at r when its radius
-    exceeds r strictly.
+    exceeds r strictly. `error` (N,) is what equilibrium solvers left open of the logits
+    (`sdplip.layers.solve_output`, in either norm): twice of it is taken from every margin.
     """
     K = logits.shape[-1]
     if pairs.shape != (K, K):
@@ -72,6 +77,8 @@ def certified_radii(
     relative = SLACK.get(logits.dtype, 1e-2) if slack is None else slack
     z = logits.double()
     margin = z.gather(-1, labels[:, None]) - z - relative * z.abs().amax(-1, keepdim=True)
+    if error is not None:
+        margin = margin - 2 * error.to(z)[:, None]
     pairs = pairs.to(z)[labels]
     # A pair bound of zero means a constant difference: any positive margin lasts for ever.
     radius = torch.where(margin > 0, margin / pairs, torch.zeros_like(margin))

@@ -170,7 +170,7 @@ def _row(
     residual: float = 0.0,
     slack: float = SLACK[torch.float64],
 ) -> Row:
-    found = certified_radii(logits, labels, pairs, slack)
+    found = certified_radii(logits, labels, pairs, slack, subject.left_open(x))
     correct = correctly(logits, labels)
     clean = float(correct.double().mean())
     radii = config.evaluate.radii if norm == 2 else config.evaluate.linf_radii

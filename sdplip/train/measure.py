@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import ChannelSlice, EquilibriumLayer, Layer, lipschitz_bound
+from ..layers import ChannelSlice, EquilibriumLayer, Layer, lipschitz_bound, solve_output
+from ..layers._equilibrium import Equilibrium
 from .attack import pgd, project
 from .certify import global_pairs, last_layer_pairs
 from .config import RunConfig
@@ -35,6 +36,13 @@ class Subject:
         """Of images as in a data set, in `dtype`."""
         with torch.no_grad():
             return torch.cat([self.model(pixels(part, self.dtype)) for part in x.split(self.batch)])
+
+    def left_open(self, x: Tensor) -> Tensor:
+        """What equilibrium solvers left open of the logits of images as in a data set (N,)."""
+        if not any(isinstance(module, Equilibrium) for module in self.model.modules()):
+            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        parts = (pixels(part, self.dtype) for part in x.split(self.batch))
+        return torch.cat([solve_output(self.model, part)[1] for part in parts])
 
     def attacked(
         self,
@@ -88,6 +96,9 @@ def exact_copy(model: nn.Sequential, method: str = "newton", tol: float = 1e-12)
     for module in twin.modules():
         if isinstance(module, EquilibriumLayer):
             module.method, module.tol = method, tol
+        elif isinstance(module, Equilibrium):
+            # Too many units for Newton's method.
+            module.tol = tol
     return twin
 
 

@@ -28,7 +28,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 def make(name, dtype="float64"):
     """A layer of the first shape that it takes."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     for sizes in ((5, 7, 3), (6, 3, 7)):
         layer = sized(FOUND[name], CLASSES[name], sizes)
         try:
@@ -164,7 +164,7 @@ def test_gradients_are_those_of_the_map(name):
 
 def test_an_activation_of_ones_own_can_be_verified():
     """GELU's slopes leave [0, 1], which is what `slopes` is for."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     gelu = Activation(
         "gelu",
         -0.13,

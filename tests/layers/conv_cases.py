@@ -71,7 +71,7 @@ def make(
     arguments = GEOMETRIES[geometry] if isinstance(geometry, str) else geometry
     first, last = channels
     between = [5] if hasattr(cls, "solve") else []
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layer = cls(
         first, *between, last, dtype=dtype, **{**OPTIONS.get(family, {}), **arguments, **options}
     )
@@ -97,7 +97,7 @@ WEIGHTS: dict[str, Callable[[nn.Module], None]] = {
 
 
 def draw(layer: nn.Module, weights: str) -> None:
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     with torch.no_grad():
         WEIGHTS[weights](layer)
 

@@ -21,7 +21,7 @@ FAMILIES = {"lben": LBENConv2d, "nemon": NEMONConv2d, "multiscale": MultiscaleLB
 
 def make(family, kernel_size=3, dtype=F64, **options):
     """A layer with equilibria to rounding, from seed 0; all of its parameters are drawn."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     hidden = (2, 3) if family == "multiscale" else 3
     layer = FAMILIES[family](2, hidden, 2, kernel_size, dtype=dtype, **options)
     layer.tol = 1e-12 if dtype == F64 else 1e-6
@@ -34,7 +34,7 @@ def make(family, kernel_size=3, dtype=F64, **options):
 
 def put(layer, extreme):
     """Give the layer these parameters."""
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     with torch.no_grad():
         EXTREMES[extreme](layer)
 

@@ -32,7 +32,7 @@ def make(
     """A layer of any family with equilibria to rounding, from seed 0."""
     names = inspect.signature(cls).parameters
     sizes = {name: size for name, size in SHAPES[shape].items() if name in names}
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layer = cls(**sizes, dtype=dtype, **options)
     if hasattr(layer, "tol"):
         layer.tol = 1e-12 if dtype == torch.float64 else 1e-6
@@ -115,7 +115,7 @@ EXTREMES: dict[str, Callable[[nn.Module], None]] = {
 
 def put(layer: nn.Module, extreme: str) -> None:
     """Give the layer these parameters; those that start at zero are drawn first."""
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     with torch.no_grad():
         for parameter in layer.parameters():
             if not parameter.any():

@@ -36,7 +36,7 @@ def build(case, **options):
     sizes |= {"hidden": 6} if "hidden" in names else {}
     if "kernel_size" in names:  # even where it may be: the ends of the image then differ
         sizes["kernel_size"] = 2 if case in FEEDFORWARD else 3
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     layer = CASES[case](**sizes, **options)
     if hasattr(layer, "tol"):
         layer.tol = 1e-7
@@ -198,7 +198,7 @@ def _train(rank, folder):
 def trained_by_two():
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
-            torch.manual_seed(1)
+            torch.default_generator.manual_seed(1)
             x = batch(case, 4)
             torch.save((x, torch.randn_like(build(case)(x))), Path(folder) / f"{case}.data")
         torch.multiprocessing.spawn(_train, (folder,), nprocs=2)

@@ -12,6 +12,7 @@ from torch import nn
 
 import sdplip
 from sdplip import System, conditions
+from sdplip.equilibrium import monotonicity
 from sdplip.errors import InvalidInput, NotWellPosed, ShapeError
 from sdplip.layers import LBENLinear, as_lben
 
@@ -199,8 +200,34 @@ def test_trained_perceptrons(nets_dir, name):
     assert best[name] <= layer.lipschitz <= 2 * best[name]
 
 
+@pytest.mark.parametrize("skew", [1.0, 100.0])
+@pytest.mark.parametrize("eps", [0.05, 30.0])
+def test_the_ode_of_an_lben_has_a_lyapunov_function(eps, skew):
+    """The inequalities of examples/neural_ode.py, V being integrated for ReLU by hand."""
+    layer = LBENLinear(5, 12, 3, gamma=math.inf, eps=eps, dtype=F64, tol=1e-12)
+    with torch.no_grad():
+        layer.psi.normal_()
+        layer.V.mul_(0.1)
+        layer.S.mul_(skew)
+        x = torch.randn(500, 5, dtype=F64)
+        w = layer.witness()
+        A, Lam, rest = w["A"], w["Lam"], layer.solve(x).z
+        m, _ = monotonicity(A, Lam)
+        assert (m < 1) == (eps < 1)
+        goal = rest @ A.mT + x @ w["B"].mT + layer.bias
+        delta = torch.randn(500, 12, dtype=F64) * torch.logspace(-3, 3, 500, dtype=F64)[:, None]
+        u = goal + delta
+        jump = torch.relu(u) - rest
+        V = (torch.relu(u).square() - rest.square()) / 2 - rest * delta
+    size, V, product = ((Lam * y).sum(dim=1) for y in (jump.square(), V, jump * delta))
+    slack = 1e-9 * (1 + product)
+    assert (size / 2 <= V + slack).all() and (torch.maximum(V, size) <= product + slack).all()
+    speed = (Lam * jump * (-delta + jump @ A.mT)).sum(dim=1)
+    assert (speed <= -min(m, 1.0) * V + slack).all()
+
+
 def test_the_ode_need_not_contract_in_any_norm():
-    """ż = -z + σ(Az + v) for the A of an LBEN: examples/neural_ode.py proves convergence instead.
+    """ż = -z + σ(Az + v) for the A of an LBEN: there is convergence to the equilibrium instead.
 
     A norm xᵀPx in which -I + DA decreases it for every D of the ReLU would make every product of
     their flows a contraction; this product expands.

@@ -1,0 +1,62 @@
+"""What a network computes, and how far that is from what its exact equilibria would give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._arrays import parse_norm
+from .._modules import check_module, plain
+from ..errors import InvalidInput
+from ._equilibrium import Equilibrium
+from .bounds import lipschitz_bound
+
+
+def solve_output(model: nn.Module, x: Tensor, norm: Any = 2) -> tuple[Tensor, Tensor]:
+    """The output of a network and, for every sample, what its solvers left open of it.
+
+    A certificate is about exact equilibria. With the error e of y = f(x), the class of the exact
+    network is that of y if the margin exceeds what e may take from it; and outputs y, y' computed
+    in any batches differ by at most γ‖x - x'‖ + e + e'. Each equilibrium layer in an nn.Sequential
+    adds its own error to what it makes of the errors before it. Rounding outside the solvers does
+    not count.
+
+    Args:
+        x: (batch, ...). norm: of the output, 2 or inf.
+
+    Returns:
+        y as the model gives it without gradients; e (batch,) float64.
+
+    Raises:
+        InvalidInput: an equilibrium layer inside a container other than nn.Sequential; what
+            `lipschitz_bound` refuses, behind an equilibrium layer.
+    """
+    check_module("solve_output", model)
+    norm = parse_norm(norm)
+    error = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    with torch.no_grad():
+        for module in _in_order(model):
+            if bool((error > 0).any()):
+                error = lipschitz_bound(module, norm) * error
+            if isinstance(module, Equilibrium):
+                x, own = module.solve_output(x)
+                error = error + own
+            else:
+                x = module(x)
+    return x, error
+
+
+def _in_order(module: nn.Module) -> list[nn.Module]:
+    """The modules of nested nn.Sequential."""
+    if plain(module, nn.Sequential):
+        return [leaf for child in module for leaf in _in_order(child)]
+    if not isinstance(module, Equilibrium) and any(
+        isinstance(part, Equilibrium) for part in module.modules()
+    ):
+        raise InvalidInput(
+            f"solve_output: an equilibrium layer is inside {type(module).__name__}, through which "
+            "its error is not followed. Put it into an nn.Sequential."
+        )
+    return [module]
