@@ -123,7 +123,7 @@ def check() -> None:
     """The textbook against Newton's method and against gradients of the exact equilibrium."""
     torch.manual_seed(0)
     x, g = torch.randn(8, INPUTS).double(), torch.randn(8, CLASSES).double()
-    for layer in (mon(20), lben(20, 1.0, 12, 1.86), nemon(20, 3.0)):
+    for layer in (mon(20), lben(20, 1.0, 12, 1.86), nemon(20, 3.0, 3.0)):
         weights = Dense(layer).double()
         with torch.no_grad():
             own = layer.witness()["A"].double()
@@ -156,8 +156,7 @@ def check() -> None:
             print(f"{type(layer).__name__} {name} {network.steps}: {error:.1e}, {apart:.1e}")
             assert gradients.keys() == true.keys() and error < rtol and apart < rtol, name
     layer = conv(3)
-    weights, z = Conv(layer).double(), torch.randn(2, 3, 30, 30).double()
-    weights.drive(torch.zeros(1, 1, 30, 30).double())
+    weights, z = Conv(layer, 30).double(), torch.randn(2, 3, 30, 30).double()
     for transpose in (False, True):
         moved = 1.5 * z - 0.5 * weights.multiply(z, transpose)
         torch.testing.assert_close(weights.apply(weights.inverse(0.5), moved, transpose), z)

@@ -73,15 +73,14 @@ class Conv(nn.Module):
     """The same for a circular 3×3 convolution with γ = ∞, ψ = 0, pooled: products by convolutions,
     inverses by real matrices of twice the channels at every frequency [MON]."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, side: int) -> None:
         super().__init__()
         for name in FREE:
             if isinstance(getattr(layer, name, None), Tensor):
                 setattr(self, name, nn.Parameter(getattr(layer, name).detach().clone()))
-        self.eps = layer.eps
+        self.eps, self.size = layer.eps, (side, side)
 
     def drive(self, x: Tensor) -> Tensor:
-        self.size = tuple(x.shape[-2:])
         return F.conv2d(_wrap(x), self.B, self.bias)
 
     def read(self, z: Tensor) -> Tensor:

@@ -5,17 +5,20 @@
 
 ż = -z + σ(Az + v) with v = Bx + b rests at z* = σ(Az* + v), the equilibrium of the layer.
 
-LBEN. Let m > 0 be the modulus of its condition, wᵀΛ(I - A)w ≥ m‖w‖²_Λ, and q = min(m, 1). With
-slopes in [0, 1], ẑ = σ(Az + v) and r = √(2(ẑ - z*)ᵀΛA(z - z*)) at t = 0, every solution has
+LBEN. Let m > 0 be the modulus of its condition, wᵀΛ(I - A)w ≥ m‖w‖²_Λ, and s = min(m, 1/2). With
+slopes in [0, 1], w = σ(Az + v) - z* and r² = 2wᵀΛA(z - z*) - ‖w‖²_Λ at t = 0, every solution has
 
-    ‖ẑ(t) - z*‖_Λ ≤ r e^{-qt/2}
-    ‖z(t) - z*‖_Λ ≤ e^{-t} ‖z(0) - z*‖_Λ + r (e^{-qt/2} - e^{-t}) / (1 - q/2).
+    ‖w(t)‖_Λ ≤ r e^{-st}
+    ‖z(t) - z*‖_Λ ≤ e^{-t} ‖z(0) - z*‖_Λ + r (e^{-st} - e^{-t}) / (1 - s).
 
-Proof. For u = Az + v, u* = Az* + v, δ = u - u*, w = ẑ - z* the ODE says u̇ = -δ + Aw. Take Lur'e's
-V = Σ_i λ_i ∫ (σ(s) - z*_i) ds from u*_i to u_i. As slopes lie in [0, 1], ‖w‖²_Λ / 2 ≤ V ≤ wᵀΛδ and
-‖w‖²_Λ ≤ wᵀΛδ. So V̇ = wᵀΛu̇ = -wᵀΛδ + wᵀΛAw ≤ -wᵀΛδ + (1 - m)‖w‖²_Λ ≤ -q wᵀΛδ ≤ -qV, hence
-‖w(t)‖²_Λ ≤ 2V(t) ≤ 2 e^{-qt} V(0) ≤ r² e^{-qt}. And z(t) - z* is e^{-t} (z(0) - z*) plus the
-integral of e^{-(t - s)} w(s) ds from 0 to t. ∎
+Proof. For u = Az + v, u* = Az* + v, δ = u - u* the ODE says u̇ = -δ + Aw. Take Lur'e's function
+V = Σ_i λ_i ∫ (σ(a) - z*_i) da from u*_i to u_i. As slopes lie in [0, 1], V ≥ ‖w‖²_Λ / 2, and so is
+what V leaves of wᵀΛδ, the integral of the inverse function: V + ‖w‖²_Λ / 2 ≤ wᵀΛδ. Hence
+
+    V̇ = wᵀΛu̇ = -wᵀΛδ + wᵀΛAw ≤ -wᵀΛδ + (1 - m)‖w‖²_Λ ≤ -V + (1/2 - m)‖w‖²_Λ ≤ -2sV,
+
+and ‖w(t)‖²_Λ ≤ 2V(t) ≤ 2V(0) e^{-2st} ≤ r² e^{-2st}. Finally z(t) - z* is e^{-t} (z(0) - z*) plus
+the integral of e^{-(t - a)} w(a) da from 0 to t. ∎
 
 That is convergence to z*. Two solutions need not approach each other in a constant norm ‖·‖_P: with
 A = [0 10; -10 0] and Λ = I the condition holds, but ReLU's patterns (1, 0), then (0, 1), pump.
@@ -66,15 +69,16 @@ def show(title, distance, bound):
 
 layer = LBENLinear(8, 20, 3, gamma=4.0, eps=0.2, dtype=torch.float64, tol=1e-12).eval()
 w, A, right = drawn(layer)
-q = min(monotonicity(A, w["Lam"])[0], 1.0)
+s = min(monotonicity(A, w["Lam"])[0], 0.5)
 root, rest, start = w["Lam"].sqrt(), layer.solve(x).z, torch.zeros(1, 20, dtype=torch.float64)
 path = solve(right, start)
 
 jump = right(0, start) + start - rest
-r = (2 * (jump * w["Lam"] * ((start - rest) @ A.mT)).sum()).sqrt()
-slow, fast = (-q * times / 2).exp(), (-times).exp()
-bound = fast * ((start - rest) * root).norm() + r * (slow - fast) / (1 - q / 2)
-show(f"LBEN: ‖z(t) - z*‖_Λ, rate {q / 2:.3f}", ((path - rest) * root).flatten(1).norm(dim=1), bound)
+r = (w["Lam"] * jump * (2 * (start - rest) @ A.mT - jump)).sum().sqrt()
+slow, fast = (-s * times).exp(), (-times).exp()
+bound = fast * ((start - rest) * root).norm() + r * (slow - fast) / (1 - s)
+distance = ((path - rest) * root).flatten(1).norm(dim=1)
+show(f"LBEN: ‖z(t) - z*‖_Λ, rate {s:.3f}", distance, bound)
 difference = (path[-1] @ w["C"].mT + layer.out_bias - layer(x)).abs().max()
 print(f"output at t = {times[-1]:.0f} and the layer's: {difference:.1e} apart\n")
 

@@ -10,7 +10,7 @@ import sdplip
 ROOT = Path(sdplip.__file__).parent
 ORDER = [
     {"errors", "_arrays"},
-    {"_backends"},
+    {"_backends", "_smooth"},
     {"lmi"},
     {"conditions", "activations"},
     {"equilibrium"},

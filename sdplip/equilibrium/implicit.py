@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from .._tensors import certainly
 from ..activations import Activation, linear
 from ..errors import InvalidInput
 from .operators import Operator, as_operator
@@ -57,7 +58,7 @@ class _Equilibrium(torch.autograd.Function):
         A = kind(values)
         with torch.autocast(v.device.type, enabled=False):
             known = z.isfinite().all(-1, keepdim=True)
-            clean = _all(known)
+            clean = certainly(known)
             if not clean:
                 z, v = torch.where(known, z, 0), torch.where(known, v, 0)
             slopes = sigma.derivative(A.plus(v, z))
@@ -73,7 +74,7 @@ class _Equilibrium(torch.autograd.Function):
                 by_v = torch.where(known | (g == 0).all(-1, keepdim=True), u, torch.nan)
             if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
                 return None, by_v, *nothing
-            if not _all(u.isfinite()):
+            if not certainly(u.isfinite()):
                 u = torch.where(u.isfinite().all(-1, keepdim=True), u, 0)
             by_values = A.outer(u, z)
         return by_values, by_v, *nothing
@@ -142,11 +143,6 @@ class _Adjoint(torch.autograd.Function):
         slopes, g = _flat(info, in_dims[1], slopes), _flat(info, in_dims[2], g)
         u = _Adjoint.apply(values, slopes, g, metric, *how)
         return u.reshape(info.batch_size, len(u) // info.batch_size, u.shape[-1]), 0
-
-
-def _all(mask: Tensor) -> bool:
-    """Whether all are true; False where vmap forbids to look, and the general way must be gone."""
-    return not torch._C._functorch.is_functorch_wrapped_tensor(mask) and bool(mask.all())
 
 
 def _flat(info: Any, dim: int | None, x: Tensor) -> Tensor:

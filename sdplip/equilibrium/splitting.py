@@ -46,9 +46,10 @@ def _extremes(values: Tensor, metric: Tensor | None) -> tuple[float, float]:
 def optimal_step(A: Tensor | Operator, method: str, metric: Tensor | None = None) -> float:
     """The step that the theory gives to `method`; keep it while A changes little.
 
-    average, adaptive: 1 / (1 - min_i(a_ii)⁻) [NEMON]. forward_backward: m / L², half of what it admits. The
-    others: 1 / √(m L). Where m ≤ 0 this metric proves nothing: forward_backward takes the step of
-    average, and the others pretend that m = L / 100; only the residual tells whether they converge.
+    average, adaptive: 1 / (1 - min_i(a_ii)⁻) [NEMON]. forward_backward: m / L², half of what it
+    admits. The others: 1 / √(m L). Where m ≤ 0 this metric proves nothing: forward_backward takes
+    the step of average, and the others pretend that m = L / 100; only the residual tells whether
+    they converge.
     Peaceman-Rachford and Douglas-Rachford converge for every step, so that theirs is taken from
     `Operator.sample`.
     """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from .._tensors import certainly
 from ..activations import Activation, activation
 from ..errors import InvalidInput, ShapeError
 from ..system import System
@@ -183,9 +185,11 @@ def shown(x: Tensor) -> str:
 
 def saturate(X: Tensor, limit: float | Tensor) -> Tensor:
     """X shrunk to Frobenius norm `limit` where it is larger: a huge one would only cost digits."""
+    norm = partial(torch.linalg.vector_norm, dim=(-2, -1), keepdim=True, dtype=torch.float64)
+    if certainly(norm(X.detach()) <= limit):
+        return X
     Y = X.double()
-    norm = torch.linalg.matrix_norm(Y, keepdim=True)
-    return (Y * (limit / norm.clamp(min=limit))).to(X.dtype)
+    return (Y * (limit / norm(Y).clamp(min=limit))).to(X.dtype)
 
 
 def soft_bound(x: Tensor, limit: float) -> Tensor:

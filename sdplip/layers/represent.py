@@ -53,8 +53,10 @@ def as_lben(
             "has one for all of its units. Represent the parts that have one."
         )
     A, B, C, D, b, c = (torch.as_tensor(getattr(system, name).copy()) for name in "ABCDbc")
-    t = _by_level(system, A, B) if metric is None else _given(metric, len(A))
-    gamma = _constant(gamma, _condition(A, B, t), torch.cat([D, C], dim=1))
+    # In the coordinates of the rows of B and D, of which there may be fewer than inputs.
+    drive, direct = torch.linalg.qr(torch.cat([B, D]).mT).R.mT.split([len(B), len(D)])
+    t = _by_level(system, A, drive) if metric is None else _given(metric, len(A))
+    gamma = _constant(gamma, _condition(A, drive, t), torch.cat([direct, C], dim=1))
     lam = gamma * t
     if names[0].split("(")[0] in HOMOGENEOUS:
         kept = lam.clamp(math.exp(-0.75 * SPREAD), math.exp(0.75 * SPREAD))

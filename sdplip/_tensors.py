@@ -1,0 +1,11 @@
+"""Looking at the values of tensors where that may decide what is computed."""
+
+import torch
+from torch import Tensor
+
+
+def certainly(mask: Tensor) -> bool:
+    """Whether all are true; False where a transformation of torch.func forbids to look, or a trace
+    would make a constant of it, so that the general way must be gone."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(mask)
+    return not wrapped and not torch.compiler.is_compiling() and bool(mask.all())
