@@ -112,10 +112,15 @@ def timed(bench: Bench, modules: dict[str, Any], rounds: int, budget: float) -> 
     for turn in range(rounds + 1):
         for name, module in modules.items():
             if len(times[name]) < 2 or sum(map(sum, times[name])) < budget:
+                parameters = list(module.parameters())
+                kept = [p.detach().clone() for p in parameters]
                 with torch.no_grad():
-                    for parameter in module.parameters():
-                        parameter.mul_(1 + (-1) ** turn * 2.0**-23)
+                    for p in parameters:
+                        p.mul_(1 + (-1) ** turn * 2.0**-23)
                 times[name].append(bench.run(module))
+                with torch.no_grad():
+                    for p, value in zip(parameters, kept, strict=True):
+                        p.copy_(value)
     return {name: seconds[1:] for name, seconds in times.items()}
 
 
@@ -229,7 +234,8 @@ def main() -> int:
     if arguments.plot is not None:
         plot(rows, arguments.plot)
     if arguments.json is not None:
-        document = {"torch": torch.__version__, "machine": machine(device), "rows": rows}
+        plain = [{k: None if v == math.inf or v != v else v for k, v in r.items()} for r in rows]
+        document = {"torch": torch.__version__, "machine": machine(device), "rows": plain}
         arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return int(any(row["missed"] for row in rows))
 
@@ -246,7 +252,7 @@ def line(row: dict) -> str:
         times += f" (first {row['first_ms']:.0f})"
     steps = "/".join(map(str, row["steps"]))
     memory = "?" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}"
-    errors = f"{row['error']:.1e} | {row['gradient_error']:.1e}"
+    errors = " | ".join(f"{row[k]:.1e}" for k in ("error", "gradient_error")).replace("nan", "–")
     return (
         f"{start} {times} | {steps} | {errors} | {memory} | {row['ours_by_this']:.3g} | {limit} |"
     )

@@ -59,8 +59,8 @@ def cases() -> list[Case]:
     """All rows, in the order of the table."""
     make = functools.partial
 
-    def limits(ratio: float, floor: float | None = 1.5) -> dict[float, dict[str, float]]:
-        return {1e-4: {ALPHA1: ratio} | ({} if floor is None else {"floor": floor})}
+    def limits(ratio: float) -> dict[float, dict[str, float]]:
+        return {1e-4: {ALPHA1: ratio, "floor": 1.5}}
 
     return [
         Case("MON 80", make(mon, 80), limits(1 / 4)),
@@ -184,7 +184,8 @@ class Observed(nn.Module):
     def __init__(self, bench: Bench, tol: float) -> None:
         super().__init__()
         self.layer = copy.deepcopy(bench.layer)
-        self.layer.tol, self.layer.on_failure = tol, "ignore"
+        self.tol = self.layer.tol = tol
+        self.layer.on_failure = "ignore"
         self.first = sum(bench.run(self))
         for _ in range(0 if bench.case.side else 2):
             bench.run(self)
