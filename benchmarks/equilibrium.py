@@ -12,10 +12,10 @@ sample of the batch has ‖z - z*‖ / ‖z*‖ ≤ target; z* is found in float
 A and the drive that the method computed in float32 (convolutions: by splitting, to 1e-12). Then
 forward and backward to all weights are timed in turn in one process, the weights being moved by
 their last bit before each pass so that nothing can be kept from the one before; a ratio is the
-median over the rounds of ours by theirs. Methods that miss a target show the least error that they
-reached; they are not timed. 'Gradient' is the error of ∂loss/∂x of the worst sample, at the active
+median over the rounds of ours by theirs. Methods that miss a target, or after all these passes miss
+it by a factor of 2, show the error that they reached instead of a time. 'Gradient' is the error of ∂loss/∂x of the worst sample, at the active
 set that its method found: ours must be within 10 times the target (1e-4 at best), the others have
-one tolerance for both passes, as in the public code. 'First' is our first pass, in which the step
+one tolerance for both passes, as in the public code. Convolutions: forward, without torchdeq. 'First' is our first pass, in which the step
 is chosen, as it is now and then in training.
 
 Methods: 'ours' is the layer in training. 'floor' is A and its gradient, one inverse, our number of
@@ -81,10 +81,14 @@ def measure(case: Case, arguments: argparse.Namespace, device: torch.device) -> 
         modules = {name: entry[0] for name, entry in found.items() if entry[0] is not None}
         times = timed(bench, modules, arguments.rounds, arguments.budget)
         for name, (module, error, slope) in found.items():
+            if module is not None and name != "floor":
+                error, slope = bench.errors(module)
+                if error > 2 * target:  # what it learned in the passes since has made it wrong
+                    module = None
             limit = case.limits.get(target, {}).get(name)
             row = {"case": case.name, "kappa": most / m, "m": m, "target": target, "method": name}
             row |= {"error": error, "gradient_error": slope, "limit": limit, "reached": False}
-            rows.append(row | {"missed": limit is not None and not modules.get(OURS)})
+            rows.append(row | {"missed": limit is not None and modules.get(OURS) is None})
             if module is None:
                 continue
             ratios = [

@@ -214,7 +214,7 @@ def good(module: Any, error: float, slope: float, target: float) -> bool:
 
 @dataclass
 class Bench:
-    """A case made ready: the batch, the cotangent of y, and the exact z and ∂loss/∂x."""
+    """A case made ready: the layer, the textbook's copy of it, the batch and the cotangent of y."""
 
     case: Case
     layer: Any
@@ -232,17 +232,13 @@ class Bench:
         weights: Any = Conv(layer, case.side) if case.side else Dense(layer)
         weights = weights.to(device)
         m, most = condition(layer)
-        found: dict[bool, tuple[Tensor | None, Tensor]] = {}
-        for own in (False, True):
-            if case.side:
-                found[own] = found.get(False) or (
-                    None,
-                    reference(None, weights, x, (m * most) ** -0.5),
-                )
-                continue
-            with torch.no_grad():
-                A = (layer.witness()["A"] if own else weights.A()).double()
-            found[own] = A, reference(A, weights, x, (m * most) ** -0.5)
+        find = functools.partial(reference, weights=weights, x=x, alpha=(m * most) ** -0.5)
+        if case.side:
+            z = find(None)
+            return cls(case, layer, weights, x, g, {False: (None, z), True: (None, z)})
+        with torch.no_grad():
+            A = {False: weights.A().double(), True: layer.witness()["A"].double()}
+        found = {own: (A[own], find(A[own])) for own in A}
         return cls(case, layer, weights, x, g, found)
 
     def run(self, module: nn.Module, x: Tensor | None = None) -> tuple[float, float]:
@@ -310,8 +306,8 @@ class Bench:
         return module, error, slope
 
     def tuned(self, points: Callable[[float], Iterator[Tensor]], around: float) -> float:
-        """The power of two for which the iteration first meets the largest target that has a
-        limit, or 1e-4; steps that do not get there before the best one are no good."""
+        """The power of two with which the iteration first meets the target that has a limit, or
+        1e-4. One that is not there before the best so far, as when it diverges, is no good."""
         target, best, chosen = min(self.case.limits, default=1e-4), 3000, around
         for shift in (0, -1, 1, -2, 2, -3, 3):
             step = 2.0 ** (round(math.log2(around)) + shift)

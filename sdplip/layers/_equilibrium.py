@@ -84,7 +84,12 @@ class Equilibrium(Layer):
         return self._steady[1]
 
     def _solution(self, A: Operator, v: Tensor, metric: Tensor, z0: Tensor | None) -> Solution:
-        return solve(A, v, self.activation, z0=z0, **self._solver(metric))
+        options = self._solver(metric)
+        return solve(A, v, self.activation, z0=z0, modulus=self._modulus(metric), **options)
+
+    def _modulus(self, metric: Tensor) -> float | None:
+        """A lower bound on the modulus of I - A in this metric, or None to compute it."""
+        return None
 
     def _solver(self, metric: Tensor) -> dict[str, Any]:
         usual = TRAINING_TOL if self.training else EVALUATION_TOL

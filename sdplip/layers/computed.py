@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._arrays import parse_norm
 from .._modules import check_module, plain
-from ..errors import InvalidInput
+from ..errors import InvalidInput, ShapeError
 from ._equilibrium import Equilibrium
 from .bounds import lipschitz_bound
 
@@ -32,6 +32,7 @@ def solve_output(model: nn.Module, x: Tensor, norm: Any = 2) -> tuple[Tensor, Te
     Raises:
         InvalidInput: an equilibrium layer inside a container other than nn.Sequential; what
             `lipschitz_bound` refuses, behind an equilibrium layer.
+        ShapeError: an equilibrium layer whose samples are not those of the batch.
     """
     check_module("solve_output", model)
     norm = parse_norm(norm)
@@ -42,6 +43,11 @@ def solve_output(model: nn.Module, x: Tensor, norm: Any = 2) -> tuple[Tensor, Te
                 error = lipschitz_bound(module, norm) * error
             if isinstance(module, Equilibrium):
                 x, own = module.solve_output(x)
+                if own.shape != error.shape:
+                    raise ShapeError(
+                        f"solve_output: an equilibrium layer's samples are {tuple(own.shape)}, but "
+                        f"the batch is {tuple(error.shape)}. Give every sample a row of its own."
+                    )
                 error = error + own
             else:
                 x = module(x)

@@ -152,6 +152,12 @@ class Bounded(Equilibrium):
     def _metric(self, w: dict[str, Tensor]) -> Tensor:
         return w["Lam"].detach()
 
+    def _margin(self, metric: Tensor) -> float:
+        """What the modulus is by construction, Λ(I - A) having a symmetric part of at least ε."""
+        gamma = self._promise()
+        scale = 1.0 if math.isinf(gamma) else gamma
+        return (1 - 1e-6) * self.eps * scale / float(metric.max())
+
 
 class LBENLinear(Bounded, EquilibriumLayer):
     """x ↦ Cz + Dx + c at z = σ(Az + Bx + b) is well-posed and γ-Lipschitz, slopes in [0, 1].

@@ -89,6 +89,9 @@ class LBENConv2d(Bounded, EquilibriumConv2d):
         self.V = free(hidden, hidden, *self.geometry.kernel_size)
         self.S = free(hidden, hidden, *self.geometry.kernel_size)
 
+    # The eigenvalues of all frequencies would take longer than a solve.
+    _modulus = Bounded._margin
+
     def reset_parameters(self) -> None:
         """nn.Conv2d's initialisation throughout, but ψ = 0."""
         super().reset_parameters()

@@ -110,6 +110,9 @@ class MultiscaleLBEN(Bounded, EquilibriumConv2d):
         self.bias = free(units) if bias else None
         self.out_bias = free(p) if bias else None
 
+    # The eigenvalues of all frequencies would take longer than a solve.
+    _modulus = Bounded._margin
+
     def reset_parameters(self) -> None:
         """nn.Conv2d's initialisation throughout, but ψ = 0 and D = 0."""
         taps = math.prod(self.geometry.kernel_size)

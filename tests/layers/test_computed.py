@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sdplip.equilibrium import METHODS, solve
+from sdplip.equilibrium import METHODS, Circulant, monotonicity, solve
 from sdplip.errors import InvalidInput
 from sdplip.layers import (
     LBENConv2d,
@@ -142,3 +142,15 @@ def test_what_cannot_be_followed_is_refused():
     y, e = solve_output(SpectralLinear(3, 2).eval(), torch.ones(4, 3))
     assert (e == 0).all()
     assert y.shape == (4, 2)
+
+
+@pytest.mark.parametrize("gamma", [0.3, float("inf")])
+def test_the_modulus_by_construction_is_one(gamma):
+    torch.manual_seed(0)
+    layer = LBENConv2d(2, 3, 4, 3, gamma=gamma, eps=0.7).double()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.mul_(3).add_(0.2 * torch.randn_like(p))
+    w = layer._at((5, 6))
+    found, _ = monotonicity(Circulant(w["A"], (5, 6)), w["metric"])
+    assert 0 < layer._modulus(w["metric"]) <= found
