@@ -129,7 +129,7 @@ def train(
         typer.Option(show_default="0.01 for nemon", help="Weight of the ℓ∞ bound in the loss."),
     ] = None,
     tol: Annotated[
-        float | None, typer.Option(show_default="1e-4", help="Equilibrium tolerance in training.")
+        float | None, typer.Option(show_default="1e-2", help="Equilibrium tolerance in training.")
     ] = None,
     precision: Precision = None,
     radii: Radii = None,

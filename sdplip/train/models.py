@@ -50,7 +50,8 @@ class ModelConfig:
     `dense_depth` layers of `dense_width` units follow the convolutions where the architecture has
     some. `gamma` is LBEN's bound for the normalised input. `normalise` subtracts `mean` (one, or
     one per channel) and, for "std", divides by `std`, inside the model: bounds per raw pixel are
-    then 1/std times those of the rest. `tol` is the equilibrium solver's tolerance while training.
+    then 1/std times those of the rest. `tol` is the equilibrium solver's tolerance while training,
+    None for the layers' own, 1e-2.
     """
 
     layer: str
@@ -63,7 +64,7 @@ class ModelConfig:
     mean: float | tuple[float, ...] = 0.0
     std: float = 1.0
     activation: str = "relu"
-    tol: float = 1e-4
+    tol: float | None = None
     architecture: str = DENSE
     hidden: int | None = None
     dense_depth: int = 0
@@ -87,7 +88,7 @@ class ModelConfig:
                 raise InvalidInput(f"model: {name} is {size!r}, but must be an integer ≥ 0.")
         for name in ("gamma", "std", "tol"):
             value = getattr(self, name)
-            if not (0 < value < math.inf):
+            if not (value is None or 0 < value < math.inf):
                 raise InvalidInput(f"model: {name} is {value}, but must be positive and finite.")
         means = self.mean if isinstance(self.mean, tuple) else (self.mean,)
         if not all(math.isfinite(mean) for mean in means):

@@ -4,7 +4,6 @@ implementations of them."""
 import copy
 import itertools
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -27,7 +26,6 @@ from conv_cases import (
     matrix,
     norm,
     units_on,
-    without_bias,
 )
 from layer_cases import HALF
 from torch import nn
@@ -38,17 +36,16 @@ from sdplip.layers import CONVOLUTIONS
 
 IMAGE = 4, 6
 CASES = [
-    pytest.param(family, geometry, mode, id=f"{family}-{geometry}-{mode}")
+    pytest.param(family, geometry, id=f"{family}-{geometry}")
     for family in CONVOLUTIONS
     for geometry in geometries(family)
-    for mode in MODES
 ]
 SOME = "default", "tight", "heavy tail", "huge", "zero"
 
 every_family = pytest.mark.parametrize("family", CONVOLUTIONS)
 feedforward = pytest.mark.parametrize("family", FEEDFORWARD)
 every_mode = pytest.mark.parametrize("mode", MODES)
-every_case = pytest.mark.parametrize(("family", "geometry", "mode"), CASES)
+every_case = pytest.mark.parametrize(("family", "geometry"), CASES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 
@@ -57,14 +54,15 @@ def images(layer, size=IMAGE, count=2, **options):
     return torch.randn(count, layer.in_channels, *size, dtype=dtype, **options)
 
 
-def covering(family, everything):
-    """(dtype, weights): all weights in one precision, those that differ most in both; or these
-    in the other only."""
-    first, second = DTYPES.values()
-    if not everything:
-        return [(second, name) for name in (*SOME, "constant")]
-    weights = WEIGHTS if family in FEEDFORWARD else SOME
-    return [*((first, name) for name in weights), *((second, name) for name in SOME)]
+def covering(family, geometry):
+    """(weights, dtype, padding mode): all weights, those that differ most twice, and so that every
+    two of them and a geometry meet; test_matrix.py has every three."""
+    turns = list(itertools.product(DTYPES.values(), MODES))
+    first = list(GEOMETRIES).index(geometry)
+    for i, name in enumerate(WEIGHTS if family in FEEDFORWARD else SOME):
+        turn = (first + i) % 4
+        for chosen in (turn, 3 - turn) if name in SOME else (turn,):
+            yield name, *turns[chosen]
 
 
 def image(family):
@@ -73,12 +71,12 @@ def image(family):
 
 
 @every_case
-def test_the_applied_operator_keeps_the_bound(family, geometry, mode):
+def test_the_applied_operator_keeps_the_bound(family, geometry):
     """All units on, in forward as it is."""
-    for dtype, name in covering(family, everything=mode == "zeros"):
+    for name, dtype, mode in covering(family, geometry):
         layer = make(family, geometry, dtype=dtype, padding_mode=mode, **units_on(family))
         draw(layer, name)
-        assert holds(layer.eval(), image(family)), (dtype, name)
+        assert holds(layer.eval(), image(family)), (name, dtype, mode)
 
 
 @pytest.mark.parametrize("family", EQUILIBRIA)
@@ -99,17 +97,17 @@ def test_exact_equilibria_keep_the_bound(family, mode):
 
 
 @every_case
-def test_output_and_gradients_are_finite(family, geometry, mode):
-    for dtype, name in covering(family, everything=mode == "zeros"):
+def test_output_and_gradients_are_finite(family, geometry):
+    for name, dtype, mode in covering(family, geometry):
         layer = make(family, geometry, dtype=dtype, padding_mode=mode)
         draw(layer, name)
         x = images(layer, requires_grad=True)
         y = layer(x)
         y.sum().backward()
-        assert y.isfinite().all(), (dtype, name)
-        assert x.grad.isfinite().all(), (dtype, name)
+        assert y.isfinite().all(), (name, dtype, mode)
+        assert x.grad.isfinite().all(), (name, dtype, mode)
         for parameter, value in layer.named_parameters():
-            assert value.grad.isfinite().all(), (dtype, name, parameter)
+            assert value.grad.isfinite().all(), (name, dtype, mode, parameter)
 
 
 @every_family
@@ -173,60 +171,6 @@ def test_forward_is_the_system(family, mode):
         y = layer(x).detach().flatten(1)
         exact = layer.system(image=IMAGE)(x.flatten(1))
         assert (y - exact).abs().max() <= 1e-10 * exact.abs().max(), geometry
-
-
-STATES = {
-    "train": lambda layer: layer.train(),
-    "eval": lambda layer: layer.eval(),
-    "after a step": lambda layer: stepped(layer),
-    "after load_state_dict": lambda layer: loaded(layer),
-    "copied": lambda layer: copy.deepcopy(evaluated(layer)),
-    "pickled": lambda layer: pickle.loads(pickle.dumps(evaluated(layer))),
-    "after another size": lambda layer: evaluated(layer, (8, 2)),
-}
-
-
-def evaluated(layer, size=IMAGE):
-    """The layer in evaluation, after it was used so."""
-    with torch.no_grad():
-        layer.eval()(images(layer, size))
-    return layer
-
-
-def stepped(layer):
-    """CPL's and spectral norm's power iterations lag behind: 1.2 to 17 in the public code."""
-    optimizer = torch.optim.SGD(evaluated(layer).parameters(), lr=30.0)
-    layer(images(layer)).square().mean().backward()
-    optimizer.step()
-    return layer
-
-
-def loaded(layer):
-    state = {
-        name: 5 * value if value.is_floating_point() else value
-        for name, value in layer.state_dict().items()
-    }
-    evaluated(layer).load_state_dict(state)
-    return layer
-
-
-@every_family
-@pytest.mark.parametrize("state", STATES)
-def test_every_state_of_a_layer_keeps_the_bound(family, state):
-    last = "3 stride 2" if family in FEEDFORWARD else "1"
-    for dtype, (mode, geometry), name in itertools.product(
-        DTYPES.values(), zip(MODES, ("3", last), strict=True), ("default", "heavy tail")
-    ):
-        options = {"dtype": dtype, "padding_mode": mode, **units_on(family)}
-        layer = make(family, geometry, **options)
-        draw(layer, name)
-        layer = STATES[state](layer)
-        with torch.no_grad():
-            assert holds(layer, image(family)), (dtype, mode, geometry, name)
-            M = applied(layer, image(family))
-            fresh = without_bias(make(family, geometry, **options))
-            fresh.load_state_dict(layer.state_dict())
-            assert torch.equal(applied(fresh, image(family)), M), (mode, geometry, name)
 
 
 @every_family
@@ -476,17 +420,6 @@ def test_gradients_are_those_of_the_map(family):
 
         inputs = (x, *parameters.values())
         assert torch.autograd.gradcheck(f, inputs, atol=1e-6, fast_mode=True), geometry
-
-
-@feedforward
-def test_compiles_as_one_graph(family):
-    torch.compiler.reset()
-    layer = make(family, "2")
-    x = images(layer)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), layer(x))
-    compiled(x).sum().backward()
-    assert all(p.grad is not None for p in layer.parameters())
 
 
 @every_family

@@ -3,8 +3,6 @@
 import copy
 import inspect
 import pickle
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,9 +28,10 @@ every_feedforward = pytest.mark.parametrize("case", FEEDFORWARD)
 
 
 def build(case, **options):
-    """A layer with 4 channels or features in and out, from seed 0."""
+    """A layer with 4 channels or features in, 6 out where they may differ, from seed 0."""
     names = inspect.signature(CASES[case]).parameters
-    sizes = {name: 4 for name in names if name.split("_")[-1] in ("features", "channels")}
+    sizes = {n: 4 for n in names if n in ("features", "in_features", "in_channels")}
+    sizes |= {n: 6 for n in names if n in ("out_features", "out_channels")}
     sizes |= {"hidden": 6} if "hidden" in names else {}
     if "kernel_size" in names:  # even where it may be: the ends of the image then differ
         sizes["kernel_size"] = 2 if case in FEEDFORWARD else 3
@@ -182,7 +181,7 @@ def _train(rank, folder):
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
     for case in CASES:
-        x, target = torch.load(Path(folder) / f"{case}.data", weights_only=True)
+        x, target = torch.load(folder / f"{case}.data", weights_only=True)
         model = nn.parallel.DistributedDataParallel(build(case))
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         for _ in range(2):
@@ -190,40 +189,29 @@ def _train(rank, folder):
             _joint(model, x[rank::2], target[rank::2]).backward()
             optimizer.step()
         if rank == 0:
-            torch.save(model.module.state_dict(), Path(folder) / f"{case}.state")
+            torch.save(model.module.state_dict(), folder / f"{case}.state")
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def trained_by_two():
-    with tempfile.TemporaryDirectory() as folder:
-        for case in CASES:
-            torch.default_generator.manual_seed(1)
-            x = batch(case, 4)
-            torch.save((x, torch.randn_like(build(case)(x))), Path(folder) / f"{case}.data")
-        torch.multiprocessing.spawn(_train, (folder,), nprocs=2)
-        yield {
-            case: [
-                torch.load(Path(folder) / f"{case}.{kind}", weights_only=True)
-                for kind in ("data", "state")
-            ]
-            for case in CASES
-        }
-
-
-@every_case
-def test_two_processes_train_as_one(case, trained_by_two):
+def test_two_processes_train_as_one(tmp_path):
     """A parameter without gradient, as the unused q of a public layer, would stop the reduction."""
-    (x, target), state = trained_by_two[case]
-    layer = build(case)
-    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        _joint(layer, x, target).backward()
-        assert all(p.grad is not None for p in layer.parameters())
-        optimizer.step()
-    for name, value in layer.state_dict().items():
-        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    for case in CASES:
+        x = batch(case, 4)
+        torch.save((x, torch.randn_like(build(case)(x))), tmp_path / f"{case}.data")
+    torch.multiprocessing.spawn(_train, (tmp_path,), nprocs=2)
+    for case in CASES:
+        x, target = torch.load(tmp_path / f"{case}.data", weights_only=True)
+        state = torch.load(tmp_path / f"{case}.state", weights_only=True)
+        layer = build(case)
+        optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            _joint(layer, x, target).backward()
+            assert all(p.grad is not None for p in layer.parameters()), case
+            optimizer.step()
+        for name, value in layer.state_dict().items():
+            message = f"{case}: {name}"
+            torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=message)
 
 
 # --- copies and functions ---
