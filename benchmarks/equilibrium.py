@@ -192,6 +192,8 @@ def plot(rows: list[dict], path: Path) -> None:
     figure, panels = pyplot.subplots(
         math.ceil(len(names) / columns), columns, figsize=size, squeeze=False, layout="constrained"
     )
+    for panel in panels.flat[len(names) :]:
+        panel.remove()
     for name, panel in zip(names, panels.flat, strict=False):
         lines: dict[str, list[dict]] = {}
         for row in rows:

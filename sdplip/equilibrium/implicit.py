@@ -19,6 +19,10 @@ from .solve import Settings, run, working_dtype
 from .splitting import optimal_step
 from .tuning import Tuning
 
+LARGE = 1e4
+"""‖g‖₁ to which cotangents are scaled: the adjoint's residual is relative to it where ‖u‖ is small,
+and to ‖u‖ elsewhere."""
+
 Report = Callable[[Solution, bool], None]
 """Called with every solution, and whether it is one of the adjoint equation."""
 Kind = Callable[[Tensor], Operator]
@@ -57,9 +61,9 @@ class _Equilibrium(torch.autograd.Function):
         nothing = (None,) * 7
         A = kind(values)
         with torch.autocast(v.device.type, enabled=False):
-            known = z.isfinite().all(-1, keepdim=True)
-            clean = certainly(known)
+            clean = certainly(z.sum().isfinite())
             if not clean:
+                known = z.isfinite().all(-1, keepdim=True)
                 z, v = torch.where(known, z, 0), torch.where(known, v, 0)
             slopes = sigma.derivative(A.plus(v, z))
             dual = None if metric is None else 1 / metric
@@ -74,7 +78,7 @@ class _Equilibrium(torch.autograd.Function):
                 by_v = torch.where(known | (g == 0).all(-1, keepdim=True), u, torch.nan)
             if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
                 return None, by_v, *nothing
-            if not certainly(u.isfinite()):
+            if not certainly(u.detach().sum().isfinite()):
                 u = torch.where(u.isfinite().all(-1, keepdim=True), u, 0)
             by_values = A.outer(u, z)
         return by_values, by_v, *nothing
@@ -107,7 +111,8 @@ class _Adjoint(torch.autograd.Function):
         settings: Settings,
         report: Report,
     ) -> Tensor:
-        size = g.abs().sum(-1, keepdim=True)
+        # Large, so that the residual is measured by u itself.
+        size = g.abs().sum(-1, keepdim=True) / LARGE
         size = torch.where(size > 0, size, 1)
         how = replace(settings, metric=metric, z0=None)
         solution = run(kind(values), g / size, linear(slopes), how)
@@ -171,7 +176,7 @@ def implicit(
     """The equilibrium z = σ(A z + v), differentiable with respect to A (its values) and v.
 
     With g the cotangent of z and D = diag σ'(A z + v), the adjoint u = D(g + Aᵀu) is found by the
-    same method, step and tolerance (g being scaled to ‖g‖₁ = 1 in each row); then ∂v = u and
+    same method, step and tolerance (g being scaled to ‖g‖₁ = 1e4 in each row); then ∂v = u and
     ∂A = Σ u zᵀ over the rows. Nothing of the iterations is recorded. Further derivatives are those
     of the adjoint, almost everywhere. torch.func: grad, vjp, jacrev, and vmap over v (and z0) with
     one A; no forward mode (jvp, jacfwd, hessian), no vmap over A or metric.
@@ -264,6 +269,6 @@ def _report(
 ) -> None:
     if adjoint and truncated:
         return
-    if tuning is not None and solution.steps.numel():
-        tuning.observe(adjoint, int(solution.steps.max()))
+    if tuning is not None and solution.needed:
+        tuning.observe(adjoint, solution.needed)
     announce(solution, layer_name + " (gradient)" * adjoint, on_failure)

@@ -78,7 +78,9 @@ class Solution:
         converged: (...,) whether the residual reached the tolerance, or the row's rounding level.
         finite: (...,) whether the row's v is finite; where it is not, nothing was solved.
         method: the method, with "+newton" where that helped.
-        error_bound: (...,) float64, `error_bound` of z: what ‖z - z*‖_Λ is at most.
+        error_bound: (...,) float64, `error_bound` of z: what ‖z - z*‖_Λ is at most; None where
+            nobody asked for it.
+        needed: the sweeps after which, as it seems, a look would have found all rows solved.
     """
 
     z: Tensor
@@ -88,6 +90,7 @@ class Solution:
     finite: Tensor
     method: str
     error_bound: Tensor | None = None
+    needed: int = 0
 
 
 def announce(solution: Solution, layer_name: str, on_failure: str = "raise") -> None:

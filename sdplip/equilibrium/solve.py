@@ -153,20 +153,20 @@ def run(A: Operator, v: Tensor, sigma: Activation, settings: Settings) -> Soluti
         if settings.z0 is not None:
             guess = settings.z0.to(flat).reshape(flat.shape)
             start = torch.where(guess.isfinite(), guess, 0)
-        finite = flat.isfinite().all(-1)
         problem = Problem(A, flat, sigma)
-        if bool(finite.all()):
-            z, residual, steps, method = _rows(problem, start, settings)
-            converged = problem.solved(z, residual, settings.tol)
+        # A sum is finite if its terms are, but for an overflow that the longer way sees.
+        if math.isfinite(float(flat.sum())):
+            z, residual, steps, converged, method, needed = _rows(problem, start, settings)
+            finite = torch.ones_like(converged)
         else:
+            finite = flat.isfinite().all(-1)
             index = finite.nonzero()[:, 0]
-            part = problem.rows(index)
-            found = _rows(part, None if start is None else start[index], settings)
+            rest = None if start is None else start[index]
+            *found, method, needed = _rows(problem.rows(index), rest, settings)
             z, residual = torch.full_like(flat, torch.nan), torch.full_like(flat[:, 0], torch.nan)
-            steps = torch.zeros(len(flat), dtype=torch.long, device=v.device)
-            z[index], residual[index], steps[index], method = found
-            converged = torch.zeros_like(finite)
-            converged[index] = part.solved(z[index], residual[index], settings.tol)
+            steps, converged = torch.zeros_like(finite, dtype=torch.long), torch.zeros_like(finite)
+            for whole, part in zip((z, residual, steps, converged), found, strict=True):
+                whole[index] = part
         return Solution(
             z.to(v.dtype).reshape(v.shape),
             residual.reshape(batch),
@@ -174,17 +174,19 @@ def run(A: Operator, v: Tensor, sigma: Activation, settings: Settings) -> Soluti
             converged.reshape(batch),
             finite.reshape(batch),
             method,
+            needed=needed,
         )
 
 
 def _rows(
     problem: Problem, start: Tensor | None, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor, str]:
-    """z, residual and steps of finite rows, and the method with what helped it."""
-    A, method, limit = problem.A, settings.method, settings.max_steps
+) -> tuple[Tensor, Tensor, Tensor, Tensor, str, int]:
+    """z, residual, steps and convergence of finite rows, the method with what helped it, and the
+    sweeps that were needed."""
+    A, method, limit, tol = problem.A, settings.method, settings.max_steps, settings.tol
     if not len(problem.v):
-        nothing = problem.v[:, :0].sum(-1)
-        return problem.v, nothing, nothing.long(), method
+        nothing = problem.v.sum(-1)
+        return problem.v, nothing, nothing.long(), nothing.bool(), method, 0
     rescue = settings.fallback == "newton" or method == "auto"
     splitting = "peaceman_rachford" if method in ("auto", "newton") else method
 
@@ -195,24 +197,30 @@ def _rows(
 
     def by_newton(rows: Problem, z: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
         explicit = Problem(A.explicit(), rows.v, rows.sigma)
-        return newton(explicit, z, settings.tol, limit, lambda: scheme("peaceman_rachford"))
+        return newton(explicit, z, tol, limit, lambda: scheme("peaceman_rachford"))
 
     if method == "newton":
         start = torch.zeros_like(problem.v) if start is None else start
         z, residual, steps = by_newton(problem, start, limit or 50)
+        needed = 0
     else:
         limit = limit or (AUTO_STEPS if method == "auto" and A.small else 1000)
-        first, tol = settings.first, settings.tol
-        z, residual, steps = iterate(problem, scheme(splitting), start, tol, limit, first)
-        failed = ~problem.solved(z, residual, settings.tol)
-        if A.small and (settings.polish or (rescue and bool(failed.any()))):
-            index = (failed | settings.polish).nonzero()[:, 0]
-            again = torch.where((residual[index] < 0.1)[:, None], z[index], 0)
-            found = by_newton(problem.rows(index), again, 50)
-            z[index], residual[index] = found[:2]
-            steps[index] += found[2]
-            method += "+newton"
-    broken = ~residual.isfinite()
-    if bool(broken.any()):
+        sweeps = scheme(splitting)
+        z, residual, steps, needed = iterate(problem, sweeps, start, tol, limit, settings.first)
+    converged = problem.solved(z, residual, tol)
+    if (
+        method != "newton"
+        and A.small
+        and (settings.polish or (rescue and not bool(converged.all())))
+    ):
+        index = (~converged | settings.polish).nonzero()[:, 0]
+        again = torch.where((residual[index] < 0.1)[:, None], z[index], 0)
+        found = by_newton(problem.rows(index), again, 50)
+        z[index], residual[index] = found[:2]
+        steps[index] += found[2]
+        method += "+newton"
+        converged = problem.solved(z, residual, tol)
+    if not math.isfinite(float(residual.sum())):
+        broken = ~residual.isfinite()
         z[broken], residual[broken] = torch.nan, torch.nan
-    return z, residual, steps, method
+    return z, residual, steps, converged, method, needed

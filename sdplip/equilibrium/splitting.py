@@ -4,6 +4,7 @@
 Λ appears in the choice of the step and in the proof, never in an iteration [LBEN, section 4].
 """
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -251,18 +252,18 @@ def iterate(
     tol: float,
     max_steps: int,
     first: int = CHECK_EVERY,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, int]:
     """Sweep every row until it is `solved` to tol; then the row leaves the batch.
 
     The first look at the rows is after `first` sweeps, or before any of a z that is given. A row
-    ends early when its residual is no longer finite. Returns z, residual and steps.
+    ends early when its residual is no longer finite. Returns z, residual and steps, and the sweeps
+    after which, as it seems, a look would have found all rows solved.
     """
     state, drive = scheme.start(problem, z)
-    steps = torch.zeros(len(state), dtype=torch.long, device=state.device)
-    look = first if z is None else 0
-    live, done = None, 0
+    count, device = len(state), state.device
+    live, done, look, before = None, 0, first if z is None else 0, math.nan
     while True:
-        look = min(look, max_steps)
+        look, last = min(look, max_steps), done
         for _ in range(look - done):
             state = scheme.sweep(problem.sigma, state, drive)
         done, look = look, look + CHECK_EVERY
@@ -271,14 +272,23 @@ def iterate(
         solved = problem.solved(point, error, tol)
         if live is None:
             points, residual = point, error
-            live = torch.arange(len(state), device=state.device)
+            live = torch.arange(count, device=device)
+            steps = torch.full((count,), done, device=device)
         else:
-            points[live], residual[live] = point, error
-        steps[live] = done
+            points[live], residual[live], steps[live] = point, error, done
+        worst = float(error.max())
         if done == max_steps or bool(solved.all()):
-            return points, residual, steps
+            return points, residual, steps, _needed(last, done, before, worst, tol)
         stay = (~solved & error.isfinite()).nonzero()[:, 0]
         if not len(stay):
-            return points, residual, steps
+            return points, residual, steps, done
+        before = worst
         if len(stay) < len(live):
             problem, live, state, drive = problem.rows(stay), live[stay], state[stay], drive[stay]
+
+
+def _needed(last: int, done: int, before: float, worst: float, tol: float) -> int:
+    """When the worst residual, `before` after `last` sweeps, passed tol at a constant rate."""
+    if not (last and tol < before < math.inf and 0 < worst < tol):
+        return done
+    return last + math.ceil((done - last) * math.log(before / tol) / math.log(before / worst))

@@ -26,7 +26,7 @@ class Tuning:
         step: the step, or None before the first choice.
         method: what it is the step of.
         age: solves since it was chosen.
-        looks: the iterations that the last solve needed, of the equation and of its adjoint: the
+        looks: the most iterations that a solve needed, of the equation and of its adjoint: the
             residual is looked at for the first time then.
     """
 
@@ -47,11 +47,12 @@ class Tuning:
         """The iterations before the first look at the residual."""
         return self.looks.get(adjoint, CHECK_EVERY)
 
-    def observe(self, adjoint: bool, steps: int) -> None:
-        """Note that a solve took so many iterations; twice as many as at first call for a step."""
-        before = self.looks.setdefault(adjoint, max(steps, CHECK_EVERY))
-        if steps > 2 * before:
+    def observe(self, adjoint: bool, needed: int) -> None:
+        """Note the iterations that a solve needed; twice as many as at first call for a step."""
+        before = self.looks.setdefault(adjoint, needed)
+        if needed > 2 * max(before, CHECK_EVERY):
             self.age = REFRESH
+        self.looks[adjoint] = max(before, needed)
 
     def state(self) -> dict[str, str | float]:
         """What to save of it, so that training goes on from there exactly as it would have."""

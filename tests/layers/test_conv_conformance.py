@@ -381,7 +381,9 @@ def test_functional_call_uses_the_given_parameters(family):
             assert torch.equal(layer(x), own)
         fresh = make(family)
         fresh.load_state_dict({**layer.state_dict(), **other})
-        assert torch.equal(y, fresh(x))
+        # Equilibria are found from another start, with another step.
+        close = 0 if family in FEEDFORWARD else 1e-5
+        torch.testing.assert_close(y, fresh(x), rtol=close, atol=close)
 
 
 @feedforward
