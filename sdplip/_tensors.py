@@ -1,12 +1,34 @@
-"""Looking at the values of tensors where that may decide what is computed."""
+"""Looking at values where that may decide what is computed; computing in full precision."""
+
+import cmath
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 
 def certainly(mask: Tensor) -> bool:
-    """Whether all are true; False where a transformation of torch.func forbids to look, there is no
-    value, or a trace would make a constant of it, so that the general way must be gone."""
-    if torch.compiler.is_compiling() or mask.is_meta:
+    """Whether all are true; False where a transformation of torch.func forbids to look, or a trace
+    would make a constant of it, so that the general way must be gone."""
+    return _open(mask) and bool(mask.all())
+
+
+def certainly_finite(x: Tensor) -> bool:
+    """Whether all are finite; False also where one may not look, or where their sum overflows."""
+    return _open(x) and cmath.isfinite(complex(x.detach().sum()))
+
+
+def _open(x: Tensor) -> bool:
+    # In this order: the compiler can not trace the other question.
+    if torch.compiler.is_compiling() or x.is_meta:
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(mask) and bool(mask.all())
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast, which would round closed forms to half precision."""
+    device = like.device.type
+    # Where it is off, to say so takes longer than many an operation.
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)

@@ -218,14 +218,18 @@ def linear(slopes: Tensor) -> Activation:
     """w ↦ slopes·w with slopes in [0, 1] of the shape of w: an activation's linearisation."""
     factors: dict[object, Tensor] = {}
 
+    # The same in every sweep of a solve.
     def factor(step: Tensor | float) -> Tensor:
-        return slopes / (slopes + step * (1 - slopes))
+        if isinstance(step, Tensor):
+            return slopes / (slopes + step * (1 - slopes))
+        if step not in factors:
+            factors[step] = slopes / (slopes + step * (1 - slopes))
+        return factors[step]
 
     def reflect(v: Tensor, step: float) -> Tensor:
-        # The same in every sweep of a solve.
-        if step not in factors:
-            factors[step] = 2 * factor(step) - 1
-        return factors[step] * v
+        if (key := (step,)) not in factors:
+            factors[key] = 2 * factor(step) - 1
+        return factors[key] * v
 
     return Activation(
         "linear",

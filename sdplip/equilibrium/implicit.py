@@ -1,5 +1,6 @@
 """Equilibria as differentiable functions of A and v, by the implicit function theorem."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from .._tensors import certainly
+from .._tensors import certainly_finite, full_precision
 from ..activations import Activation, linear
 from ..errors import InvalidInput
 from .operators import Operator, as_operator
@@ -60,8 +61,8 @@ class _Equilibrium(torch.autograd.Function):
         kind, sigma, _, settings, report = ctx.how  # type: ignore[attr-defined]
         nothing = (None,) * 7
         A = kind(values)
-        with torch.autocast(v.device.type, enabled=False):
-            clean = certainly(z.sum().isfinite())
+        with full_precision(v):
+            clean = certainly_finite(z)
             if not clean:
                 known = z.isfinite().all(-1, keepdim=True)
                 z, v = torch.where(known, z, 0), torch.where(known, v, 0)
@@ -78,7 +79,7 @@ class _Equilibrium(torch.autograd.Function):
                 by_v = torch.where(known | (g == 0).all(-1, keepdim=True), u, torch.nan)
             if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
                 return None, by_v, *nothing
-            if not certainly(u.detach().sum().isfinite()):
+            if not certainly_finite(u):
                 u = torch.where(u.isfinite().all(-1, keepdim=True), u, 0)
             by_values = A.outer(u, z)
         return by_values, by_v, *nothing
@@ -148,6 +149,11 @@ class _Adjoint(torch.autograd.Function):
         slopes, g = _flat(info, in_dims[1], slopes), _flat(info, in_dims[2], g)
         u = _Adjoint.apply(values, slopes, g, metric, *how)
         return u.reshape(info.batch_size, len(u) // info.batch_size, u.shape[-1]), 0
+
+
+for _function in (_Equilibrium, _Adjoint):
+    # PyTorch asks for it in every call, and to find it takes as long as several sweeps.
+    vars(_function.forward)["__signature__"] = inspect.signature(_function.forward)
 
 
 def _flat(info: Any, dim: int | None, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -46,6 +46,12 @@ class Operator(ABC):
     @abstractmethod
     def kind(self) -> Callable[[Tensor], Operator]:
         """What makes this operator of its values."""
+
+    @abstractmethod
+    def _of(
+        self, values: Tensor, kept: dict[object, Any] | None = None, flipped: bool = False
+    ) -> Operator:
+        """An operator of this kind."""
 
     @abstractmethod
     def fits(self, units: int) -> bool:
@@ -113,13 +119,13 @@ class Operator(ABC):
         return bool(self.largest_norm.isfinite()) or bool(self.values.isfinite().all())
 
     def adjoint(self) -> Operator:
-        return replace(self, values=self.values.mH.resolve_conj(), flipped=not self.flipped)
+        return self._of(self.values.mH.resolve_conj(), self.kept, not self.flipped)
 
     def affine(self, shift: float, scale: float) -> Operator:
         """shift·I + scale·A."""
         values = scale * self.values
         values.diagonal(dim1=-2, dim2=-1).add_(shift)
-        return replace(self, values=values, kept=None, flipped=False)
+        return self._of(values)
 
     def resolvent(self, step: float) -> Operator:
         """(I + step (I - A))⁻¹."""
@@ -130,11 +136,11 @@ class Operator(ABC):
 
         V = self.recall((step, self.dtype), compute)
         V = V.mH.resolve_conj() if self.flipped else V
-        return replace(self, values=V, kept=None, flipped=False)
+        return self._of(V)
 
     def remembering(self) -> Operator:
         """The same, which keeps what is computed of it: for one solve and its gradient."""
-        return self if self.kept is not None else replace(self, kept={})
+        return self if self.kept is not None else self._of(self.values, {}, self.flipped)
 
     def recall(self, key: object, compute: Callable[[], Any]) -> Any:
         """What `compute` gives, or gave before if it is kept."""
@@ -161,12 +167,17 @@ class Dense(Operator):
     def kind(self) -> Callable[[Tensor], Operator]:
         return partial(Dense, kept=self.kept, flipped=self.flipped)
 
+    def _of(
+        self, values: Tensor, kept: dict[object, Any] | None = None, flipped: bool = False
+    ) -> Dense:
+        return Dense(values, kept=kept, flipped=flipped)
+
     def fits(self, units: int) -> bool:
         return self.values.shape == (units, units)
 
     def to(self, dtype: torch.dtype) -> Dense:
         values = self.values.to(dtype)
-        return self if values is self.values else replace(self, values=values)
+        return self if values is self.values else self._of(values, self.kept, self.flipped)
 
     def plus(self, v: Tensor, z: Tensor) -> Tensor:
         return torch.addmm(v, z, self.values.mT)
@@ -204,6 +215,11 @@ class Circulant(Operator):
     def kind(self) -> Callable[[Tensor], Operator]:
         return partial(Circulant, size=self.size, kept=self.kept, flipped=self.flipped)
 
+    def _of(
+        self, values: Tensor, kept: dict[object, Any] | None = None, flipped: bool = False
+    ) -> Circulant:
+        return Circulant(values, self.size, kept=kept, flipped=flipped)
+
     def fits(self, units: int) -> bool:
         (h, w), n = self.size, self.blocks
         return self.values.shape == (h, w // 2 + 1, n, n) and units == self.units
@@ -215,7 +231,7 @@ class Circulant(Operator):
 
     def to(self, dtype: torch.dtype) -> Circulant:
         values = self.values.to(dtype.to_complex())
-        return self if values is self.values else replace(self, values=values)
+        return self if values is self.values else self._of(values, self.kept, self.flipped)
 
     def plus(self, v: Tensor, z: Tensor) -> Tensor:
         moved = self._spectrum(z) @ self.values.flatten(0, 1).mT

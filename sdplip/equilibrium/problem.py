@@ -40,7 +40,9 @@ class Problem:
     def residual(self, z: Tensor) -> Tensor:
         """‖z - σ(A z + v)‖₂ / (1 + ‖z‖₂) of every row: no step size enters."""
         norm = torch.linalg.vector_norm
-        return norm(self.defect(z), dim=-1) / (1 + norm(z, dim=-1))
+        size = 1 + norm(z, dim=-1)
+        # NaN where the norm overflows, which would make zero of any defect.
+        return norm(self.defect(z), dim=-1) / size + 0 * size
 
     def solved(self, z: Tensor, residual: Tensor, tol: float) -> Tensor:
         """The rows whose residual is at most tol, or at most what rounding alone makes of it.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .._tensors import certainly_finite, full_precision
 from ..activations import Activation
 from ..errors import InvalidInput, ShapeError
 from .newton import newton
@@ -60,8 +61,6 @@ class Settings:
                 raise ShapeError(f"{name} has shape {tuple(x.shape)}. Make it {tuple(shape)}.")
         if not A.finite:
             raise InvalidInput("A has entries that are NaN or Inf. Look at what it is made of.")
-        if self.metric is not None and not bool((self.metric.isfinite() & (self.metric > 0)).all()):
-            raise InvalidInput("metric has entries that are not positive and finite. Pass Λ > 0.")
         for name, value, known in (
             ("method", self.method, METHODS),
             ("fallback", self.fallback, (None, "newton")),
@@ -133,7 +132,7 @@ def solve(
     settings.check(operator, v)
     sigma = as_activation(activation, v.shape[-1])
     solution = run(operator, v, sigma, settings)
-    with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
+    with torch.no_grad(), full_precision(v):
         bound = distance(operator, v, solution.z, sigma, metric, modulus)
     return replace(solution, error_bound=bound)
 
@@ -145,7 +144,7 @@ def working_dtype(A: Operator, v: Tensor) -> torch.dtype:
 def run(A: Operator, v: Tensor, sigma: Activation, settings: Settings) -> Solution:
     """`solve` with checked arguments, without the error bound."""
     batch, work = v.shape[:-1], working_dtype(A, v)
-    with torch.no_grad(), torch.autocast(v.device.type, enabled=False):
+    with torch.no_grad(), full_precision(v):
         if rounding(A.to(work)) > settings.tol:
             work = torch.float64
         A, flat = A.to(work), v.to(work).reshape(math.prod(batch), v.shape[-1])
@@ -154,8 +153,7 @@ def run(A: Operator, v: Tensor, sigma: Activation, settings: Settings) -> Soluti
             guess = settings.z0.to(flat).reshape(flat.shape)
             start = torch.where(guess.isfinite(), guess, 0)
         problem = Problem(A, flat, sigma)
-        # A sum is finite if its terms are, but for an overflow that the longer way sees.
-        if math.isfinite(float(flat.sum())):
+        if certainly_finite(flat):
             z, residual, steps, converged, method, needed = _rows(problem, start, settings)
             finite = torch.ones_like(converged)
         else:
@@ -202,17 +200,17 @@ def _rows(
     if method == "newton":
         start = torch.zeros_like(problem.v) if start is None else start
         z, residual, steps = by_newton(problem, start, limit or 50)
-        needed = 0
+        done, needed = False, 0
     else:
         limit = limit or (AUTO_STEPS if method == "auto" and A.small else 1000)
         sweeps = scheme(splitting)
-        z, residual, steps, needed = iterate(problem, sweeps, start, tol, limit, settings.first)
+        z, residual, steps, done, needed = iterate(
+            problem, sweeps, start, tol, limit, settings.first
+        )
+        if done and not settings.polish:
+            return z, residual, steps, torch.ones_like(steps, dtype=torch.bool), method, needed
     converged = problem.solved(z, residual, tol)
-    if (
-        method != "newton"
-        and A.small
-        and (settings.polish or (rescue and not bool(converged.all())))
-    ):
+    if method != "newton" and A.small and (settings.polish or (rescue and not done)):
         index = (~converged | settings.polish).nonzero()[:, 0]
         again = torch.where((residual[index] < 0.1)[:, None], z[index], 0)
         found = by_newton(problem.rows(index), again, 50)

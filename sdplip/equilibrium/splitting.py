@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..activations import Activation
+from ..errors import InvalidInput
 from .operators import Operator, as_operator
 from .tuning import CHECK_EVERY
 
@@ -35,6 +36,8 @@ def _extremes(values: Tensor, metric: Tensor | None) -> tuple[float, float]:
     A = values.detach().to(torch.promote_types(values.dtype, torch.float64))
     N = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - A
     if metric is not None:
+        if not bool((metric.isfinite() & (metric > 0)).all()):
+            raise InvalidInput("metric has entries that are not positive and finite. Pass Λ > 0.")
         root = metric.detach().to(N.device, torch.float64).sqrt()
         N = root[:, None] * N / root
     if not N.numel():
@@ -252,16 +255,15 @@ def iterate(
     tol: float,
     max_steps: int,
     first: int = CHECK_EVERY,
-) -> tuple[Tensor, Tensor, Tensor, int]:
+) -> tuple[Tensor, Tensor, Tensor, bool, int]:
     """Sweep every row until it is `solved` to tol; then the row leaves the batch.
 
     The first look at the rows is after `first` sweeps, or before any of a z that is given. A row
-    ends early when its residual is no longer finite. Returns z, residual and steps, and the sweeps
-    after which, as it seems, a look would have found all rows solved.
+    ends early when its residual is no longer finite. Returns z, residual and steps, whether all
+    rows are solved, and the sweeps after which, as it seems, a look would have found them so.
     """
     state, drive = scheme.start(problem, z)
-    count, device = len(state), state.device
-    live, done, look, before = None, 0, first if z is None else 0, math.nan
+    live, done, look, before, whole = None, 0, first if z is None else 0, math.nan, True
     while True:
         look, last = min(look, max_steps), done
         for _ in range(look - done):
@@ -269,19 +271,21 @@ def iterate(
         done, look = look, look + CHECK_EVERY
         point = scheme.point(problem.sigma, state) if done or z is None else z.clone()
         error = problem.residual(point)
-        solved = problem.solved(point, error, tol)
         if live is None:
             points, residual = point, error
-            live = torch.arange(count, device=device)
-            steps = torch.full((count,), done, device=device)
+            steps = torch.full((len(state),), done, device=state.device)
         else:
             points[live], residual[live], steps[live] = point, error, done
         worst = float(error.max())
-        if done == max_steps or bool(solved.all()):
-            return points, residual, steps, _needed(last, done, before, worst, tol)
+        solved = None if worst <= tol else problem.solved(point, error, tol)
+        if solved is None or bool(solved.all()):
+            return points, residual, steps, whole, _needed(last, done, before, worst, tol)
+        whole = whole and bool((solved | error.isfinite()).all())
         stay = (~solved & error.isfinite()).nonzero()[:, 0]
-        if not len(stay):
-            return points, residual, steps, done
+        if done == max_steps or not len(stay):
+            return points, residual, steps, False, done
+        if live is None:
+            live = torch.arange(len(state), device=state.device)
         before = worst
         if len(stay) < len(live):
             problem, live, state, drive = problem.rows(stay), live[stay], state[stay], drive[stay]

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from .._tensors import certainly
+from .._tensors import certainly, full_precision
 from ..activations import Activation, activation
 from ..errors import InvalidInput, ShapeError
 from ..system import System
 from ._cache import Cache
-from ._state import agree, full_precision, pack, unpack, wide
+from ._state import agree, pack, unpack, wide
 
 ROUNDING = 1e-6
 """By how much float32 weights may exceed a bound, relative to it: they are rounded after they were

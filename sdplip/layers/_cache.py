@@ -76,7 +76,7 @@ def _recording() -> bool:
     """Whether operations are traced or captured, which would make the closed form a constant."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _may_keep(layer: nn.Module, parameters: list[Any]) -> bool:

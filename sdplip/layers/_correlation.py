@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._state import full_precision
+from .._tensors import full_precision
 
 TILE = 256
 """Rows of a tile on the diagonal of a triangle: small enough to leave out nearly half of the work,

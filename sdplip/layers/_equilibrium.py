@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._tensors import certainly_finite, full_precision
 from ..activations import Activation, activation
 from ..equilibrium import Dense, Operator, Solution, Tuning, implicit, optimal_step, solve
 from ..errors import InvalidInput
@@ -16,7 +17,6 @@ from ._base import (
     Layer,
     check_size,
     fill_uniform,
-    full_precision,
     numpy,
     slopes_in_unit_interval,
     wide,
@@ -76,9 +76,10 @@ class Equilibrium(Layer):
 
     def _step(self, A: Operator, metric: Tensor) -> float | None:
         """The step in evaluation, of the weights as they are; None where it is kept with them."""
-        if not torch.is_grad_enabled() or self.method == "newton":
+        if not torch.is_grad_enabled() or self.method == "newton" or not certainly_finite(A.values):
             return None
-        key = self.method, tuple((id(p), p._version) for p in self.parameters())
+        # What is of other weights has another sum and norm.
+        key = self.method, complex(A.values.detach().sum()), float(A.largest_norm)
         if self._steady is None or self._steady[0] != key:
             self._steady = key, optimal_step(A, self.method, metric)
         return self._steady[1]

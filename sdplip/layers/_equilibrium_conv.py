@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._tensors import full_precision
 from ..activations import Activation, activation
 from ..equilibrium import Circulant, Solution
 from ..equilibrium.operators import from_spectrum, spectrum
 from ..errors import InvalidInput
 from ..system import System
-from ._base import check_size, fill_uniform, full_precision, numpy, wide
+from ._base import check_size, fill_uniform, numpy, wide
 from ._conv import ConvLayer
 from ._equilibrium import Equilibrium, left_open
 from ._geometry import Geometry, Pair

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -81,11 +80,3 @@ def agree(owner: str, own: Mapping[str, object], found: Mapping[str, object]) ->
 def wide(x: Tensor) -> Tensor:
     """x in float32 or better: closed forms are not evaluated in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def full_precision(like: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast, which would round closed forms to half precision."""
-    device = like.device.type
-    if not torch.amp.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)

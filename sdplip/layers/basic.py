@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._tensors import full_precision
 from ..errors import InvalidInput, ShapeError
 from ..system import System
-from ._base import check_finite, full_precision, shown, wide
+from ._base import check_finite, shown, wide
 from ._part import Part
 
 Values = float | Sequence[float] | Tensor

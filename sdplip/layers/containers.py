@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .._tensors import full_precision
 from ..errors import InvalidInput, ShapeError
-from ._base import check_finite, full_precision, wide
+from ._base import check_finite, wide
 from ._part import Container
 
 

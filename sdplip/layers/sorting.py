@@ -23,8 +23,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .._tensors import full_precision
 from ..errors import InvalidInput, ShapeError
-from ._base import check_finite, check_size, full_precision, wide
+from ._base import check_finite, check_size, wide
 from ._part import Nonexpansive, Part, size_along
 
 

@@ -38,10 +38,12 @@ def test_a_step_is_chosen_once_in_a_while():
     assert len(calls) == 3
     # What takes much longer than at first asks for a new step.
     tuning.observe(False, 8)
-    tuning.observe(False, 16)
+    assert tuning.first(adjoint=False) == 8
+    tuning.observe(False, 15)
     tuning.choose("average", compute)
     assert len(calls) == 3
-    tuning.observe(False, 17)
+    assert tuning.first(adjoint=False) == 15
+    tuning.observe(False, 31)
     tuning.choose("average", compute)
     assert len(calls) == 4
     assert tuning.first(adjoint=False) == CHECK_EVERY

@@ -479,6 +479,8 @@ def test_several_steps_under_one_autocast(layer):
     """Autocast keeps its copies of parameters until it ends; T of newer ones would not fit them."""
     x = inputs(layer)
     layer.train()
+    if hasattr(layer, "solve"):
+        layer.method = "newton"  # whose result does not depend on the solves before
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(x)
         quietly(lambda: kernel(layer).mul_(0.3))
