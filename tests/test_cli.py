@@ -290,6 +290,8 @@ def test_ctrl_c_is_130_and_the_run_can_be_continued(tmp_path):
     process = subprocess.Popen(
         [*command, "--epochs", "100000"], cwd=tmp_path, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell starts what it runs in the background with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     state = tmp_path / "run" / "last.ckpt"
     deadline = time.monotonic() + 60
