@@ -399,7 +399,7 @@ def test_states_copies_and_calls(family):
     assert not torch.equal(layer(x), y)
     for other in ({"padding_mode": "circular"}, {"activation": "tanh"}):
         with pytest.raises(InvalidInput, match="Build the layer that was saved"):
-            make(family, dtype=torch.float32, **other).load_state_dict(before)
+            make(family, dtype=torch.float32, **other).load_state_dict(layer.state_dict())
 
 
 @pytest.mark.parametrize("family", ["lben", "nemon"])
