@@ -233,7 +233,8 @@ def test_functional_call_uses_the_given_parameters(family):
     x = torch.randn(3, layer.in_features)
     y = functional_call(layer, other, (x,))
     layer.load_state_dict({**layer.state_dict(), **other})
-    assert torch.equal(y, layer(x))
+    close = 0 if family in FEEDFORWARD else 1e-5  # a solver looks at its residual at other times
+    torch.testing.assert_close(y, layer(x), rtol=close, atol=close)
 
 
 @every_family
