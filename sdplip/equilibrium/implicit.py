@@ -113,7 +113,7 @@ class _Adjoint(torch.autograd.Function):
         report: Report,
     ) -> Tensor:
         # Large, so that the residual is measured by u itself.
-        size = g.abs().sum(-1, keepdim=True) / LARGE
+        size = (g.abs() / LARGE).sum(-1, keepdim=True)
         size = torch.where(size > 0, size, 1)
         how = replace(settings, metric=metric, z0=None)
         solution = run(kind(values), g / size, linear(slopes), how)

@@ -148,7 +148,13 @@ def check_on_failure(on_failure: str) -> None:
 def as_activation(units: str | Activation | Sequence[str | Activation], n: int) -> Activation:
     """The activation of n units, given as one for all or one for each."""
     if isinstance(units, str | Activation):
-        return activations.activation(units)
+        sigma = activations.activation(units)
+        if not 0 <= sigma.alpha <= sigma.beta <= 1:
+            raise InvalidInput(
+                f"activation {sigma.name} has slopes in [{sigma.alpha:g}, {sigma.beta:g}], but "
+                "equilibria are unique for slopes in [0, 1]. Use relu or another of these."
+            )
+        return sigma
     if len(units) != n:
         raise ShapeError(
             f"activation names {len(units)} units, but v has {n}. Name each unit once."
@@ -175,11 +181,33 @@ def error_bound(
     Args:
         modulus: a lower bound on m, if one is known; computed otherwise.
 
+    Raises:
+        ShapeError: shapes that do not fit. InvalidInput: A, metric or modulus not finite, or a
+            slope outside [0, 1].
+
     Returns:
         (...,) float64, in the norm ‖x‖_Λ = (Σ λ_i x_i²)^½; infinite where m ≤ 0 or z is not finite.
     """
-    sigma = as_activation(activation, v.shape[-1])
-    return distance(as_operator(A), v.expand_as(z), z, sigma, metric, modulus)
+    sigma, A = as_activation(activation, v.shape[-1]), as_operator(A)
+    if not A.fits(v.shape[-1]) or not _expands(v.shape, z.shape):
+        raise ShapeError(
+            f"A has shape {tuple(A.values.shape)}, v {tuple(v.shape)} and z {tuple(z.shape)}, but "
+            f"A and v must be {A.shapes}, and v as z or one for all rows of it."
+        )
+    if not A.finite:
+        raise InvalidInput("A has entries that are NaN or Inf. Look at what it is made of.")
+    check_modulus(modulus)
+    return distance(A, v.expand_as(z), z, sigma, metric, modulus)
+
+
+def _expands(shape: torch.Size, to: torch.Size) -> bool:
+    fits = all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
+    return fits and len(shape) <= len(to)
+
+
+def check_modulus(modulus: float | None) -> None:
+    if modulus is not None and not -math.inf < modulus < math.inf:
+        raise InvalidInput(f"modulus = {modulus}, but must be finite. Leave it to be computed.")
 
 
 def distance(

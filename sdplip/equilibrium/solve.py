@@ -14,7 +14,7 @@ from ..activations import Activation
 from ..errors import InvalidInput, ShapeError
 from .newton import newton
 from .operators import MAX_EXPLICIT, Operator, as_operator
-from .problem import Problem, Solution, as_activation, distance, rounding
+from .problem import Problem, Solution, as_activation, check_modulus, distance, rounding
 from .splitting import Iteration, iterate, iteration, optimal_step
 from .tuning import CHECK_EVERY
 
@@ -125,11 +125,13 @@ def solve(
 
     Raises:
         ShapeError: shapes, dtypes or devices that do not fit.
-        InvalidInput: A is not finite; metric, step, tol or max_steps not positive; unknown method.
+        InvalidInput: A is not finite; metric, step, tol or max_steps not positive; unknown method;
+            an activation with a slope outside [0, 1].
     """
     settings = Settings(method, tol, max_steps, step, metric, z0, fallback, polish)
     operator = as_operator(A).remembering()
     settings.check(operator, v)
+    check_modulus(modulus)
     sigma = as_activation(activation, v.shape[-1])
     solution = run(operator, v, sigma, settings)
     with torch.no_grad(), full_precision(v):

@@ -42,9 +42,12 @@ def _extremes(values: Tensor, metric: Tensor | None) -> tuple[float, float]:
         N = root[:, None] * N / root
     if not N.numel():
         return 1.0, 1.0
+    # Squares of very large or small entries would leave the range.
+    scale = N.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    N = N / scale
     m = torch.linalg.eigvalsh((N + N.mH) / 2)[..., 0].min()
     L = torch.linalg.eigvalsh(N.mH @ N)[..., -1].max().clamp(min=0).sqrt()
-    return float(m), float(L)
+    return float(m * scale), float(L * scale)
 
 
 def optimal_step(A: Tensor | Operator, method: str, metric: Tensor | None = None) -> float:
@@ -72,7 +75,8 @@ def _best_step(A: Operator, method: str, metric: Tensor | None) -> float:
     known = m > A.blocks * torch.finfo(torch.float64).eps * L
     if method == "forward_backward":
         return m / L**2 if known else shift
-    return ((m if known else L / 100) * L) ** -0.5 if L > 0 else 1.0
+    # Not of the product, which may leave the range.
+    return (m if known else L / 100) ** -0.5 * L**-0.5 if L > 0 else 1.0
 
 
 class Iteration(Protocol):

@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from ._state import wide
 
 Tensors = dict[str, Tensor]
-Vectors = tuple[Tensor, ...]
 
 EVEN = 16.0
-"""Where the largest mean of a row is at most so many times the least of a column, sums over rows
-show a change as well as sums over columns would."""
+"""Where the largest mean of a row is at most so many times the least of a column, a change that no
+sum of a row shows is below the rounding of its column as well."""
 
 
 class Kept(NamedTuple):
     """What was computed, from what, and the vectors that its numbers are looked at with."""
 
     key: object
-    vectors: list[Vectors]
+    vectors: list[Tensor | None]
     marks: Tensor
     tensors: Tensors
 
@@ -34,7 +33,8 @@ class Cache:
     """The last closed form of a layer and what it was computed from; copies and pickles are empty.
 
     Writing through `parameter.data` does not move PyTorch's version counters, so that the numbers
-    are looked at too: their product with a fixed vector costs one pass over the weights.
+    are looked at too: their product with a fixed vector costs one pass over the weights. Weights of
+    very different sizes are kept and compared one by one.
     """
 
     kept: Kept | None = None
@@ -64,7 +64,7 @@ class Cache:
             or not torch.equal(_marks(used, kept.vectors), kept.marks)
         ):
             with torch.inference_mode(False), torch.no_grad():
-                vectors = list(map(_vectors, used))
+                vectors = list(map(_vector, used))
                 self.kept = kept = Kept(key, vectors, _marks(used, vectors), compute())
         return kept.tensors
 
@@ -96,31 +96,28 @@ def _identity(p: nn.Parameter) -> tuple[object, ...]:
     return id(p), p._version, p.data_ptr(), p.shape, p.stride(), p.dtype, p.device
 
 
-def _vectors(p: nn.Parameter) -> Vectors:
-    """What the rows and, where they need it, the columns of `p` are multiplied with."""
+def _vector(p: nn.Parameter) -> Tensor | None:
+    """What the rows of `p` are multiplied with; None to keep its numbers as they are."""
     values = wide(p.detach())
     if values.ndim < 2 or not values.numel():
-        return ()
+        return None
     flat = values.flatten(1)
     size = flat.abs()
-    right = _irregular(flat[0])
-    # A huge entry hides the others of its row in a sum, but not those of its column.
-    if size.mean(dim=1).max() <= EVEN * size.mean(dim=0).min():
-        return (right,)
-    return right, _irregular(flat[:, 0])
+    # In a sum with huge entries the others hide.
+    if not size.mean(dim=1).max() <= EVEN * size.mean(dim=0).min():
+        return None
+    with torch.inference_mode(False):
+        return _irregular(flat[0])
 
 
-def _marks(parameters: list[nn.Parameter], vectors: list[Vectors]) -> Tensor:
+def _marks(parameters: list[nn.Parameter], vectors: list[Tensor | None]) -> Tensor:
     return torch.cat(list(map(_mark, parameters, vectors)))
 
 
-def _mark(p: nn.Parameter, vectors: Vectors) -> Tensor:
+def _mark(p: nn.Parameter, vector: Tensor | None) -> Tensor:
     values = wide(p.detach())
-    # Few enough to be kept as they are, where there are no vectors.
-    sums = values.reshape(-1)
-    if vectors:
-        flat = values.flatten(1)
-        sums = torch.cat([M @ v for M, v in zip((flat, flat.mT), vectors, strict=False)])
+    # As they are, where there is no vector.
+    sums = values.reshape(-1) if vector is None else values.flatten(1) @ vector
     # NaN differs from itself, so that a product that overflowed is never taken for the same.
     return sums.nan_to_num(*[torch.nan] * 3)
 

@@ -264,7 +264,7 @@ def left_open(solution: Solution, C: Tensor, metric: Tensor) -> Tensor:
     of channels."""
     scaled = _double(C) * metric.double().rsqrt()
     gain = torch.linalg.matrix_norm(scaled, ord=2).max() * (1 + 1e-9)
-    return gain * cast(Tensor, solution.error_bound)
+    return (gain * cast(Tensor, solution.error_bound)).nan_to_num(*[torch.inf] * 2)
 
 
 def _double(x: Tensor) -> Tensor:

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from .._arrays import parse_norm
-from .._modules import check_module, plain
+from .._modules import altered, check_module, plain
 from ..errors import InvalidInput, ShapeError
 from ._equilibrium import Equilibrium
+from ._part import own_forward
+from ._unrolled import FoldedEquilibriumConv2d, Unrolled
 from .bounds import lipschitz_bound
+
+_UNFOLLOWED = (Equilibrium, Unrolled, FoldedEquilibriumConv2d)
 
 
 def solve_output(model: nn.Module, x: Tensor, norm: Any = 2) -> tuple[Tensor, Tensor]:
@@ -30,8 +34,8 @@ def solve_output(model: nn.Module, x: Tensor, norm: Any = 2) -> tuple[Tensor, Te
         y as the model gives it without gradients; e (batch,) float64.
 
     Raises:
-        InvalidInput: an equilibrium layer inside a container other than nn.Sequential; what
-            `lipschitz_bound` refuses, behind an equilibrium layer.
+        InvalidInput: an equilibrium layer inside a container other than nn.Sequential, folded, or
+            with hooks or another forward; what `lipschitz_bound` refuses, behind one.
         ShapeError: an equilibrium layer whose samples are not those of the batch.
     """
     check_module("solve_output", model)
@@ -39,8 +43,8 @@ def solve_output(model: nn.Module, x: Tensor, norm: Any = 2) -> tuple[Tensor, Te
     error = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     with torch.no_grad():
         for module in _in_order(model):
-            if bool((error > 0).any()):
-                error = lipschitz_bound(module, norm) * error
+            if bool((error != 0).any()):
+                error = (lipschitz_bound(module, norm) * error).nan_to_num(*[torch.inf] * 2)
             if isinstance(module, Equilibrium):
                 x, own = module.solve_output(x)
                 if own.shape != error.shape:
@@ -58,11 +62,16 @@ def _in_order(module: nn.Module) -> list[nn.Module]:
     """The modules of nested nn.Sequential."""
     if plain(module, nn.Sequential):
         return [leaf for child in module for leaf in _in_order(child)]
-    if not isinstance(module, Equilibrium) and any(
-        isinstance(part, Equilibrium) for part in module.modules()
-    ):
+    name = type(module).__name__
+    if isinstance(module, Equilibrium):
+        if altered(module) or not own_forward(module, "solve_output"):
+            raise InvalidInput(
+                f"solve_output: {name} has hooks or another forward, after which its error says "
+                "nothing. Use the layer itself."
+            )
+    elif any(isinstance(part, _UNFOLLOWED) for part in module.modules()):
         raise InvalidInput(
-            f"solve_output: an equilibrium layer is inside {type(module).__name__}, through which "
-            "its error is not followed. Put it into an nn.Sequential."
+            f"solve_output: an equilibrium is inside {name}, through which its error is not "
+            "followed. Put the layer itself, unfolded, into an nn.Sequential."
         )
     return [module]

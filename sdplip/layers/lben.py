@@ -86,11 +86,13 @@ def solution(
         D = C.new_zeros(*C.shape[:-1], B.shape[-1])
         bound = C.mH @ C + N @ N.mH
     else:
+        # Without a bound D is free, and may be too large for all this.
+        Y = torch.where(free, 0, X)
         identity = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
-        L = torch.linalg.cholesky_ex(identity + X @ X.mH).L  # cholesky raises on NaN
-        K = torch.linalg.solve_triangular(L, X, upper=False)
+        L = torch.linalg.cholesky_ex(identity + Y @ Y.mH).L  # cholesky raises on NaN
+        K = torch.linalg.solve_triangular(L, Y, upper=False)
         N = N + C.mH @ K
-        P = N @ X.mH
+        P = N @ Y.mH
         bound = C.mH @ C + N @ N.mH + P @ P.mH
         D = torch.where(free, X, torch.where(free, 1, gamma) * K)
     # A complex number over a real infinity would be NaN.
@@ -152,8 +154,10 @@ class Bounded(Equilibrium):
     def _metric(self, w: dict[str, Tensor]) -> Tensor:
         return w["Lam"].detach()
 
-    def _margin(self, metric: Tensor) -> float:
+    def _margin(self, metric: Tensor) -> float | None:
         """What the modulus is by construction, Λ(I - A) having a symmetric part of at least ε."""
+        if torch.get_float32_matmul_precision() != "highest":
+            return None  # products may be off by more than ε
         gamma = self._promise()
         scale = 1.0 if math.isinf(gamma) else gamma
         return (1 - 1e-6) * self.eps * scale / float(metric.max())

@@ -2,15 +2,26 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from well_posed import F64, drive, lben, mon, nemon
 
-from sdplip.equilibrium import Circulant, Dense, Tuning, implicit, optimal_step, solve
+from sdplip.activations import activation
+from sdplip.equilibrium import (
+    Circulant,
+    Dense,
+    Tuning,
+    error_bound,
+    implicit,
+    monotonicity,
+    optimal_step,
+    solve,
+)
 from sdplip.equilibrium.tuning import CHECK_EVERY, REFRESH
-from sdplip.errors import InvalidInput
+from sdplip.errors import InvalidInput, ShapeError
 from sdplip.layers import LBENConv2d, LBENLinear, NEMONLinear
 
 
@@ -254,3 +265,34 @@ def test_factors_are_kept_in_evaluation_only(monkeypatch):
         layer(x)
     assert count == 3
     nn.init.zeros_(layer.V)
+
+
+def test_a_huge_cotangent_is_no_small_one():
+    v = torch.ones(2, 3, requires_grad=True)
+    z = implicit(-torch.eye(3), v)
+    (found,) = torch.autograd.grad(z, v, torch.full((2, 3), 2e38))
+    torch.testing.assert_close(found, torch.full((2, 3), 1e38))
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e160, 1e200])
+def test_moduli_of_extreme_matrices(size):
+    A = torch.eye(3, dtype=F64) * -size
+    m, L = monotonicity(A)
+    assert m == pytest.approx(1 + size, rel=1e-9)
+    assert pytest.approx(1 + size, rel=1e-9) == L
+
+
+def test_bounds_without_ground_are_refused():
+    A, v = 0.5 * torch.eye(3, dtype=F64), torch.ones(2, 3, dtype=F64)
+    for modulus in (math.inf, math.nan):
+        with pytest.raises(InvalidInput, match="modulus"):
+            error_bound(A, v, v, modulus=modulus)
+        with pytest.raises(InvalidInput, match="modulus"):
+            solve(A, v, modulus=modulus)
+    with pytest.raises(InvalidInput, match="NaN"):
+        error_bound(A * math.nan, v, v)
+    with pytest.raises(ShapeError, match="z "):
+        error_bound(A, v, v[0])
+    steep = replace(activation("relu"), name="steep", beta=3.0)
+    with pytest.raises(InvalidInput, match="unique"):
+        error_bound(A, v, v, steep)

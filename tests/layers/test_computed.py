@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from sdplip import fold
 from sdplip.equilibrium import METHODS, Circulant, monotonicity, solve
 from sdplip.errors import InvalidInput
 from sdplip.layers import (
@@ -154,3 +155,33 @@ def test_the_modulus_by_construction_is_one(gamma):
     w = layer._at((5, 6))
     found, _ = monotonicity(Circulant(w["A"], (5, 6)), w["metric"])
     assert 0 < layer._modulus(w["metric"]) <= found
+
+
+def test_folded_and_altered_equilibria_are_refused():
+    """Their error is that of another map."""
+    x = torch.randn(4, 12)
+    with pytest.raises(InvalidInput, match="unfolded"):
+        solve_output(fold(stiff(1.0), x, tol=1e-1), x)
+
+    hooked = stiff(1.0)
+    hooked.register_forward_hook(lambda module, inputs, output: 100 * output)
+
+    class Larger(LBENLinear):
+        def forward(self, x):
+            return 5 * super().forward(x)
+
+    for layer in (hooked, Larger(12, 3, 5).eval()):
+        with pytest.raises(InvalidInput, match="another forward"):
+            solve_output(nn.Sequential(layer), x)
+
+
+def test_the_error_of_nothing_is_not_a_number():
+    layer = stiff(1.0).requires_grad_(False)
+    layer.C.zero_()
+    x = torch.randn(4, 12)
+    x[2] = torch.nan
+    with pytest.warns(UserWarning):
+        layer(x)
+    _, e = solve_output(layer, x)
+    assert e[2] == torch.inf
+    assert e.isfinite().sum() == 3
