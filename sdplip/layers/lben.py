@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .._tensors import certainly
 from ..activations import Activation
 from ..equilibrium.operators import frobenius
 from ..errors import InvalidInput
@@ -80,23 +81,13 @@ def solution(
     LLᵀ = I + XXᵀ every strict contraction is reached and R⁻¹ = I + XᵀX: nothing is inverted.
     """
     Lam = soft_bound(-psi, SPREAD).exp()
-    N = Lam.unsqueeze(-1) * B
-    free = gamma.isinf()
-    if X is None:
-        D = C.new_zeros(*C.shape[:-1], B.shape[-1])
-        bound = C.mH @ C + N @ N.mH
+    target, free = V.mH @ V + S - S.mH, gamma.isinf()
+    if certainly(free):
+        D = C.new_zeros(*C.shape[:-1], B.shape[-1]) if X is None else X
     else:
-        # Without a bound D is free, and may be too large for all this.
-        Y = torch.where(free, 0, X)
-        identity = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
-        L = torch.linalg.cholesky_ex(identity + Y @ Y.mH).L  # cholesky raises on NaN
-        K = torch.linalg.solve_triangular(L, Y, upper=False)
-        N = N + C.mH @ K
-        P = N @ Y.mH
-        bound = C.mH @ C + N @ N.mH + P @ P.mH
-        D = torch.where(free, X, torch.where(free, 1, gamma) * K)
-    # A complex number over a real infinity would be NaN.
-    target = bound * (0.5 / gamma) + V.mH @ V + S - S.mH
+        D, bound = _bound(Lam, B, C, X, gamma)
+        # A complex number over a real infinity would be NaN.
+        target = target + bound * (0.5 / gamma)
     # Rounding of A must not eat up ε, so it grows with what is rounded.
     size = frobenius(target.detach()) + Lam.detach().amax(dim=-1)
     rounding = 8 * torch.finfo(V.dtype).eps * size
@@ -105,6 +96,24 @@ def solution(
     A = identity - target * Lam.reciprocal().unsqueeze(-1)
     multiplier = torch.where(free, 1, gamma).unsqueeze(-1) * Lam
     return {"A": A, "B": B, "C": C, "D": D, "Lam": multiplier, "rho": gamma.square()}
+
+
+def _bound(
+    Lam: Tensor, B: Tensor, C: Tensor, X: Tensor | None, gamma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """D and CᴴC + NR⁻¹Nᴴ; D = X without a bound."""
+    N, free = Lam.unsqueeze(-1) * B, gamma.isinf()
+    if X is None:
+        return C.new_zeros(*C.shape[:-1], B.shape[-1]), C.mH @ C + N @ N.mH
+    # A free one may be too large for all this.
+    Y = torch.where(free, 0, X)
+    identity = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
+    L = torch.linalg.cholesky_ex(identity + Y @ Y.mH).L  # cholesky raises on NaN
+    K = torch.linalg.solve_triangular(L, Y, upper=False)
+    N = N + C.mH @ K
+    P = N @ Y.mH
+    D = torch.where(free, X, torch.where(free, 1, gamma) * K)
+    return D, C.mH @ C + N @ N.mH + P @ P.mH
 
 
 class Bounded(Equilibrium):
