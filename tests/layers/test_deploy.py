@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import os
 import pickle
 
 import pytest
@@ -190,7 +191,10 @@ def _train(rank, folder):
             optimizer.step()
         if rank == 0:
             torch.save(model.module.state_dict(), folder / f"{case}.state")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    # Gloo's threads may outlive the group, and then abort the process as the interpreter ends.
+    os._exit(0)
 
 
 def test_two_processes_train_as_one(tmp_path):
