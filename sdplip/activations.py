@@ -1,7 +1,8 @@
 """Slope-restricted activations: values, derivatives and the proximal maps that equilibria need.
 
-Every activation here is non-decreasing with slopes in [0, 1], so σ = prox_f for a convex f with
+Every `Activation` is non-decreasing with slopes in [0, 1], so σ = prox_f for a convex f with
 ∂f = σ⁻¹ - I. Monotone splitting needs prox_{step·f} for other steps as well [MON, section 3].
+`elementwise` knows more functions, of any slopes: those serve verification alone.
 
 Sources: [MON] Winston, Kolter, Monotone operator equilibrium networks (NeurIPS 2020).
 """
@@ -15,15 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._elementwise import FAMILIES, PLAIN, THRESHOLD, Elementwise, module_name, named
 from ._smooth import SMOOTH
 from .errors import InvalidInput, ShapeError
 
-THRESHOLD = 40
-"""Where torch.nn.Softplus may turn into v: the jump down, exp(-40), is below float64's rounding."""
-
 
 @dataclass(frozen=True)
-class Activation:
+class Activation(Elementwise):
     """An elementwise σ with all slopes in [alpha, beta]; those of this module lie in [0, 1].
 
     Attributes:
@@ -34,10 +33,6 @@ class Activation:
         reflect: (v, step) ↦ 2·prox(v, step) - v where there is a shorter way to it.
     """
 
-    name: str
-    alpha: float
-    beta: float
-    function: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
     slope: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
     prox: Callable[[Tensor, Tensor | float], Tensor] = field(repr=False, compare=False)
     select: Callable[[Tensor], "Activation"] | None = field(default=None, repr=False, compare=False)
@@ -53,10 +48,6 @@ class Activation:
         except InvalidInput:
             pass
         return super().__reduce__()
-
-    def __call__(self, v: Tensor) -> Tensor:
-        """σ(v), elementwise."""
-        return self.function(v)
 
     def derivative(self, v: Tensor) -> Tensor:
         """An element of the slope range at the pre-activation v; at a kink, PyTorch's choice."""
@@ -133,10 +124,37 @@ def activation(name: str | Activation) -> Activation:
                 f"activation {name!r} has a slope that is no number in [0, 1]. "
                 "Write e.g. leaky_relu(0.2)."
             ) from error
+    if other := named(name):
+        raise InvalidInput(
+            f"activation {name!r}, with slopes in [{other.alpha:g}, {other.beta:g}], has no proven "
+            f"proximal map here: it can be verified, not used where one is needed. "
+            f"Use one of {', '.join(ACTIVATIONS)}, or leaky_relu(slope) as in leaky_relu(0.2)."
+        )
     raise InvalidInput(
         f"activation {name!r} is unknown. "
         f"Use one of {', '.join(ACTIVATIONS)}, or leaky_relu(slope) as in leaky_relu(0.2)."
     )
+
+
+def elementwise(name: str) -> Elementwise:
+    """The function of this name for verification: an `Activation`, or one of any bounded slopes.
+
+    Beyond the activations: abs, asinh, atan, cos, erf, gelu, gelu_tanh, hardsigmoid, hardswish,
+    logsigmoid, mish, selu, silu, sin, softsign, tanhshrink, and with parameters celu(a), elu(a),
+    hardtanh(low,high), leaky_relu(slope), softplus(beta), softshrink(width).
+
+    Raises:
+        InvalidInput: an unknown name, or a parameter for which slopes are not bounded.
+    """
+    try:
+        return activation(name)
+    except InvalidInput as error:
+        if isinstance(name, str) and (found := named(name)):
+            return found
+        raise InvalidInput(
+            f"activation = {name!r}, but must be one of {', '.join([*ACTIVATIONS, *PLAIN])}, or "
+            f"{', '.join(FAMILIES)} with parameters, as in leaky_relu(0.2)."
+        ) from error
 
 
 def of_module(module: nn.Module) -> Activation:
@@ -167,6 +185,15 @@ def of_module(module: nn.Module) -> Activation:
         f"{module} is no activation with known slopes in [0, 1]. "
         f"Use ReLU, Tanh, Sigmoid, Softplus(threshold={THRESHOLD}), ELU, Identity or LeakyReLU."
     )
+
+
+def elementwise_of(module: nn.Module) -> Elementwise | None:
+    """What this torch.nn module computes, for verification; None if its slopes are unknown."""
+    try:
+        return of_module(module)
+    except InvalidInput:
+        name = module_name(module)
+        return None if name is None else elementwise(name)
 
 
 def leaky_relu(negative_slope: float) -> Activation:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ._arrays import Array, finite, vector, write_atomically
-from .activations import activation
+from .activations import elementwise
 from .equilibrium import implicit
 from .errors import InvalidInput, ShapeError
 
@@ -331,10 +331,10 @@ class System:
 
     def _sigma(self, u: Tensor, units: NDArray[np.intp]) -> Tensor:
         names = self.activation[units]
-        out = torch.empty_like(u) if len(set(names)) > 1 else activation(str(names[0]))(u)
+        out = torch.empty_like(u) if len(set(names)) > 1 else elementwise(str(names[0]))(u)
         if len(set(names)) > 1:
             for name in np.unique(names):
-                out[..., names == name] = activation(str(name))(u[..., names == name])
+                out[..., names == name] = elementwise(str(name))(u[..., names == name])
         return out
 
     # --- files ---
@@ -375,5 +375,5 @@ def _matrix(name: str, value: Any) -> Array:
 def _slopes(name: str) -> tuple[float, float]:
     if name == UNKNOWN:
         return 0.0, 1.0
-    found = activation(name)
+    found = elementwise(name)
     return found.alpha, found.beta

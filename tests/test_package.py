@@ -9,7 +9,7 @@ import sdplip
 
 ROOT = Path(sdplip.__file__).parent
 ORDER = [
-    {"errors", "_arrays", "_tensors"},
+    {"errors", "_arrays", "_tensors", "_page"},
     {"_backends", "_smooth"},
     {"lmi"},
     {"conditions", "activations"},

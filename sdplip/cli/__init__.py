@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from ..errors import CertificationError, InvalidInput, NotConverged, NotWellPosed, SdplipError
 from ._console import BAD_INPUT, DEFECT, DOES_NOT_HOLD, INTERRUPTED, UNDECIDED, Json, fail, listing
 from ._derive import derive, has_kind, read, replayed
+from ._report import report
 from ._train import compare, train
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ def _system(path: Path) -> System:
 app.command()(derive)
 app.command()(train)
 app.command()(compare)
+app.command()(report)
 
 
 def main() -> None:

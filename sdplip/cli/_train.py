@@ -291,7 +291,7 @@ def _config(preset: str | None, layer: str | None, splits: Splits, **changes: An
 
 def _usable(config: RunConfig) -> RunConfig:
     if config.train.augment != "none":
-        _installed("kornia")
+        installed("kornia")
     return config
 
 
@@ -303,8 +303,8 @@ def _load(
     threads: int | None,
     progress: Progress,
 ) -> Splits:
-    _installed("lightning", "matplotlib", "torchmetrics")
-    _installed("sklearn" if data == "digits" else "torchvision")
+    installed("lightning", "matplotlib", "torchmetrics")
+    installed("sklearn" if data == "digits" else "torchvision")
     from ..train.data import load
     from ..train.fit import pick_device
 
@@ -319,7 +319,7 @@ def _load(
     return load(data, root, download, progress=progress.decoded)
 
 
-def _installed(*needed: str) -> None:
+def installed(*needed: str) -> None:
     if missing := [name for name in needed if find_spec(name) is None]:
         raise InvalidInput(
             f"training needs {', '.join(missing)}, which is not installed. "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from ._base import saturate, soft_bound
-from ._correlation import correlation_sums
+from ._correlation import correlation_sums, rounded_sums
 from ._spectrum import FREQUENCIES, norm_square
 from ._state import between
 from .nemon import reach
@@ -222,12 +222,16 @@ def block_dominant(S: Tensor, size: int) -> Tensor:
     return T.repeat_interleave(size, dim=-1)
 
 
-def gershgorin(W: Tensor, log_q: Tensor | None = None, taps: int = 0) -> Tensor:
+def gershgorin(
+    W: Tensor, log_q: Tensor | None = None, taps: int = 0, products: str = "exact"
+) -> Tensor:
     """`dominated` with q of `ratios`."""
-    return dominated(W, None if log_q is None else ratios(log_q), taps)
+    return dominated(W, None if log_q is None else ratios(log_q), taps, products)
 
 
-def dominated(W: Tensor, q: Tensor | None = None, taps: int = 0) -> Tensor:
+def dominated(
+    W: Tensor, q: Tensor | None = None, taps: int = 0, products: str = "exact"
+) -> Tensor:
     """`dominant` of WᵀW, at half the cost.
 
     Args:

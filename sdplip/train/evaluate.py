@@ -191,6 +191,7 @@ def _row(
         verified=None if certificate is None else certificate.bound,
         proven=None if certificate is None else certificate.proven,
         sampled=sampled if certificate is None else certificate.lower,
+        product=None if certificate is None else certificate.norm_product,
         images=len(x),
         parameters=sum(p.numel() for p in subject.model.parameters()),
         verify_seconds=None if certificate is None else certificate.seconds,
@@ -207,7 +208,8 @@ def _row(
         attack_certified=()
         if first is None
         else tuple(certified_accuracy(found[:first], r) for r in radii),
-        **cost,
+        step_ms=cost["step_ms"],
+        train_seconds=cost["train_seconds"],
     )
 
 

@@ -62,7 +62,7 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
     """How tight is each guarantee? Certified below, attacked above, the gap shaded."""
     columns = min(3, len(rows))
     lines = math.ceil(len(rows) / columns)
-    figure = _figure(2.9 * columns, 0.7 + 2.25 * lines)
+    figure = blank(2.9 * columns, 0.7 + 2.25 * lines)
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
     ordered = sorted(rows, key=lambda row: row.norm)
     for axis, row in zip(axes.flat, ordered, strict=False):
@@ -103,7 +103,7 @@ def _accuracy_panel(axis: Any, row: Row, background: Sequence[Row]) -> None:
     lower, upper = np.interp(inside, radius, certified), np.interp(inside, at, attacked)
     axis.fill_between(inside, lower, upper, color=colour, alpha=0.12, linewidth=0)
     symbol = "ℓ₂" if row.norm == 2 else "ℓ∞"
-    axis.set_title(row.layer, loc="left", color=colour, fontweight="bold", fontsize=9)
+    axis.set_title(row.label, loc="left", color=colour, fontweight="bold", fontsize=9)
     axis.set_xlabel(f"{symbol} radius", labelpad=1)
     axis.set_xlim(0, 1.08 * at[-1])
     axis.set_ylim(0, 102)
@@ -114,7 +114,7 @@ def lipschitz_figure(rows: Sequence[Row]) -> Figure:
     """How close is each promise to what the network really does? One log axis per norm."""
     norms = list(dict.fromkeys(row.norm for row in rows))
     groups = [[row for row in rows if row.norm == norm] for norm in norms]
-    figure = _figure(7.6, 0.8 + sum(0.3 * len(group) + 0.75 for group in groups))
+    figure = blank(7.6, 0.8 + sum(0.3 * len(group) + 0.75 for group in groups))
     heights = [len(group) + 0.6 for group in groups]
     axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, group in zip(axes, groups, strict=True):
@@ -122,13 +122,14 @@ def lipschitz_figure(rows: Sequence[Row]) -> Figure:
             _constants(axis, place, row)
         _decorate(axis, group)
     handles = [axes[0].plot([], [], **_mark(name, "#444444"))[0] for name in MARKS]
-    labels = ["promised", "verified (upper bound)", "sampled (lower bound)"]
-    figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False)
+    labels = ["promised", "product of norms", "verified (upper bound)", "sampled (lower bound)"]
+    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
     return figure
 
 
 MARKS = {
     "promised": {"marker": "|", "markersize": 15},
+    "product": {"marker": "x", "markersize": 6},
     "verified": {"marker": "s", "markersize": 8},
     "sampled": {"marker": "o", "markersize": 4.5, "markerfacecolor": "white"},
 }
@@ -154,12 +155,12 @@ def _constants(axis: Any, place: int, row: Row) -> None:
 
 
 def _decorate(axis: Any, group: Sequence[Row]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, NullLocator
 
-    axis.set_yticks(range(len(group)), [row.layer for row in group])
+    axis.set_yticks(range(len(group)), [row.label for row in group])
     axis.set_ylim(len(group) - 0.4, -0.6)
     axis.text(
-        1.02, -0.85, "sampled  verified  promised", transform=axis.get_yaxis_transform(),
+        1.02, -0.85, "sampled  verified   product  promised", transform=axis.get_yaxis_transform(),
         va="bottom", fontsize=8, family="monospace", color="#444444",
     )  # fmt: skip
     axis.set_xscale("log")
@@ -169,7 +170,7 @@ def _decorate(axis: Any, group: Sequence[Row]) -> None:
     high = min((s for s in steps if s >= 1.05 * max(values)), default=steps[-1])
     axis.set_xlim(low, high)
     axis.xaxis.set_major_locator(FixedLocator([s for s in steps if low <= s <= high]))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    plain(axis.xaxis)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.grid(axis="x", color="#E8E8E8", zorder=0)
     axis.tick_params(axis="y", length=0)
@@ -177,7 +178,15 @@ def _decorate(axis: Any, group: Sequence[Row]) -> None:
     axis.set_xlabel(f"Lipschitz constant {symbol}, per raw pixel", labelpad=2)
 
 
-def _figure(width: float, height: float) -> Figure:
+def plain(axis: Any) -> None:
+    """Numbers of a log axis without mathematical type, whose fonts may be missing."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def blank(width: float, height: float) -> Figure:
     # Figure without pyplot: no window system is ever asked for, and nothing global is left behind.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -17,12 +17,13 @@ class Row:
 
     Accuracies are shares of the same `images` test images; `certified` and `attacked` belong to
     `radii`. `promised` is the bound by construction, `verified` the SDP (ℓ₂) or linear-programming
-    (ℓ∞) bound, `sampled` a lower bound; None where there is none, and `note` says why.
+    (ℓ∞) bound, `product` the one by products of norms, `sampled` a lower bound; None where there is
+    none, and `note` says why.
     `slack` is the part of the largest logit taken off each margin, `residual` the largest
     equilibrium residual met, `scale` what the model divides its input by.
     `unsound` counts images attacked within their certified radius. Where fewer than `images` were
     attacked, `attacked` belongs to the first `attack_images`, whose clean and certified accuracies
-    are `attack_clean` and `attack_certified`.
+    are `attack_clean` and `attack_certified`. `variant` tells apart rows of one family.
     """
 
     layer: str
@@ -50,12 +51,15 @@ class Row:
     attack_images: int | None = None
     attack_clean: float | None = None
     attack_certified: tuple[float, ...] = ()
+    product: float | None = None
+    variant: str = ""
     certificate: Certificate | None = field(default=None, repr=False, compare=False)
 
     @property
     def label(self) -> str:
-        """The row's name: the family, with the norm where it is not ℓ₂."""
-        return self.layer if self.norm == 2 else f"{self.layer} (ℓ∞)"
+        """The row's name: the family, its variant, and the norm where it is not ℓ₂."""
+        name = f"{self.layer} {self.variant}".rstrip()
+        return name if self.norm == 2 else f"{name} (ℓ∞)"
 
     def violations(self) -> list[str]:
         """Which invariants fail; empty when the row is consistent.

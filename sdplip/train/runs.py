@@ -25,14 +25,17 @@ import torch
 from ..errors import InvalidInput
 from .checkpoint import MODEL_FILE, read_json, save_model, write_json
 from .config import RunConfig
-from .data import Splits
+from .data import Splits, pixels
 from .evaluate import evaluate
+from .insight import insight
 from .report import document
 from .row import Row
 
 FORMAT = "sdplip-run-1"
 LOCK = ".lock"
 CERTIFICATES = {2.0: "certificate-2.json", math.inf: "certificate-inf.json"}
+INSIDE = 128
+"""Test images on which a model's inside is looked at."""
 RUN_FILES = ("metrics.json", MODEL_FILE, *CERTIFICATES.values(), "last.ckpt", "config.json")
 
 
@@ -68,7 +71,7 @@ def run(
     splits = splits.first(config.train.train_images)
     prepare(config, out, force=force, resume=resume)
     if (out / "metrics.json").is_file():
-        return Finished(_read_rows(out), out, already=True)
+        return Finished(read_rows(out), out, already=True)
     from .fit import RESUME_FILE, pick_device, train
 
     out.mkdir(parents=True, exist_ok=True)
@@ -97,6 +100,7 @@ def run(
             "format": FORMAT,
             "rows": [row.to_dict() for row in rows],
             "history": result.history,
+            "insight": insight(result.model, pixels(splits.test[0][:INSIDE])),
             "device": result.device,
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("sdplip", "torch", "lightning")}
@@ -178,7 +182,7 @@ def compare(
     return result
 
 
-def _read_rows(out: Path) -> list[Row]:
+def read_rows(out: Path) -> list[Row]:
     metrics = read_json(out / "metrics.json")
     try:
         if metrics["format"] != FORMAT:

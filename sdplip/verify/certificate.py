@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -19,14 +19,17 @@ from .._arrays import Array, parse_norm, write_atomically
 from ..errors import CertificationError, InvalidInput
 from ..system import System
 from .reduce import live_units, prune
-from .rigorous import Ball, positive_definite
+from .region import Region
+from .rigorous import UNIT, Ball, positive_definite
 
-FORMAT = "sdplip certificate 1"
+FORMAT = "sdplip certificate 2"
+FAMILY = FORMAT.rstrip("0123456789")
+SYSTEM, CONVOLUTION = "system", "convolution"
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """‖f(x) − f(x′)‖ ≤ bound · ‖x − x′‖ for all x, x′, with what shows it.
+    """‖f(x) − f(x′)‖ ≤ bound · ‖x − x′‖ for all x, x′ (of `region`), with what shows it.
 
     The statement is about the arrays of the system in exact arithmetic. Not part of it: the
     rounding of a forward pass, and where a system was composed from layers, the rounding of the
@@ -54,18 +57,29 @@ class Certificate:
     units: int
     outputs: int
     model: str
-    """SHA-256 of the system, `System.digest`."""
+    """SHA-256 of the exact weights, `System.digest`."""
     version: str
+    kind: str = SYSTEM
+    """"system", or "convolution": one multiplier per channel, proved for every frequency."""
+    classes: tuple[int, int] | None = None
+    """(i, j): the bound is one of the difference y_i − y_j, not of all outputs."""
+    region: Region | None = None
+    """Where the bound holds; None is everywhere."""
+    solved: float | None = None
+    """The bound as the solver left it, before the proof: evidence only."""
 
     def save(self, path: str | Path) -> None:
         """Write as JSON; numbers are exact (shortest text that reads back the same)."""
-        text = json.dumps(self.to_json(), indent=1) + "\n"
-        write_atomically(Path(path), lambda scratch: scratch.write_text(text))
+        write_atomically(
+            Path(path), lambda scratch: scratch.write_text(_text(self.to_json()), "utf-8")
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document: the fields (norm as text), the format and a hash over them."""
-        content = {"format": FORMAT, **asdict(self), "norm": _norm_name(self.norm)}
+        content: dict[str, Any] = {"format": FORMAT, **vars(self), "norm": _norm_name(self.norm)}
         content["multipliers"] = list(self.multipliers)
+        content["classes"] = None if self.classes is None else list(self.classes)
+        content["region"] = None if self.region is None else self.region.to_json()
         return {**content, "sha256": _digest(content)}
 
     @classmethod
@@ -77,16 +91,27 @@ class Certificate:
             CertificationError: edited since it was written.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            text = Path(path).read_text("utf-8")
+            content = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             raise InvalidInput(f"{path} is no readable certificate ({error}).") from error
-        return cls.from_json(content, str(path))
+        certificate = cls.from_json(content, str(path))
+        # Which also finds a key that is there twice, and every other second way to write it.
+        if text != _text(content):
+            raise CertificationError(f"{path} was edited: it is not as `save` writes it.")
+        return certificate
 
     @classmethod
     def from_json(cls, content: Any, where: str = "The document") -> Certificate:
         """The certificate in a JSON document; raises as `load`."""
         expected = {"format", "sha256", *(f.name for f in fields(cls))}
-        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, Mapping) else None
+        if found != FORMAT:
+            if isinstance(found, str) and found.startswith(FAMILY):
+                raise InvalidInput(
+                    f"{where} is of the format {found!r}, but this version reads {FORMAT!r}. "
+                    "Verify the model anew."
+                )
             raise InvalidInput(f"{where} is not of the format {FORMAT!r}.")
         if content.keys() != expected:
             odd = ", ".join(sorted(content.keys() ^ expected))
@@ -100,14 +125,25 @@ class Certificate:
                 raise InvalidInput(f"{where}: {name} = {content[name]!r} is of the wrong kind.")
         if not all(isinstance(v, float) for v in content["multipliers"]):
             raise InvalidInput(f"{where}: the multipliers must be numbers with a decimal point.")
+        if content["kind"] not in (SYSTEM, CONVOLUTION):
+            raise InvalidInput(f"{where}: kind = {content['kind']!r} is not known.")
         content["norm"] = parse_norm(content["norm"])
         content["multipliers"] = tuple(content["multipliers"])
+        if content["classes"] is not None:
+            content["classes"] = _pair(content["classes"], content["outputs"], where)
+        if content["region"] is not None:
+            content["region"] = Region.from_json(content["region"])
         return cls(**content)
 
     @property
     def gap(self) -> float | None:
         """How far the bound may be above the best one, relative to it: bound / optimum − 1."""
         return None if not self.optimum else self.bound / self.optimum - 1
+
+    @property
+    def inflation(self) -> float | None:
+        """What the proof added to the solver's bound, relative to it: bound / solved − 1."""
+        return None if not self.solved else self.bound / self.solved - 1
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -124,6 +160,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "outputs": (int,),
     "model": (str,),
     "version": (str,),
+    "kind": (str,),
+    "classes": (list, NoneType),
+    "region": (Mapping, NoneType),
+    "solved": (float, NoneType),
 }
 """What a JSON document must hold, besides the flag `proven`."""
 
@@ -171,18 +211,37 @@ def check(certificate: Certificate, model: System | nn.Module) -> Certificate:
         )
     if certificate.proven is not True or (certificate.lower or 0.0) > certificate.bound:
         raise CertificationError("The certificate contradicts itself: see proven, lower, bound.")
-    if not holds(system, certificate.norm, certificate.bound, multipliers):
+    if certificate.region is not None:
+        from .local import restrict
+
+        system = restrict(system, certificate.region)
+    bound, classes = certificate.bound, certificate.classes
+    if not holds(system, certificate.norm, bound, multipliers, classes):
         raise CertificationError(
-            f"The condition does not hold at bound {certificate.bound!r} with these multipliers: "
+            f"The condition does not hold at bound {bound!r} with these multipliers: "
             "the bound is not proven."
         )
     return certificate
 
 
-def holds(system: System, norm: float, bound: float, multipliers: Array) -> bool:
-    """Whether bound and multipliers (n,) satisfy the condition, in rounding-safe arithmetic."""
+def holds(
+    system: System,
+    norm: float,
+    bound: float,
+    multipliers: Array,
+    classes: tuple[int, int] | None = None,
+) -> bool:
+    """Whether bound and multipliers (n,) satisfy the condition, in rounding-safe arithmetic.
+
+    Args:
+        classes: (i, j) for the bound of y_i − y_j, whose rows are subtracted exactly.
+    """
     if not (math.isfinite(bound) and bound >= 0 and np.isfinite(multipliers).all()):
         return False
+    if classes is not None:
+        from .margins import difference
+
+        system = difference(system, *classes)
     live = live_units(system)
     small, kept = prune(system), multipliers[live]
     if not (kept > 0).all():
@@ -190,6 +249,8 @@ def holds(system: System, norm: float, bound: float, multipliers: Array) -> bool
     if small.units == 0 and not small.D.any():
         return True
     arrays = {k: getattr(small, k) for k in ("A", "B", "C", "D", "alpha", "beta")}
+    if classes is not None:
+        arrays |= {k: Ball(arrays[k], UNIT * abs(arrays[k])) for k in "CD"}
     if norm == 2:
         # ρ is below bound², so what is proved for √ρ holds for the bound.
         rho = Ball(bound) * Ball(bound)
@@ -198,6 +259,19 @@ def holds(system: System, norm: float, bound: float, multipliers: Array) -> bool
     rows = conditions.linf(**arrays, eta=Ball(kept), c=1.0, gamma=bound).lower
     split = 2 * small.units
     return bool((rows[:split] > 0).all() and (rows[split:] >= 0).all())
+
+
+def _pair(value: list[Any], outputs: int, where: str) -> tuple[int, int]:
+    fits = len(value) == 2 and all(type(v) is int and 0 <= v < outputs for v in value)
+    if not fits or value[0] == value[1]:
+        raise InvalidInput(
+            f"{where}: classes = {value!r}, but must be two different numbers below {outputs}."
+        )
+    return value[0], value[1]
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _norm_name(norm: float) -> str:

@@ -1,7 +1,8 @@
 """Floating-point proofs: matrices with error radii, and positive definiteness by Cholesky.
 
 A `Ball` is evaluated by the same `LMI` as any other matrix, so what is proved is the condition
-itself, for the exact weights given, with every rounding error accounted for.
+itself, for the exact weights given, with every rounding error accounted for. `checker` proves the
+same with code of its own; a test keeps the two agreeing.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse
 import sympy as sp
 
+from .._arrays import Array
 from .._backends import NumpyOps
 
 UNIT = 2.0**-53
 TINY = 1e-300
+GRID = 2.0**25
+"""Products of two multiples of 1/GRID, and sums of them below 8, are exact in float64."""
 
 
 class Ball:
@@ -58,15 +63,22 @@ class Ball:
         return Ball(mid, _up(spread + UNIT * abs(mid), 4) + TINY)
 
     def __matmul__(self, other: Any) -> Ball:
+        if isinstance(other, _Diagonal):
+            return self * other.entries
         other = _ball(other)
-        terms = self.mid.shape[-1]
-        size, other_size = abs(self.mid), abs(other.mid)
+        x, dx, y, dy = self.mid, self.rad, other.mid, other.rad
+        # Zeros add nothing, and no error: most of A, B and C of a deep network.
+        inner = (x.any(axis=0) | dx.any(axis=0)) & (y.any(axis=1) | dy.any(axis=1))
+        if not inner.all():
+            x, dx, y, dy = x[:, inner], dx[:, inner], y[inner], dy[inner]
+        terms = int(inner.sum())
+        size, other_size = abs(x), abs(y)
         spread = _gamma(terms) * (size @ other_size)
-        if other.rad.any():
-            spread = spread + size @ other.rad
-        if self.rad.any():
-            spread = spread + self.rad @ (other_size + other.rad)
-        return Ball(self.mid @ other.mid, _up(spread, terms) + terms * TINY)
+        if dy.any():
+            spread = spread + size @ dy
+        if dx.any():
+            spread = spread + dx @ (other_size + dy)
+        return Ball(x @ y, _up(spread, terms) + terms * TINY)
 
     def __rmatmul__(self, other: Any) -> Ball:
         return _ball(other) @ self
@@ -86,6 +98,39 @@ class Ball:
     @staticmethod
     def lmi_ops() -> _BallOps:
         return _BallOps()
+
+
+class _Diagonal(Ball):
+    """A diagonal matrix by its entries (n,): products scale rows or columns, one rounding each."""
+
+    __slots__ = ("entries",)
+
+    def __init__(self, entries: Ball) -> None:
+        self.entries = entries
+
+    mid = property(lambda self: np.diag(self.entries.mid))  # type: ignore[assignment]
+    rad = property(lambda self: np.diag(self.entries.rad))  # type: ignore[assignment]
+
+    def __add__(self, other: Any) -> Ball:
+        if isinstance(other, _Diagonal):
+            return _Diagonal(self.entries + other.entries)
+        return super().__add__(other)
+
+    def __mul__(self, other: Any) -> Ball:
+        if np.shape(getattr(other, "mid", other)) == ():
+            return _Diagonal(self.entries * other)
+        return super().__mul__(other)
+
+    def __matmul__(self, other: Any) -> Ball:
+        if isinstance(other, _Diagonal):
+            return _Diagonal(self.entries * other.entries)
+        return self.entries[:, None] * other
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def swapaxes(self, first: int, second: int) -> Ball:
+        return self
 
 
 class _BallOps(NumpyOps):
@@ -110,7 +155,7 @@ class _BallOps(NumpyOps):
         return Ball(float(value))
 
     def diagonal(self, value: Any) -> Any:
-        return Ball(np.diag(value.mid), np.diag(value.rad))
+        return _Diagonal(value)
 
     def metzler(self, value: Any) -> Any:
         off = ~np.eye(value.shape[-1], dtype=bool)
@@ -126,9 +171,12 @@ class _BallOps(NumpyOps):
 def positive_definite(matrix: Ball) -> bool:
     """Whether every symmetric matrix in the ball is positive definite; False means 'not shown'.
 
-    Rump, *Verification of positive definiteness* (BIT 2006), Theorem 2.3: if the floating-point
-    Cholesky decomposition of A − cI runs to completion, then A is positive definite, where c
-    covers the rounding errors of the decomposition and the distance from the matrix to A.
+    First the cheap criterion, [RUMP]: if the floating-point Cholesky decomposition of S − cI runs
+    to completion, then S is positive definite, where c is the worst that rounding can do. Where
+    the margin is thinner than that, what rounding did do: S − LLᵀ for the computed L, with an
+    error far below it, must be diagonally dominant.
+
+    Source: [RUMP] Verification of positive definiteness, BIT 2006, Theorem 2.3.
     """
     n = matrix.shape[-1]
     if n == 0:
@@ -146,17 +194,120 @@ def positive_definite(matrix: Ball) -> bool:
     # Powers of two: the scaling rounds nothing unless it underflows, which TINY covers.
     scale = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
     mid = mid * scale[:, None] * scale
-    rad = rad * scale[:, None] * scale
-    distance = _up(rad.sum(axis=1), n).max() + n * TINY
-    trace = _up(mid.diagonal().sum(), n)
+    distance = _up((rad * scale[:, None] * scale).sum(axis=1), n + 4) + n * TINY
+    del rad
+    bands = _bands(mid)
+    if bands is None:
+        return _by_rump(mid, float(distance.max())) or _by_residual(mid[None], mid[:0], distance)
+    order, width = bands
+    return _by_residual(*_blocks(mid, order, width), distance[order])
+
+
+def _by_rump(S: Array, distance: float) -> bool:
+    n = len(S)
+    trace = _up(S.diagonal().sum(), n)
     gamma = _gamma(n + 1)
-    shift = _up(gamma / (1 - gamma) * trace + distance + 2 * UNIT * mid.diagonal().max(), 8)
+    shift = _up(gamma / (1 - gamma) * trace + distance + 2 * UNIT * S.diagonal().max(), 8)
     shift += 4 * n * n * TINY
     try:
-        scipy.linalg.cholesky(mid - shift * np.eye(n), lower=True, check_finite=False)
+        scipy.linalg.cholesky(S - shift * np.eye(n), lower=True, check_finite=False)
     except scipy.linalg.LinAlgError:
         return False
     return True
+
+
+def _bands(S: Array) -> tuple[Any, int] | None:
+    """An order of the rows in which S is block tridiagonal, and the blocks' size; None: dense."""
+    n = len(S)
+    if n < 64 or np.count_nonzero(S) > n * n // 4:
+        return None
+    pattern = scipy.sparse.csr_array(S != 0)
+    order = scipy.sparse.csgraph.reverse_cuthill_mckee(pattern, symmetric_mode=True)
+    place = np.argsort(order)
+    rows, columns = pattern.nonzero()
+    width = max(int(abs(place[rows] - place[columns]).max()), 8)
+    return (order, width) if 4 * width < n else None
+
+
+def _blocks(S: Array, order: Any, width: int) -> tuple[Array, Array]:
+    """The blocks (k, w, w) on the diagonal and (k − 1, w, w) below it, filled up by ones."""
+    count = -(-len(S) // width)
+    full = np.append(order, np.full(count * width - len(S), -1)).reshape(count, width)
+    fill = (full < 0).astype(np.float64)
+
+    def cut(rows: Any, columns: Any) -> Array:
+        return S[rows[..., None], columns[..., None, :]]
+
+    padding = fill[:, :, None] + fill[:, None, :] > 0
+    diagonal = np.where(padding, np.eye(width) * fill[:, :, None], cut(full, full))
+    below = cut(full[1:], full[:-1]) * (1 - fill[1:, :, None])
+    return diagonal, below
+
+
+def _by_residual(diagonal: Array, below: Array, distance: Array) -> bool:
+    """Whether S ≻ 0, and whatever is symmetric with row sums within `distance` of it.
+
+    S − LLᵀ is diagonally dominant for some L, hence S ≻ 0. L is that of S − cI, with c above what
+    the decomposition turns out to have left.
+    """
+    count, width = diagonal.shape[:2]
+    distance = np.append(distance, np.zeros(count * width - len(distance))).reshape(count, width)
+    shift = distance + width * UNIT
+    for _ in range(4):
+        L, M = np.empty_like(diagonal), np.empty_like(below)
+        shifted = diagonal - shift[:, :, None] * np.eye(width)
+        try:
+            for k in range(count):
+                rest = shifted[k] - M[k - 1] @ M[k - 1].T if k else shifted[k]
+                L[k] = scipy.linalg.cholesky(rest, lower=True, check_finite=False)
+                if k < count - 1:
+                    M[k] = scipy.linalg.solve_triangular(L[k], below[k].T, lower=True).T
+        except scipy.linalg.LinAlgError:
+            return False
+        if (needed := _missing(diagonal, below, L, M, distance)) is None:
+            return True
+        shift = 2 * needed
+    return False
+
+
+def _missing(
+    diagonal: Array, below: Array, L: Array, M: Array, distance: Array
+) -> Array | None:
+    """None where S − LLᵀ is diagonally dominant by more than `distance`, else its row sums."""
+    count, width = diagonal.shape[:2]
+    rows = np.concatenate([np.concatenate([np.zeros_like(L[:1]), M]), L], axis=2)
+    rest, error = _minus_product(diagonal, rows, rows)
+    middle = rest.diagonal(axis1=1, axis2=2)
+    others = abs(rest).sum(axis=2) - abs(middle) + error
+    if count > 1:
+        off, error = _minus_product(below, M, L[:-1])
+        others[1:] += abs(off).sum(axis=2) + error
+        others[:-1] += abs(off).sum(axis=1) + error
+    others = _up(others + distance, 4 * width)
+    if not np.isfinite(others).all() or (middle > others).all():
+        return None if np.isfinite(others).all() else others * 0
+    return others
+
+
+def _minus_product(S: Array, X: Array, Y: Array) -> tuple[Array, float]:
+    """S − XYᵀ in floating point, and a bound on the sum of the errors of a row, and of a column.
+
+    X and Y are split so that the product of their leading parts is exact: multiples of 2⁻⁵⁰ of
+    which no sum exceeds 2³, whatever the order. What is left is small, and so are its errors.
+    """
+    width, terms = X.shape[-2], X.shape[-1]
+    X1, Y1 = (np.rint(Z * GRID) / GRID for Z in (X, Y))
+    X2, Y2 = X - X1, Y - Y1
+    size = max(float(np.linalg.norm(Z, axis=-1).max()) for Z in (X, Y, X1, Y1))
+    if not size < 2:
+        return S * np.nan, np.inf
+    first = S - X1 @ Y1.swapaxes(-1, -2)
+    second = X1 @ Y2.swapaxes(-1, -2) + X2 @ Y.swapaxes(-1, -2)
+    small = max(float(np.linalg.norm(Z, axis=-1).max()) for Z in (X2, Y2))
+    entry = 2 * _gamma(terms + 2) * size * small + terms * TINY
+    sums = abs(first) + 2 * abs(second)
+    rounding = 2 * UNIT * max(float(sums.sum(axis=axis).max()) for axis in (-1, -2))
+    return first - second, float(_up(2 * (width * entry + rounding), terms))
 
 
 def _ball(value: Any) -> Ball:

@@ -4,20 +4,16 @@ import json
 import os
 
 import pytest
+from small_runs import quick
 
 from sdplip.errors import InvalidInput
-from sdplip.train import load, override, preset
+from sdplip.train import load
 from sdplip.train.runs import LOCK, compare, run
 
 
 @pytest.fixture(scope="module")
 def splits():
     return load("digits")
-
-
-def quick(layer, splits, **changes):
-    small = {"width": 8, "depth": 1, "epochs": 2, "images": 30, "steps": 3, "restarts": 1}
-    return override(preset(layer, splits), **small | changes)
 
 
 def test_a_run_leaves_its_files_and_is_read_back(splits, tmp_path):

@@ -1,0 +1,34 @@
+"""`sdplip report`: what runs found, as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InvalidInput
+from ._console import Json
+from ._train import installed
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Directories that sdplip train or sdplip compare wrote.")
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """Write what runs found as one HTML page that needs neither network nor script."""
+    installed("matplotlib")
+    from .._arrays import write_atomically
+    from ..train.checkpoint import to_json
+    from ..train.page import report as compose
+
+    if not out.parent.is_dir():
+        raise InvalidInput(f"--out is {out}, but {out.parent} is no directory. Create it first.")
+    text = compose(runs)
+    write_atomically(out, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    size = len(text.encode())
+    found = {"report": str(out), "bytes": size}
+    typer.echo(to_json(found) if as_json else f"Written: {out} ({size / 1e6:.2f} MB)")
