@@ -1,7 +1,8 @@
-"""System files: `.npz` archives of the arrays of a system, or of a perceptron's layers."""
+"""System files: `.npz` archives of the arrays of a system, of a perceptron's or of convolutions."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,74 @@ from typing import Any
 import numpy as np
 
 from ._arrays import finite, read_npz, vector
+from .convolutional import Activate, Convolve, ConvSystem, Pair, Stage, unpack
 from .errors import InvalidInput, ShapeError
 from .system import UNKNOWN, System
 
 
-def read_system(path: Path) -> System:
-    """See `System.load`; every error names the file."""
-    arrays = read_npz(path)
+DEFAULT_SIZE = (28, 28)
+
+
+def load(path: str | Path, size: Pair | None = None) -> System | ConvSystem:
+    """The network in a file of `System.save`, of `ConvSystem.save` or of the same arrays.
+
+    Args:
+        size: of the images of a chain K0 K1 … without an array `size`; None is 28 x 28.
+
+    Raises:
+        InvalidInput: see `System.load` and `ConvSystem.load`; every message names the file.
+    """
+    arrays = read_npz(Path(path))
     try:
+        if any(name[0] == "K" or name == "stages" for name in arrays):
+            return _convolutions(arrays, size)
         return _system(arrays)
     except InvalidInput as error:
         raise type(error)(f"{path}: {error}") from error
 
 
-def _system(arrays: dict[str, Any]) -> System:
-    if any(name.startswith("K") for name in arrays):
+def read_system(path: Path) -> System:
+    """See `System.load`."""
+    network = load(path)
+    if isinstance(network, ConvSystem):
+        raise InvalidInput(f"{path}: it holds convolutions. Use ConvSystem.load, then unroll().")
+    return network
+
+
+def _convolutions(arrays: dict[str, Any], size: Pair | None) -> ConvSystem:
+    if "stages" in arrays:
+        try:
+            content = json.loads(str(arrays.pop("stages")[()]))
+            stages = unpack(content.pop("stages"), arrays)
+            if arrays:
+                raise KeyError(f"arrays beside the stages: {', '.join(arrays)}")
+            return ConvSystem(tuple(stages), **content)
+        except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
+            raise InvalidInput(f"its stages are no description of the network: {error}.") from error
+        except ValueError as error:
+            if isinstance(error, InvalidInput):
+                raise
+            raise InvalidInput(f"its stages are no readable text ({error}).") from error
+    stored = [int(side) for side in finite("size", arrays.pop("size", size or DEFAULT_SIZE)).flat]
+    count = sum(name[0] == "K" for name in arrays)
+    known = {f"{k}{i}" for i in range(count) for k in "Kb"} | {"alpha", "beta", "activation"}
+    if not arrays.keys() <= known or any(f"K{i}" not in arrays for i in range(count)):
         raise InvalidInput(
-            f"it is a chain of convolutions (arrays {', '.join(sorted(arrays))}); only "
-            "dense systems can be loaded. Unroll it into W0 b0 W1 b1 ..."
+            f"it holds the arrays {', '.join(sorted(arrays))}; a chain of convolutions has "
+            "K0 b0 K1 b1 ... alpha beta activation size."
         )
+    low, high = (finite(k, arrays.get(k, d)) for k, d in (("alpha", 0.0), ("beta", 1.0)))
+    if low.shape or high.shape:
+        raise ShapeError("alpha and beta of a chain of convolutions must be scalars.")
+    name = str(arrays.get("activation", _guess(float(low), float(high))))
+    stages: list[Stage] = []
+    for i in range(count):
+        stages += [Activate(name, low, high)] * (i > 0)
+        stages.append(Convolve(arrays[f"K{i}"], arrays.get(f"b{i}")))
+    return ConvSystem(tuple(stages), arrays["K0"].shape[1], (stored[0], stored[-1]))
+
+
+def _system(arrays: dict[str, Any]) -> System:
     slopes = (arrays.pop("alpha", np.zeros(())), arrays.pop("beta", np.ones(())))
     names = arrays.pop("activation", None)
     layers = sorted((k for k in arrays if k[0] == "W"), key=lambda k: (len(k), k))

@@ -8,13 +8,16 @@ from typing import TypeGuard, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .activations import of_module
-from .errors import InvalidInput
+from ._elementwise import parametrised
+from .activations import elementwise_of
+from .errors import InvalidInput, ShapeError
 from .system import System
 
+STEERED = 1000
+"""Up to how many units the self-check looks for inputs that give each of them both signs."""
 Kind = TypeVar("Kind", bound=nn.Module)
 PASSES: tuple[type[nn.Module], ...] = (nn.Identity, nn.Flatten, nn.Dropout)
 """Modules that are the identity on a flat input in evaluation."""
@@ -47,37 +50,93 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
             return system
         module = PASSES[0]()
     passes = plain(module, *PASSES)
-    sigma = None if passes else _activation_name(module)
-    if sigma is None and not passes:
+    sigma = None if passes else elementwise_of(module)
+    slopes = module.weight.tolist() if plain(module, nn.PReLU) else None
+    if sigma is None and slopes is None and not passes:
         raise InvalidInput(
-            f"{type(module).__name__}{where} is not known as part of a system; give it a method "
-            "system() -> System, or build the System by hand."
+            f"{type(module).__name__}{where} is not known as part of a system. Give it a method "
+            "system() -> System, import the whole model with "
+            "sdplip.importing.from_torch(model, example), or build the System by hand."
         )
     if features is None:
         raise InvalidInput(
             f"{type(module).__name__}{where} comes before any layer that fixes the input width; "
             "give features=."
         )
-    if sigma is None:
+    if passes:
         return System.linear(np.eye(features))
-    return System.elementwise(sigma, features)
+    if slopes is not None:
+        names = [parametrised("leaky_relu", slope) for slope in slopes]
+        if len(names) not in (1, features):
+            raise ShapeError(f"PReLU{where} has {len(names)} slopes for {features} features.")
+        return System.elementwise(names * (features // len(names)), features)
+    return System.elementwise(sigma.name, features)  # type: ignore[union-attr]
 
 
 def differs(module: nn.Module, system: System) -> str | None:
     """How a float64 module and its system differ on random inputs; None where they agree."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, system.inputs, generator=generator, dtype=torch.float64)
-    with torch.no_grad():
-        expected, actual = module(x), system(x)
-        if expected.shape != actual.shape:
-            return f"have the shapes {tuple(expected.shape)} and {tuple(actual.shape)}"
-        terms = system.hidden(x).abs() @ torch.as_tensor(abs(system.C)).mT
-        terms += x.abs() @ torch.as_tensor(abs(system.D)).mT + torch.as_tensor(abs(system.c))
     # A module may solve its equilibrium to a tolerance; anything else is float64 arithmetic.
     relative = 1e-9 if system.is_feedforward else 1e-3
-    allowed = relative * expected.abs().max() + 1e-12 * terms.max()
-    gap = (actual - expected).abs().max()
-    return None if gap <= allowed else f"are {gap:.3g} apart (allowed {allowed:.3g})"
+    for x in probes(system):
+        with torch.no_grad():
+            y = module(x)
+        if (found := gap(system, x, y, relative)) is not None:
+            return found
+    return None
+
+
+def gap(system: System, x: Tensor, y: Tensor, relative: float) -> str | None:
+    """How system(x), x (k, m), differs from y (k, p); None where it does not."""
+    with torch.no_grad():
+        actual = system(x)
+        if y.shape != actual.shape:
+            return f"have the shapes {tuple(y.shape)} and {tuple(actual.shape)}"
+        if not len(x):
+            return None
+        terms = system.hidden(x).abs() @ torch.as_tensor(abs(system.C)).mT
+        terms += x.abs() @ torch.as_tensor(abs(system.D)).mT + torch.as_tensor(abs(system.c))
+    allowed = relative * y.abs().max() + 1e-3 * relative * terms.max()
+    found = (actual - y).abs().max()
+    return None if found <= allowed else f"are {found:.3g} apart (allowed {allowed:.3g})"
+
+
+def probes(system: System) -> list[Tensor]:
+    """Random inputs (k, m): of several sizes, and some that give every unit both signs.
+
+    At an equilibrium only one size: elsewhere it may be slow to find.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, system.inputs, generator=generator, dtype=torch.float64)
+    if not system.is_feedforward:
+        return [x]
+    out = [size * x for size in (1.0, 1e-3, 1e3)]
+    if 0 < system.units <= STEERED and (steered := _steered(system, torch.cat(out))) is not None:
+        out.append(steered)
+    return out
+
+
+def _steered(system: System, x: Tensor) -> Tensor | None:
+    """Inputs from which the units that have one sign on all of x were led to the other one."""
+    A, B, b = (torch.as_tensor(a.copy()) for a in (system.A, system.B, system.b))
+
+    def inner(at: Tensor) -> Tensor:
+        return system.hidden(at) @ A.mT + at @ B.mT + b
+
+    v = inner(x)
+    stuck = ((v > 0).all(0) | (v < 0).all(0)).nonzero()[:, 0][:64]
+    if not len(stuck):
+        return None
+    units, sign = torch.arange(len(stuck)), v[0, stuck].sign()
+    at = x[v[:, stuck].abs().argmin(0)]
+    for _ in range(12):
+        at = at.detach().requires_grad_()
+        height = (sign * inner(at)[units, stuck]).clamp(min=0)
+        (slope,) = torch.autograd.grad(height.sum(), at)
+        at, length = at.detach(), slope.norm(dim=1).clamp(min=1e-150)
+        # Newton's step to the change of sign, half as far again.
+        step = torch.minimum(1.5 * height.detach() / length, 1e3 * (1 + at.norm(dim=1)))
+        at = at - (step / length)[:, None] * slope
+    return at
 
 
 def check_module(owner: str, model: object) -> None:
@@ -107,10 +166,3 @@ def plain(module: nn.Module, *kinds: type[Kind]) -> TypeGuard[Kind]:
     return not altered(module) and any(
         isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds
     )
-
-
-def _activation_name(module: nn.Module) -> str | None:
-    try:
-        return of_module(module).name
-    except InvalidInput:
-        return None

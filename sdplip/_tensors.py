@@ -10,12 +10,20 @@ from torch import Tensor
 def certainly(mask: Tensor) -> bool:
     """Whether all are true; False where a transformation of torch.func forbids to look, or a trace
     would make a constant of it, so that the general way must be gone."""
-    return _open(mask) and bool(mask.all())
+    return _open(mask) and bool(mask.all() if mask.ndim else mask)
 
 
 def certainly_finite(x: Tensor) -> bool:
     """Whether all are finite; False also where one may not look, or where their sum overflows."""
-    return _open(x) and cmath.isfinite(complex(x.detach().sum()))
+    return _open(x) and cmath.isfinite(x.detach().sum().item())
+
+
+def only_recorded(x: Tensor) -> bool:
+    """Whether autograd, and nothing else, may record what is done with x."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or x.is_meta:
+        return False
+    transformed = torch._C._are_functorch_transforms_active()
+    return not transformed and torch.autograd.forward_ad._current_level < 0
 
 
 def _open(x: Tensor) -> bool:

@@ -29,6 +29,10 @@ class NotConvergedWarning(UserWarning):
     """The training-time form of `NotConverged`."""
 
 
+class UncheckedWarning(UserWarning):
+    """An imported network that could not be compared with its original."""
+
+
 class DerivationError(SdplipError):
     """A step of a derivation that is not valid; the message names the step and what it met.
 

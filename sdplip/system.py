@@ -166,8 +166,8 @@ class System:
         return cls(A, B, C, D, b, c, activation=activation)  # type: ignore[arg-type]
 
     @classmethod
-    def elementwise(cls, name: str, features: int) -> System:
-        """x ↦ σ(x), one unit per feature."""
+    def elementwise(cls, name: str | Sequence[str], features: int) -> System:
+        """x ↦ σ(x), one unit per feature; one name for all, or one each."""
         n, eye = features, np.eye(features)
         zero = np.zeros((n, n))
         return cls(zero, eye, eye, zero, activation=name)  # type: ignore[arg-type]
@@ -177,8 +177,10 @@ class System:
         """The system of a Torch module, checked against the module on random inputs.
 
         Args:
-            module: something with a `system()` method, nn.Linear, an activation with proven slopes,
-                Identity, Flatten, Dropout in evaluation, or a Sequential of these.
+            module: something with a `system()` method, nn.Linear, an activation with proven slopes
+                (see `activations.elementwise`), Identity, Flatten, Dropout in evaluation, or a
+                Sequential of these. For anything else see `importing.from_torch`, which needs an
+                example of the input.
             features: input width; None takes the first `in_features` found.
 
         Raises:

@@ -21,6 +21,16 @@ Data = Annotated[
     str,
     typer.Option(help="digits, mnist, fashionmnist, cifar10, cifar100 or folder:PATH, of images."),
 ]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        show_default="none",
+        help="Minutes for all runs: fewer epochs, or images, said in the table.",
+    ),
+]
+Scale = Annotated[
+    float | None, typer.Option(show_default="1", help="Share of the epochs, said in the table.")
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option(show_default="$SDPLIP_DATA, else the user cache", help="Folder of the data sets."),
@@ -189,14 +199,24 @@ def train(
 
 
 def compare(
-    data: Data = "digits",
+    data: Annotated[
+        str | None, typer.Option(show_default="digits, or the experiment's", help="As in train.")
+    ] = None,
     layers: Annotated[
         str, typer.Option(help="all, or names separated by commas; see sdplip layers.")
     ] = "all",
     preset: Annotated[
         str | None,
-        typer.Option(help="An architecture and recipe for all, as convnet-xs; see sdplip train."),
+        typer.Option(
+            help="A published comparison, as lben-mnist, or an architecture and recipe for all, as "
+            "convnet-xs; see --list-presets."
+        ),
     ] = None,
+    list_presets: Annotated[
+        bool, typer.Option("--list-presets", help="List the published comparisons, and exit.")
+    ] = False,
+    budget: Budget = None,
+    scale: Scale = None,
     width: Width = None,
     depth: Depth = None,
     epochs: Epochs = None,
@@ -224,28 +244,50 @@ def compare(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Train every layer family and two baselines, and lay their guarantees side by side."""
-    from ..train import convnets, models
+    """Train every layer family and two baselines, and lay their guarantees side by side.
+
+    With --preset, the models of a published comparison, its figures beside the results.
+    """
+    from ..train import convnets, experiments, models
     from ..train import runs as train_runs
     from ..train.data import short_name
 
-    every = models.families() if preset is None else convnets.families()
-    names = list(every) if layers == "all" else [n.strip() for n in layers.split(",")]
-    for name in dict.fromkeys(names):
-        _known(preset, name)
+    if list_presets:
+        every = [(k, e.title, e.source) for k, e in experiments.EXPERIMENTS.items()]
+        listing(("preset", "comparison", "source"), every, as_json)
+        return
+    experiment = experiments.EXPERIMENTS.get(preset or "")
+    names: list[str] = []
+    if experiment is None:
+        known = models.families() if preset is None else convnets.families()
+        names = list(known) if layers == "all" else [n.strip() for n in layers.split(",")]
+        for name in dict.fromkeys(names):
+            _known(preset, name)
+    elif layers != "all":
+        raise InvalidInput(f"--preset {preset} has models of its own. Leave --layers out.")
+    data = data or ("digits" if experiment is None else experiment.data[0])
     out = Path("runs") / f"{short_name(data)}-{preset or 'compare'}" if out is None else out
     rows: list[Row] = []
     with Progress() as progress:
         splits = _load(data, data_root, download, device, threads, progress)
-        configs = [
-            _config(
-                preset, name, splits, width=width, depth=depth, epochs=epochs, gamma=gamma,
-                normalise=normalise, seed=seed, lr=lr, batch_size=batch_size,
-                train_images=train_images, augment=augment, precision=precision,
-                radii=_radii(radii), images=images, attack_images=attack_images, verify=verify,
-            )
-            for name in dict.fromkeys(names)
-        ]  # fmt: skip
+        changes: dict[str, Any] = dict(
+            width=width, depth=depth, epochs=epochs, gamma=gamma,
+            normalise=normalise, seed=seed, lr=lr, batch_size=batch_size,
+            train_images=train_images, augment=augment, precision=precision,
+            radii=_radii(radii), images=images, attack_images=attack_images, verify=verify,
+        )  # fmt: skip
+        if experiment is None:
+            configs = {name: _config(preset, name, splits, **changes) for name in names}
+        else:
+            configs = experiment.configs(splits, **changes)
+        if scale is not None:
+            configs = {name: experiments.shrink(c, scale) for name, c in configs.items()}
+        if budget is not None:
+            configs = experiments.affordable(configs, splits, budget, device)
+            configs = {
+                name: experiments.settled(c, out / train_runs.folder_name(name))
+                for name, c in configs.items()
+            }
 
         def done(finished: Finished) -> None:
             progress.finished(finished)
@@ -254,6 +296,7 @@ def compare(
         result = train_runs.compare(
             configs, splits, out, device=device, force=force, resume=resume,
             on_epoch=progress.epoch, on_finished=done,
+            published={} if experiment is None else experiment.published(),
         )  # fmt: skip
     show(rows, result | {"run": str(out)}, as_json)
 

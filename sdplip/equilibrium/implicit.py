@@ -1,11 +1,10 @@
 """Equilibria as differentiable functions of A and v, by the implicit function theorem."""
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +29,29 @@ Kind = Callable[[Tensor], Operator]
 """What makes an operator of its values: autograd sees these alone."""
 
 
-class _Equilibrium(torch.autograd.Function):
+class _Function(torch.autograd.Function):
+    """A function whose forward takes no ctx, as torch.func needs it, but PyTorch calls more slowly."""
+
+    direct: ClassVar[type[torch.autograd.Function]]
+
+    def __init_subclass__(cls) -> None:
+        def forward(ctx: FunctionCtx, *inputs: Any) -> Any:
+            output = cls.forward(*inputs)
+            cls.setup_context(ctx, inputs, output)
+            return output
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(cls.backward)}
+        cls.direct = type(cls.__name__, (torch.autograd.Function,), methods)
+
+    @classmethod
+    def call(cls, *inputs: Any) -> Any:
+        """`apply`."""
+        if torch._C._are_functorch_transforms_active():
+            return cls.apply(*inputs)
+        return cls.direct.apply(*inputs)
+
+
+class _Equilibrium(_Function):
     """z(A, v); the adjoint u = D(g + Aᵀu), D = diag σ'(A z + v), is an equilibrium as well."""
 
     @staticmethod
@@ -45,7 +66,8 @@ class _Equilibrium(torch.autograd.Function):
         adjoint: Settings,
         report: Report,
     ) -> Tensor:
-        solution = run(kind(values), v, sigma, replace(settings, metric=metric, z0=z0))
+        with full_precision(v):
+            solution = run(kind(values), v, sigma, settings, metric, z0)
         report(solution, False)
         return solution.z
 
@@ -71,10 +93,10 @@ class _Equilibrium(torch.autograd.Function):
             adjoint = A.adjoint()
             how = (adjoint.kind, settings, report)
             if clean:
-                u = by_v = _Adjoint.apply(adjoint.values, slopes, g, dual, *how)
+                u = by_v = _Adjoint.call(adjoint.values, slopes, g, dual, *how)
             else:
                 slopes, asked = torch.where(known, slopes, 0), torch.where(known, g, 0)
-                u = _Adjoint.apply(adjoint.values, slopes, asked, dual, *how)
+                u = _Adjoint.call(adjoint.values, slopes, asked, dual, *how)
                 # A row without an equilibrium has no gradient, but where nothing asks for one.
                 by_v = torch.where(known | (g == 0).all(-1, keepdim=True), u, torch.nan)
             if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
@@ -95,11 +117,11 @@ class _Equilibrium(torch.autograd.Function):
         *how: Any,
     ) -> tuple[Tensor, int]:
         v, z0 = _flat(info, in_dims[1], v), None if z0 is None else _flat(info, in_dims[3], z0)
-        z = _Equilibrium.apply(values, v, metric, z0, *how)
+        z = _Equilibrium.call(values, v, metric, z0, *how)
         return z.reshape(info.batch_size, len(z) // info.batch_size, z.shape[-1]), 0
 
 
-class _Adjoint(torch.autograd.Function):
+class _Adjoint(_Function):
     """u = D(g + M u), D = diag(slopes): linear, so its derivatives are again of this kind."""
 
     @staticmethod
@@ -113,12 +135,14 @@ class _Adjoint(torch.autograd.Function):
         report: Report,
     ) -> Tensor:
         # Large, so that the residual is measured by u itself.
-        size = (g.abs() / LARGE).sum(-1, keepdim=True)
+        size = torch.linalg.vector_norm(g / LARGE, ord=1, dim=-1, keepdim=True)
         size = torch.where(size > 0, size, 1)
-        how = replace(settings, metric=metric, z0=None)
-        solution = run(kind(values), g / size, linear(slopes), how)
+        with full_precision(g):
+            solution = run(kind(values), g / size, linear(slopes), settings, metric)
         # The samples of a bad input have been taken out; another g that is not finite is a failure.
-        report(replace(solution, finite=torch.ones_like(solution.finite)), True)
+        if not solution.solved:
+            solution = replace(solution, finite=torch.ones_like(solution.finite))
+        report(solution, True)
         return size * solution.z
 
     @staticmethod
@@ -133,7 +157,7 @@ class _Adjoint(torch.autograd.Function):
         kind, *how = ctx.how  # type: ignore[attr-defined]
         dual, M = None if metric is None else 1 / metric, kind(values)
         adjoint = M.adjoint()
-        p = _Adjoint.apply(adjoint.values, slopes, h, dual, adjoint.kind, *how)
+        p = _Adjoint.call(adjoint.values, slopes, h, dual, adjoint.kind, *how)
         return M.outer(p, u), adjoint.plus(h, p) * M.plus(g, u), p, None, None, None, None
 
     @staticmethod
@@ -147,13 +171,8 @@ class _Adjoint(torch.autograd.Function):
         *how: Any,
     ) -> tuple[Tensor, int]:
         slopes, g = _flat(info, in_dims[1], slopes), _flat(info, in_dims[2], g)
-        u = _Adjoint.apply(values, slopes, g, metric, *how)
+        u = _Adjoint.call(values, slopes, g, metric, *how)
         return u.reshape(info.batch_size, len(u) // info.batch_size, u.shape[-1]), 0
-
-
-for _function in (_Equilibrium, _Adjoint):
-    # PyTorch asks for it in every call, and to find it takes as long as several sweeps.
-    vars(_function.forward)["__signature__"] = inspect.signature(_function.forward)
 
 
 def _flat(info: Any, dim: int | None, x: Tensor) -> Tensor:
@@ -216,10 +235,10 @@ def implicit(
         )
     tuning = step if isinstance(step, Tuning) else None
     given = None if isinstance(step, Tuning) else step
-    settings = Settings(method, tol, max_steps, given, metric, z0, fallback, polish)
+    settings = Settings(method, tol, max_steps, given, fallback, polish)
     operator = as_operator(A).remembering()
     try:
-        settings.check(operator, v)
+        settings.check(operator, v, metric, z0)
     except RuntimeError as error:
         # The check reads the values of A and metric, which vmap refuses for what it maps over.
         if "vmap" not in str(error):
@@ -234,13 +253,11 @@ def implicit(
         given = tuning.choose(name, lambda: optimal_step(operator, name, metric))
     elif given is None and method != "newton":
         given = optimal_step(operator, name, metric)
-    settings = replace(settings, step=given, metric=None, z0=None)
-    adjoint = settings
+    settings = adjoint = settings._replace(step=given)
     if gradient == "newton":
-        adjoint = replace(settings, method="newton")
+        adjoint = settings._replace(method="newton")
     elif gradient != "implicit":
-        adjoint = replace(
-            settings,
+        adjoint = settings._replace(
             method="peaceman_rachford",
             step=given if name == "peaceman_rachford" else None,
             max_steps=int(gradient),
@@ -249,11 +266,11 @@ def implicit(
             polish=False,
         )
     if adjoint is not settings:
-        adjoint.check(operator, v)
+        adjoint.check(operator, v, metric, z0)
     if tuning is not None:
-        settings = replace(settings, first=tuning.first(adjoint=False))
+        settings = settings._replace(first=tuning.first(adjoint=False))
         if gradient == "implicit":
-            adjoint = replace(adjoint, first=tuning.first(adjoint=True))
+            adjoint = adjoint._replace(first=tuning.first(adjoint=True))
     metric = None if metric is None else metric.detach()
     z0 = None if z0 is None else z0.detach().reshape(rows)
     work, sigma = working_dtype(operator, v), as_activation(activation, rows[1])
@@ -261,7 +278,7 @@ def implicit(
     report = partial(_report, layer_name, on_failure, tuning, truncated)
     operator, flat = operator.to(work), v.to(work).reshape(rows)
     how = (operator.kind, sigma, settings, adjoint, report)
-    z: Tensor = _Equilibrium.apply(operator.values, flat, metric, z0, *how)
+    z: Tensor = _Equilibrium.call(operator.values, flat, metric, z0, *how)
     return z.reshape(v.shape).to(v.dtype)
 
 

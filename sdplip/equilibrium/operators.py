@@ -107,16 +107,20 @@ class Operator(ABC):
         return self.values.shape[-1]
 
     @cached_property
-    def largest_norm(self) -> Tensor:
+    def largest_norm(self) -> float:
         """The largest Frobenius norm of the values, a bound on ‖A‖₂."""
-        norms = frobenius(self.values.detach())
-        return norms.max() if norms.numel() else norms.new_zeros(())
+
+        def compute() -> float:
+            norms = frobenius(self.values.detach())
+            return float(norms if norms.ndim == 0 else norms.max()) if norms.numel() else 0.0
+
+        return self.recall("norm", compute)
 
     @property
     def finite(self) -> bool:
         """Whether no value is NaN or Inf."""
         # The norm is needed anyway, and a look at every number takes longer.
-        return bool(self.largest_norm.isfinite()) or bool(self.values.isfinite().all())
+        return math.isfinite(self.largest_norm) or bool(self.values.isfinite().all())
 
     def adjoint(self) -> Operator:
         return self._of(self.values.mH.resolve_conj(), self.kept, not self.flipped)
@@ -128,15 +132,20 @@ class Operator(ABC):
         return self._of(values)
 
     def resolvent(self, step: float) -> Operator:
-        """(I + step (I - A))⁻¹."""
+        """(I + step (I - A))⁻¹; not finite where there is none."""
+        return self._of(torch.linalg.inv_ex(self.affine(1 + step, -step).values)[0])
+
+    def cayley(self, step: float) -> Operator:
+        """(I - step (I - A)) (I + step (I - A))⁻¹, laid out for products with rows."""
 
         def compute() -> Tensor:
-            V = torch.linalg.inv(self.affine(1, -1).affine(1, step).values)
-            return V.mH.resolve_conj() if self.flipped else V
+            R = self.resolvent(step).values.mul_(2)
+            R.diagonal(dim1=-2, dim2=-1).sub_(1)
+            return R.mH.resolve_conj() if self.flipped else R
 
-        V = self.recall((step, self.dtype), compute)
-        V = V.mH.resolve_conj() if self.flipped else V
-        return self._of(V)
+        R = self.recall((step, self.dtype), compute)
+        R = R.mH.resolve_conj() if self.flipped else R
+        return self._of(R.mT.contiguous().mT)
 
     def remembering(self) -> Operator:
         """The same, which keeps what is computed of it: for one solve and its gradient."""
@@ -179,14 +188,18 @@ class Dense(Operator):
         values = self.values.to(dtype)
         return self if values is self.values else self._of(values, self.kept, self.flipped)
 
+    @cached_property
+    def _right(self) -> Tensor:
+        return self.values.mT
+
     def plus(self, v: Tensor, z: Tensor) -> Tensor:
-        return torch.addmm(v, z, self.values.mT)
+        return torch.addmm(v, z, self._right)
 
     def outer(self, u: Tensor, z: Tensor) -> Tensor:
         return u.mT @ z
 
     def losses(self, z: Tensor, v: Tensor) -> Tensor:
-        return z.abs() + torch.addmm(v.abs(), z.abs(), self.values.mT.abs())
+        return z.abs() + torch.addmm(v.abs(), z.abs(), self._right.abs())
 
     def least_diagonal(self) -> float:
         diagonal = self.values.detach().diagonal()

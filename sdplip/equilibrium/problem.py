@@ -40,9 +40,9 @@ class Problem:
     def residual(self, z: Tensor) -> Tensor:
         """‖z - σ(A z + v)‖₂ / (1 + ‖z‖₂) of every row: no step size enters."""
         norm = torch.linalg.vector_norm
-        size = 1 + norm(z, dim=-1)
+        size = norm(z, dim=-1).add_(1)
         # NaN where the norm overflows, which would make zero of any defect.
-        return norm(self.defect(z), dim=-1) / size + 0 * size
+        return norm(self.defect(z), dim=-1).div_(size).add_(size, alpha=0)
 
     def solved(self, z: Tensor, residual: Tensor, tol: float) -> Tensor:
         """The rows whose residual is at most tol, or at most what rounding alone makes of it.
@@ -66,7 +66,7 @@ class Problem:
 
 def rounding(A: Operator) -> float:
     """The residual that rounding alone can cause in A's dtype: 2·eps·(1 + ‖A‖_F)."""
-    return 2 * torch.finfo(A.dtype).eps * (1 + float(A.largest_norm))
+    return 2 * torch.finfo(A.dtype).eps * (1 + A.largest_norm)
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Solution:
         error_bound: (...,) float64, `error_bound` of z: what ‖z - z*‖_Λ is at most; None where
             nobody asked for it.
         needed: the sweeps after which, as it seems, a look would have found all rows solved.
+        solved: whether it is known without a look that all rows have converged.
     """
 
     z: Tensor
@@ -93,6 +94,7 @@ class Solution:
     method: str
     error_bound: Tensor | None = None
     needed: int = 0
+    solved: bool = False
 
 
 def announce(solution: Solution, layer_name: str, on_failure: str = "raise") -> None:
@@ -111,7 +113,7 @@ def announce(solution: Solution, layer_name: str, on_failure: str = "raise") -> 
         InvalidInput: another on_failure.
     """
     check_on_failure(on_failure)
-    if on_failure == "ignore" or bool(solution.converged.all()):
+    if solution.solved or on_failure == "ignore" or bool(solution.converged.all()):
         return
     if not bool(solution.finite.all()):
         warnings.warn(

@@ -1,10 +1,10 @@
 """`solve`: check the arguments, choose the step, run one method, report every sample."""
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,35 +28,33 @@ AUTO_STEPS = 100
 """Iterations of Peaceman-Rachford after which "auto" leaves a row to Newton's method."""
 HALF = {torch.float16, torch.bfloat16}
 FULL = {torch.float32, torch.float64}
+KNOWN = HALF | FULL
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How to solve; the arguments of `solve`, whose docstring describes them."""
 
     method: str
     tol: float
     max_steps: int | None
     step: float | None
-    metric: Tensor | None
-    z0: Tensor | None
     fallback: str | None
     polish: bool = False
     first: int = CHECK_EVERY
 
-    def check(self, A: Operator, v: Tensor) -> None:
+    def check(self, A: Operator, v: Tensor, metric: Tensor | None, z0: Tensor | None) -> None:
         if not v.dim() or not A.fits(v.shape[-1]):
             raise ShapeError(
                 f"A has shape {tuple(A.values.shape)} and v {tuple(v.shape)}, but they must be "
                 f"{A.shapes}. Pass v = B x + b."
             )
         kinds, device = {A.dtype, v.dtype}, A.values.device
-        if kinds - HALF - FULL or kinds == FULL or device != v.device:
+        if not kinds <= KNOWN or kinds == FULL or device != v.device:
             raise ShapeError(
                 f"A is {A.dtype} on {device} and v is {v.dtype} on {v.device}, but both must be "
                 "real floating point, on one device. Give both float32, or both float64."
             )
-        for name, x, shape in (("metric", self.metric, (A.blocks,)), ("z0", self.z0, v.shape)):
+        for name, x, shape in (("metric", metric, (A.blocks,)), ("z0", z0, v.shape)):
             if x is not None and x.shape != shape:
                 raise ShapeError(f"{name} has shape {tuple(x.shape)}. Make it {tuple(shape)}.")
         if not A.finite:
@@ -128,72 +126,80 @@ def solve(
         InvalidInput: A is not finite; metric, step, tol or max_steps not positive; unknown method;
             an activation with a slope outside [0, 1].
     """
-    settings = Settings(method, tol, max_steps, step, metric, z0, fallback, polish)
+    settings = Settings(method, tol, max_steps, step, fallback, polish)
     operator = as_operator(A).remembering()
-    settings.check(operator, v)
+    settings.check(operator, v, metric, z0)
     check_modulus(modulus)
-    sigma = as_activation(activation, v.shape[-1])
-    solution = run(operator, v, sigma, settings)
+    sigma, batch = as_activation(activation, v.shape[-1]), v.shape[:-1]
+    rows, work = (math.prod(batch), v.shape[-1]), working_dtype(operator, v)
+    start = None if z0 is None else z0.reshape(rows)
     with torch.no_grad(), full_precision(v):
-        bound = distance(operator, v, solution.z, sigma, metric, modulus)
-    return replace(solution, error_bound=bound)
+        flat = v.to(work).reshape(rows)
+        found = run(operator.to(work), flat, sigma, settings, metric, start)
+        z = found.z.to(v.dtype).reshape(v.shape)
+        bound = distance(operator, v, z, sigma, metric, modulus)
+    rest = ("residual", "steps", "converged", "finite")
+    shaped = {name: getattr(found, name).reshape(batch) for name in rest}
+    return replace(found, z=z, **shaped, error_bound=bound)
 
 
 def working_dtype(A: Operator, v: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(A.dtype, v.dtype), torch.float32)
 
 
-def run(A: Operator, v: Tensor, sigma: Activation, settings: Settings) -> Solution:
-    """`solve` with checked arguments, without the error bound."""
-    batch, work = v.shape[:-1], working_dtype(A, v)
-    with torch.no_grad(), full_precision(v):
-        if rounding(A.to(work)) > settings.tol:
-            work = torch.float64
-        A, flat = A.to(work), v.to(work).reshape(math.prod(batch), v.shape[-1])
-        start = None
-        if settings.z0 is not None:
-            guess = settings.z0.to(flat).reshape(flat.shape)
-            start = torch.where(guess.isfinite(), guess, 0)
-        problem = Problem(A, flat, sigma)
-        if certainly_finite(flat):
-            z, residual, steps, converged, method, needed = _rows(problem, start, settings)
-            finite = torch.ones_like(converged)
-        else:
-            finite = flat.isfinite().all(-1)
-            index = finite.nonzero()[:, 0]
-            rest = None if start is None else start[index]
-            *found, method, needed = _rows(problem.rows(index), rest, settings)
-            z, residual = torch.full_like(flat, torch.nan), torch.full_like(flat[:, 0], torch.nan)
-            steps, converged = torch.zeros_like(finite, dtype=torch.long), torch.zeros_like(finite)
-            for whole, part in zip((z, residual, steps, converged), found, strict=True):
-                whole[index] = part
-        return Solution(
-            z.to(v.dtype).reshape(v.shape),
-            residual.reshape(batch),
-            steps.reshape(batch),
-            converged.reshape(batch),
-            finite.reshape(batch),
-            method,
-            needed=needed,
-        )
+def run(
+    A: Operator,
+    v: Tensor,
+    sigma: Activation,
+    settings: Settings,
+    metric: Tensor | None = None,
+    z0: Tensor | None = None,
+) -> Solution:
+    """`solve` with checked arguments, for rows (batch, units) in the dtype of `working_dtype`,
+    without the error bound. To be called without autograd and autocast."""
+    given = v.dtype
+    if rounding(A) > settings.tol:
+        A, v = A.to(torch.float64), v.double()
+    if z0 is not None:
+        z0 = z0.to(v)
+        z0 = torch.where(z0.isfinite(), z0, 0)
+    problem = Problem(A, v, sigma)
+    if certainly_finite(v):
+        z, residual, steps, converged, method, needed = _rows(problem, z0, settings, metric)
+        if converged is None:
+            converged = torch.ones_like(steps, dtype=torch.bool)
+            return Solution(
+                z.to(given), residual, steps, converged, converged, method, None, needed, True
+            )
+        finite = torch.ones_like(converged)
+    else:
+        finite = v.isfinite().all(-1)
+        index = finite.nonzero()[:, 0]
+        rest = None if z0 is None else z0[index]
+        found = _rows(problem.rows(index), rest, settings, metric)
+        method, needed = found[4:]
+        z, residual = torch.full_like(v, torch.nan), torch.full_like(v[:, 0], torch.nan)
+        steps, converged = torch.zeros_like(finite, dtype=torch.long), torch.zeros_like(finite)
+        z[index], residual[index], steps[index] = found[:3]
+        converged[index] = True if found[3] is None else found[3]
+    return Solution(z.to(given), residual, steps, converged, finite, method, needed=needed)
 
 
 def _rows(
-    problem: Problem, start: Tensor | None, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor, Tensor, str, int]:
-    """z, residual, steps and convergence of finite rows, the method with what helped it, and the
-    sweeps that were needed."""
+    problem: Problem, start: Tensor | None, settings: Settings, metric: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, str, int]:
+    """z, residual, steps and convergence (None: all have) of finite rows, the method with what
+    helped it, and the sweeps that were needed."""
     A, method, limit, tol = problem.A, settings.method, settings.max_steps, settings.tol
     if not len(problem.v):
         nothing = problem.v.sum(-1)
-        return problem.v, nothing, nothing.long(), nothing.bool(), method, 0
+        return problem.v, nothing, nothing.long(), None, method, 0
     rescue = settings.fallback == "newton" or method == "auto"
     splitting = "peaceman_rachford" if method in ("auto", "newton") else method
 
-    @functools.cache
     def scheme(kind: str) -> Iteration:
         given = settings.step if kind == splitting else None
-        return iteration(A, kind, given or optimal_step(A, kind, settings.metric))
+        return iteration(A, kind, given or optimal_step(A, kind, metric))
 
     def by_newton(rows: Problem, z: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
         explicit = Problem(A.explicit(), rows.v, rows.sigma)
@@ -210,7 +216,7 @@ def _rows(
             problem, sweeps, start, tol, limit, settings.first
         )
         if done and not settings.polish:
-            return z, residual, steps, torch.ones_like(steps, dtype=torch.bool), method, needed
+            return z, residual, steps, None, method, needed
     converged = problem.solved(z, residual, tol)
     if method != "newton" and A.small and (settings.polish or (rescue and not done)):
         index = (~converged | settings.polish).nonzero()[:, 0]

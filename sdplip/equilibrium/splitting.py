@@ -99,12 +99,10 @@ class PeacemanRachford:
     """
 
     def __init__(self, A: Operator, step: float, relax: float = 1.0) -> None:
-        self.step, self.relax = step, relax
-        self.V = A.resolvent(step)
-        self.R = self.V.affine(-1, 2)
+        self.step, self.relax, self.R = step, relax, A.cayley(step)
 
     def start(self, problem: "Problem", z: Tensor | None) -> tuple[Tensor, Tensor]:
-        drive = self.V.plus(torch.zeros_like(problem.v), 2 * self.step * problem.v)
+        drive = self.R.plus(problem.v, problem.v).mul_(self.step)
         if z is None:
             return drive, drive  # the sweep from u = 0
         return z + self.step * (problem.preactivation(z) - z), drive
@@ -268,10 +266,11 @@ def iterate(
     """
     state, drive = scheme.start(problem, z)
     live, done, look, before, whole = None, 0, first if z is None else 0, math.nan, True
+    sweep = scheme.sweep
     while True:
         look, last = min(look, max_steps), done
         for _ in range(look - done):
-            state = scheme.sweep(problem.sigma, state, drive)
+            state = sweep(problem.sigma, state, drive)
         done, look = look, look + CHECK_EVERY
         point = scheme.point(problem.sigma, state) if done or z is None else z.clone()
         error = problem.residual(point)

@@ -28,7 +28,6 @@ POWERS = ("square", "cube")
 """Not Lipschitz: allowed only inside of a function whose whole is known, as in GELU by tanh."""
 
 Slopes = tuple[float, float]
-Const = Tensor | float
 
 
 class TooLarge(InvalidInput):
@@ -199,7 +198,3 @@ def join(parts: Sequence[Value | Tensor], f: Callable[[list[Tensor]], Tensor]) -
     ]
     return Value(network, columns, torch.vmap(lambda *t: f(list(t)))(*data), offset)
 
-
-def unknown(x: Value, slopes: Slopes) -> Value:
-    """An elementwise function of x of which only the slopes are known."""
-    return x.activate(UNKNOWN, slopes)

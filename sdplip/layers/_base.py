@@ -185,9 +185,9 @@ def shown(x: Tensor) -> str:
 
 def saturate(X: Tensor, limit: float | Tensor) -> Tensor:
     """X shrunk to Frobenius norm `limit` where it is larger: a huge one would only cost digits."""
-    norm = partial(torch.linalg.vector_norm, dim=(-2, -1), keepdim=True)
-    if certainly(norm(X.detach()) <= limit):  # if it overflows, it is not
+    if certainly(torch.linalg.vector_norm(X.detach()) <= limit):  # if it overflows, it is not
         return X
+    norm = partial(torch.linalg.vector_norm, dim=(-2, -1), keepdim=True)
     Y = X.double()
     return (Y * (limit / norm(Y).clamp(min=limit))).to(X.dtype)
 

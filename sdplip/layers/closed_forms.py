@@ -229,15 +229,15 @@ def gershgorin(
     return dominated(W, None if log_q is None else ratios(log_q), taps, products)
 
 
-def dominated(
-    W: Tensor, q: Tensor | None = None, taps: int = 0, products: str = "exact"
-) -> Tensor:
-    """`dominant` of WᵀW, at half the cost.
+def dominated(W: Tensor, q: Tensor | None = None, taps: int = 0, products: str = "exact") -> Tensor:
+    """`dominant` of WᵀW, at half the cost; with other `products` a T that is larger.
 
     Args:
         W: (*batch, rows, columns), or with taps = 2 the kernel (*batch, rows, columns, k₁, k₂) of
             a convolution, whose |WᵀW| sums over all shifts: T bounds it for all images.
         q: (*batch, columns), positive; None is all ones.
+        products: "exact", in the dtype of W, or "bfloat16", see `rounded_sums`: T exceeds that of
+            exact products by 2 % for normal entries and by up to a fifth for orthogonal columns.
 
     Returns:
         T ⪰ WᵀW as its diagonal (*batch, columns).
@@ -245,7 +245,8 @@ def dominated(
     columns = W.transpose(-1 - taps, -2 - taps)[(..., *[None] * (2 - taps))]
     summands = math.prod(columns.shape[-3:])
     q = W.new_ones(columns.shape[:-3]) if q is None else q
-    return _floored(_upwards(correlation_sums(columns, q) / q, W, summands))
+    sums = (correlation_sums if products == "exact" else rounded_sums)(columns, q)
+    return _floored(_upwards(sums / q, W, summands))
 
 
 def _floored(T: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
-from .._tensors import certainly
+from .._tensors import only_recorded
 from ..activations import Activation
 from ..equilibrium.operators import frobenius
 from ..errors import InvalidInput
@@ -36,8 +37,8 @@ def witness(
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    gamma: Tensor,
-    eps: float | Tensor,
+    gamma: float | Tensor,
+    eps: float,
 ) -> dict[str, Tensor]:
     """A with Λ(I - A) = (CᵀC + NR⁻¹Nᵀ) / 2γ + VᵀV + εI + S - Sᵀ, which solves the condition.
 
@@ -46,19 +47,32 @@ def witness(
     Args:
         psi: (*batch, n). V, S: (*batch, n, n). B: (*batch, n, m). C: (*batch, p, n).
         D: the free X (*batch, p, m), or None for no direct path.
-        gamma: scalar; inf drops the bound and keeps well-posedness, and D is X itself.
-        eps: scalar, positive.
+        gamma: a number, or a finite scalar; inf drops the bound and keeps well-posedness, and D is
+            X itself.
+        eps: positive.
 
     Returns:
         A, B, C, D, Lam (the condition's multiplier), rho = γ².
 
     Source: [LBEN], the direct parametrisation that follows Theorem 2; D = 0 there.
     """
-    scale = LIMIT * math.sqrt(V.shape[-1])
-    outer = scale * gamma.clamp(max=1).sqrt()
+    scale, outer = limits(V.shape[-1], gamma)
     V, S, B, C = saturate(V, scale), saturate(S, scale), saturate(B, outer), saturate(C, outer)
-    X = None if D is None else torch.where(gamma.isinf(), D, saturate(D, CONTRACTION))
+    X = D if D is None or unbounded(gamma) else saturate(D, CONTRACTION)
     return solution(psi, V, S, B, C, X, gamma, eps)
+
+
+def limits(units: int, gamma: float | Tensor) -> tuple[float, float | Tensor]:
+    """Of V and S, and of B and C; see LIMIT."""
+    scale = LIMIT * math.sqrt(units)
+    if isinstance(gamma, Tensor):
+        return scale, scale * gamma.double().clamp(max=1).sqrt()
+    return scale, scale * math.sqrt(min(gamma, 1))
+
+
+def unbounded(gamma: float | Tensor) -> bool:
+    """Whether γ = ∞, which no learned one is."""
+    return not isinstance(gamma, Tensor) and math.isinf(gamma)
 
 
 def solution(
@@ -68,8 +82,8 @@ def solution(
     B: Tensor,
     C: Tensor,
     X: Tensor | None,
-    gamma: Tensor,
-    eps: float | Tensor,
+    gamma: float | Tensor,
+    eps: float,
 ) -> dict[str, Tensor]:
     """`witness` of saturated matrices, real or complex; Xᵀ is the adjoint then.
 
@@ -80,40 +94,90 @@ def solution(
     γ(Λ(I - A) + (I - A)ᵀΛ) - CᵀC - NR⁻¹Nᵀ = 2γ(VᵀV + εI) ≻ 0. With K = L⁻¹X for the free X and
     LLᵀ = I + XXᵀ every strict contraction is reached and R⁻¹ = I + XᵀX: nothing is inverted.
     """
-    Lam = soft_bound(-psi, SPREAD).exp()
-    target, free = V.mH @ V + S - S.mH, gamma.isinf()
-    if certainly(free):
-        D = C.new_zeros(*C.shape[:-1], B.shape[-1]) if X is None else X
+    plain = X is None and V.ndim == 2 and not isinstance(gamma, Tensor)
+    if plain and only_recorded(V):
+        A, Lam = _Plain.apply(psi, V, S, B, C, gamma, eps)
+        D = C.new_zeros(len(C), B.shape[-1])
     else:
-        D, bound = _bound(Lam, B, C, X, gamma)
-        # A complex number over a real infinity would be NaN.
-        target = target + bound * (0.5 / gamma)
-    # Rounding of A must not eat up ε, so it grows with what is rounded.
-    size = frobenius(target.detach()) + Lam.detach().amax(dim=-1)
-    rounding = 8 * torch.finfo(V.dtype).eps * size
-    identity = torch.eye(V.shape[-1], dtype=V.dtype, device=V.device)
-    target = target + (eps + rounding)[..., None, None] * identity
-    A = identity - target * Lam.reciprocal().unsqueeze(-1)
-    multiplier = torch.where(free, 1, gamma).unsqueeze(-1) * Lam
-    return {"A": A, "B": B, "C": C, "D": D, "Lam": multiplier, "rho": gamma.square()}
+        Lam = soft_bound(-psi, SPREAD).exp()
+        target = V.mH @ V + S - S.mH
+        if unbounded(gamma):
+            D = C.new_zeros(*C.shape[:-1], B.shape[-1]) if X is None else X
+        else:
+            D, bound = _bound(Lam, B, C, X, gamma)
+            target = target + bound * (0.5 / gamma)
+        # Rounding of A must not eat up ε, so it grows with what is rounded.
+        size = frobenius(target.detach()) + Lam.detach().amax(dim=-1)
+        shift = eps + 8 * torch.finfo(V.dtype).eps * size
+        weights = Lam.reciprocal().unsqueeze(-1)
+        A = torch.diag_embed(1 - shift[..., None] / Lam) - target * weights
+    multiplier = Lam if unbounded(gamma) else gamma * Lam
+    rho = gamma.square() if isinstance(gamma, Tensor) else Lam.new_full((), gamma**2)
+    return {"A": A, "B": B, "C": C, "D": D, "Lam": multiplier, "rho": rho}
 
 
 def _bound(
-    Lam: Tensor, B: Tensor, C: Tensor, X: Tensor | None, gamma: Tensor
+    Lam: Tensor, B: Tensor, C: Tensor, X: Tensor | None, gamma: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """D and CᴴC + NR⁻¹Nᴴ; D = X without a bound."""
-    N, free = Lam.unsqueeze(-1) * B, gamma.isinf()
+    """D and CᴴC + NR⁻¹Nᴴ."""
+    N = Lam.unsqueeze(-1) * B
     if X is None:
         return C.new_zeros(*C.shape[:-1], B.shape[-1]), C.mH @ C + N @ N.mH
-    # A free one may be too large for all this.
-    Y = torch.where(free, 0, X)
     identity = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
-    L = torch.linalg.cholesky_ex(identity + Y @ Y.mH).L  # cholesky raises on NaN
-    K = torch.linalg.solve_triangular(L, Y, upper=False)
+    L = torch.linalg.cholesky_ex(identity + X @ X.mH).L  # cholesky raises on NaN
+    K = torch.linalg.solve_triangular(L, X, upper=False)
     N = N + C.mH @ K
-    P = N @ Y.mH
-    D = torch.where(free, X, torch.where(free, 1, gamma) * K)
-    return D, C.mH @ C + N @ N.mH + P @ P.mH
+    P = N @ X.mH
+    return gamma * K, C.mH @ C + N @ N.mH + P @ P.mH
+
+
+class _Plain(torch.autograd.Function):
+    """A and Λ of `solution` for a matrix without a direct path: what autograd would record of them,
+    and undo one by one, takes longer than they do."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        psi: Tensor,
+        V: Tensor,
+        S: Tensor,
+        B: Tensor,
+        C: Tensor,
+        gamma: float,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        w = solution(psi, V, S, B, C, None, gamma, eps)
+        Lam = w["Lam"] if math.isinf(gamma) else w["Lam"] / gamma
+        ctx.save_for_backward(V, B, C, w["A"], Lam)
+        ctx.half = 0.5 / gamma  # type: ignore[attr-defined]
+        ctx.set_materialize_grads(False)
+        return w["A"], Lam
+
+    @staticmethod
+    def backward(
+        ctx: FunctionCtx, by_A: Tensor | None, by_Lam: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        V, B, C, A, Lam = ctx.saved_tensors  # type: ignore[attr-defined]
+        half: float = ctx.half  # type: ignore[attr-defined]
+        by_psi = by_V = by_S = by_B = by_C = None
+        column = Lam.unsqueeze(-1)
+        if by_A is not None:
+            G = by_A / -column  # by Λ(I - A)
+            turned = G.mT
+            twice, by_S = G + turned, G - turned
+            by_V = V @ twice
+            # Λ(I - A) divided by Λ, and the bound in it.
+            moved = (G * A).sum(dim=-1) - G.diagonal()
+            if half:
+                twice = half * twice
+                by_C = C @ twice
+                by_N = twice @ (column * B)
+                by_B = column * by_N
+                moved = moved + (by_N * B).sum(dim=-1)
+            by_Lam = moved if by_Lam is None else by_Lam + moved
+        if by_Lam is not None and ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+            by_psi = by_Lam * Lam * ((Lam.log() / SPREAD).square() - 1)
+        return by_psi, by_V, by_S, by_B, by_C, None, None
 
 
 class Bounded(Equilibrium):
@@ -145,20 +209,23 @@ class Bounded(Equilibrium):
 
     def extra_repr(self) -> str:
         learned = ", learn_gamma=True" if hasattr(self, "log_gamma") else ""
-        values = f"gamma={shown(self._gamma())}, eps={self.eps:g}"
+        gamma = self._gamma()
+        shape = shown(gamma) if isinstance(gamma, Tensor) else f"{gamma:g}"
+        values = f"gamma={shape}, eps={self.eps:g}"
         return f"{super().extra_repr()}, {values}{learned}"
 
     def _options(self) -> dict[str, str | float]:
         return super()._options() | {"gamma": self.gamma, "eps": self.eps}
 
     def _promise(self) -> float:
-        return float(self._gamma().detach())
+        gamma = self._gamma()
+        return float(gamma.detach()) if isinstance(gamma, Tensor) else gamma
 
-    def _gamma(self) -> Tensor:
+    def _gamma(self) -> float | Tensor:
         if hasattr(self, "log_gamma"):
             low, high = (math.log(limit) for limit in GAMMA)
             return wide(self.log_gamma).clamp(low, high).exp()
-        return wide(self.psi).new_full((), self.gamma)
+        return self.gamma
 
     def _metric(self, w: dict[str, Tensor]) -> Tensor:
         return w["Lam"].detach()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from ._base import fill_uniform, wide
 from ._equilibrium_conv import EquilibriumConv2d, Free, at_zero
 from ._geometry import Pair
 from ._torus import bounded, symbol
-from .lben import CONTRACTION, LIMIT, Bounded, solution
+from .lben import CONTRACTION, Bounded, limits, solution, unbounded
 
 
 class LBENConv2d(Bounded, EquilibriumConv2d):
@@ -99,8 +97,8 @@ class LBENConv2d(Bounded, EquilibriumConv2d):
         self._reset_bound()
 
     def _symbols(self, size: Pair) -> dict[str, Tensor]:
-        gamma, scale = self._gamma(), LIMIT * math.sqrt(len(self.psi))
-        outer = scale * gamma.double().clamp(max=1).sqrt()
+        gamma = self._gamma()
+        scale, outer = limits(len(self.psi), gamma)
         origin, pooled = self.geometry.before, self.readout == "pool"
 
         def limited(K: Tensor, limit: float | Tensor) -> Tensor:
@@ -113,7 +111,7 @@ class LBENConv2d(Bounded, EquilibriumConv2d):
         B = symbol(limited(self.B, outer), origin, size)
         C, X = read(limited(self.C, outer)), None
         if self.D is not None:
-            free = math.isinf(self.gamma)
+            free = unbounded(gamma)
             X = read(wide(self.D) if free else limited(self.D, CONTRACTION))
         w = solution(wide(self.psi), V, S, B, C, X, gamma, self.eps)
         return w | {"metric": w["Lam"].detach()}

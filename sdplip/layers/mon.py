@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,9 @@ class Plain(Bounded):
     @property
     def psi(self) -> Tensor:  # type: ignore[override]
         units = self.hidden if isinstance(self.hidden, int) else sum(self.hidden)
-        return next(self.parameters()).new_zeros(units)
+        # `parameters` alone would take long to look for all of them.
+        known = itertools.chain(self._parameters.values(), self.parameters())
+        return next(p for p in known if p is not None).new_zeros(units)
 
 
 class MONLinear(Plain, LBENLinear):

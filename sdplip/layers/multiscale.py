@@ -15,7 +15,7 @@ from ._base import fill_uniform, wide
 from ._equilibrium_conv import EquilibriumConv2d, Free, at_zero
 from ._geometry import Pair
 from ._torus import bounded, polyphase, symbol
-from .lben import CONTRACTION, LIMIT, Bounded, solution
+from .lben import CONTRACTION, Bounded, limits, solution, unbounded
 
 
 class MultiscaleLBEN(Bounded, EquilibriumConv2d):
@@ -175,8 +175,7 @@ class MultiscaleLBEN(Bounded, EquilibriumConv2d):
     def _symbols(self, size: Pair) -> dict[str, Tensor]:
         gamma, sides = self._gamma(), self._sides
         units = sum(n * side**2 for n, side in zip(self.hidden, sides, strict=True))
-        scale = LIMIT * math.sqrt(units)
-        outer = scale * gamma.double().clamp(max=1).sqrt()
+        scale, outer = limits(units, gamma)
         rows = {f"{i}": side for i, side in enumerate(sides)}
         grid = {f"{i}_{j}": sides[i] for i in range(len(sides)) for j in range(i + 1)}
 
@@ -216,7 +215,7 @@ class MultiscaleLBEN(Bounded, EquilibriumConv2d):
             C = torch.cat(outward("C", adjoint), dim=-1)
         if self.D is not None:
             D = wide(self.D)
-            if not math.isinf(self.gamma):
+            if not unbounded(gamma):
                 (D,) = bounded([D], [1 if pooled else D[0, 0].numel() * sides[0] ** 2], CONTRACTION)
             if pooled:
                 X = at_zero(D.repeat_interleave(sides[0] ** 2, dim=-1) / sides[0], size)

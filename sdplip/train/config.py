@@ -13,7 +13,7 @@ from .loss import OFFSET, TEMPERATURE
 from .models import ModelConfig, check_types, norm_of, plain, read_config
 
 SCHEDULES = ("constant", "piecewise", "onecycle", "cosine", "step", "multistep")
-LOSSES = ("margin", "multi_margin", "cross_entropy")
+LOSSES = ("margin", "multi_margin", "cross_entropy", "lipschitz_margin")
 OPTIMIZERS = ("adam", "sgd")
 PRECISIONS = ("32", "bf16-mixed")
 CIFAR_RADII = (36 / 255, 72 / 255, 108 / 255, 1.0)
@@ -29,7 +29,7 @@ class TrainConfig:
     the losses with a margin, `linf_penalty` weighs NEMON's differentiable ℓ∞ bound in the loss.
     `augment` names one of AUGMENTATIONS. With `precision` "bf16-mixed" products are in bfloat16
     while training; what is measured afterwards never is. `train_images` restricts the training
-    images, see `Splits.first`.
+    images, see `Splits.first`. `of_epochs` is the recipe's number of epochs where a run is shorter.
     """
 
     data: str = "digits"
@@ -51,6 +51,7 @@ class TrainConfig:
     augment: str = "none"
     precision: str = "32"
     train_images: int | None = None
+    of_epochs: int | None = None
 
     def __post_init__(self) -> None:
         check_types("train", self)
@@ -73,9 +74,7 @@ class TrainConfig:
                 )
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("train_images", 1)):
             value = getattr(self, name)
-            if name == "train_images" and value is None:
-                continue
-            if value < least:
+            if value is not None and value < least:
                 raise InvalidInput(f"train: {name} is {value!r}, but must be an integer ≥ {least}.")
         for name in ("lr", "temperature"):
             _finite("train", name, getattr(self, name), positive=True)
@@ -104,8 +103,9 @@ class EvalConfig:
     """The measurements: accuracies at `radii` (ℓ₂) and `linf_radii` (ℓ∞), per raw pixel in [0, 1].
 
     Accuracies are taken on the first `images` test images (None: all of them), those under attack
-    on the first `attack_images` of these (None: all). `verify` asks for the SDP bound; networks of
-    more than `verify_units` units, and convolutional ones, are left out of it.
+    on the first `attack_images` of these (None: all). With `linf`, dense models that promise
+    nothing in ℓ∞ are measured in it too. `verify` asks for the SDP bound; networks of more than
+    `verify_units` units, and convolutional ones, are left out of it.
     """
 
     radii: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
@@ -116,6 +116,7 @@ class EvalConfig:
     verify: bool = True
     verify_units: int = 300
     attack_images: int | None = None
+    linf: bool = False
 
     def __post_init__(self) -> None:
         check_types("evaluate", self)

@@ -30,6 +30,7 @@ from .measure import (
     exact_copy,
     full_float32,
     promised_pairs,
+    shortened,
 )
 from .models import DENSE, norm_of, promises
 from .row import Row
@@ -83,10 +84,12 @@ def _dense_rows(
     subject = Subject(exact)
     logits = subject.logits(x)
     rows = []
-    for norm in [2.0] if norm_of(layer) == 2 or not promises(layer) else [2.0, norm_of(layer)]:
+    promise = promises(config.model)
+    linf = config.evaluate.linf or (promise and norm_of(layer) == math.inf)
+    for norm in [2.0, math.inf] if linf else [2.0]:
         promised = None
         pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
-        if promises(layer) and norm_of(layer) == norm:
+        if promise and norm_of(layer) == norm:
             promised = lipschitz_bound(exact, norm=norm)
             pairs = (
                 promised_pairs(exact, promised, classes)
@@ -113,7 +116,7 @@ def _image_row(
     classes = model.num_classes
     promised = None
     pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
-    if promises(model.layer):
+    if promises(model):
         promised = lipschitz_bound(exact)
         pairs = promised_pairs(exact, promised, classes)
     subject, slack = _subject(exact, x, config)
@@ -200,7 +203,7 @@ def _row(
         scale=config.model.scale,
         unsound=unsound,
         undecided=undecided,
-        note="; ".join(filter(None, (note, collapsed(clean, labels)))),
+        note="; ".join(filter(None, (shortened(config), note, collapsed(clean, labels)))),
         certificate=certificate,
         curve={"radius": grid, "certified": [certified_accuracy(found, r) for r in grid]},
         attack_images=first,

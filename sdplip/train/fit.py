@@ -26,8 +26,8 @@ from ..errors import InvalidInput, NotConverged
 from .augment import Augmentation
 from .config import RunConfig
 from .data import Splits, pixels
-from .loss import margin_cross_entropy, multi_margin
-from .models import build, linf_bounds, logit_scale
+from .loss import lipschitz_margin, margin_cross_entropy, multi_margin
+from .models import build, linf_bounds, logit_scale, norm_product
 from .optim import optimizer, schedule
 
 RESUME_FILE = "last.ckpt"
@@ -124,6 +124,19 @@ def train(
     )
 
 
+def steps(config: RunConfig, splits: Splits, device: str = "auto") -> Iterator[None]:
+    """The optimiser's steps of one epoch, on a model that is thrown away: to see what they take."""
+    target = pick_device(device)
+    model = build(config.model, seed=config.train.seed).to(target)
+    module = _Classifier(model, config, tuple(t.to(target) for t in splits.train)).to(target)
+    chosen = optimizer(model.parameters(), config.train)
+    for index, batch in enumerate(module.train_dataloader()):
+        chosen.zero_grad()
+        module.training_step(batch, index).backward()
+        chosen.step()
+        yield
+
+
 def _fit(trainer: pl.Trainer, module: pl.LightningModule, resume: Path | None) -> None:
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -204,6 +217,9 @@ class _Classifier(pl.LightningModule):
                 temperature=config.temperature,
                 lipschitz=self.scale,
             )
+        elif config.loss == "lipschitz_margin":
+            bound = norm_product(self.model)
+            loss = lipschitz_margin(logits, y, bound, weight=config.offset)
         elif config.loss == "multi_margin":
             loss = multi_margin(logits, y, offset=config.offset, lipschitz=self.scale)
         else:

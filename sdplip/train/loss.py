@@ -36,6 +36,17 @@ def margin_cross_entropy(
     return F.cross_entropy(shifted / temperature, labels) * temperature
 
 
+def lipschitz_margin(logits: Tensor, labels: Tensor, bound: Tensor, *, weight: float) -> Tensor:
+    """Cross-entropy where every other class gets `weight`·√2·bound ahead.
+
+    `logits` (N, K), `labels` (N,), `bound` a differentiable Lipschitz bound (scalar): training
+    widens margins relative to it. Source: Tsuzuku, Sato, Sugiyama, Lipschitz-margin training
+    (NeurIPS 2018), section 4.
+    """
+    others = 1 - F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
+    return F.cross_entropy(logits + weight * math.sqrt(2) * bound * others, labels)
+
+
 def multi_margin(
     logits: Tensor, labels: Tensor, *, offset: float = OFFSET, lipschitz: float = 1.0
 ) -> Tensor:

@@ -124,6 +124,15 @@ def promised_pairs(exact: nn.Sequential, promised: float, classes: int) -> Tenso
     return torch.minimum(pairs, last_layer_pairs(lipschitz_bound(body, norm=2), W))
 
 
+def shortened(config: RunConfig) -> str:
+    """That a run is shorter than its recipe, else ""."""
+    train = config.train
+    if train.of_epochs is None:
+        return ""
+    limit = "" if train.train_images is None else f" on {train.train_images:,} images"
+    return f"scaled down: {train.epochs} of {train.of_epochs} epochs{limit}"
+
+
 def collapsed(clean: float, labels: Tensor) -> str:
     """A warning where `clean` is no better than always answering the commonest class, else ""."""
     count = len(labels)

@@ -24,6 +24,7 @@ from ..activations import activation
 from ..errors import InvalidInput
 from ..layers import (
     LAYERS,
+    MONLinear,
     NEMONLinear,
     Normalize,
     NormalizedLinear,
@@ -33,6 +34,10 @@ from ..layers import (
 from . import convnets
 
 BASELINES = (convnets.UNCONSTRAINED, "torch-spectral")
+FAMILIES: dict[str, Callable[..., nn.Module]] = {**LAYERS, "mon": MONLinear}
+"""The layer families by name, with LBEN's special case Λ = I."""
+UNBOUNDED = ("lben", "mon")
+"""Families whose ℓ₂ bound can be switched off."""
 DENSE = "dense"
 ARCHITECTURES = (DENSE, *convnets.ARCHITECTURES)
 NORMALISE = ("none", "mean", "std")
@@ -48,10 +53,10 @@ class ModelConfig:
     families have one); in a convolutional `architecture` that of channels and of convolutions, see
     `convnets`. Residual convolutions have `hidden` channels of units (None: as many as channels);
     `dense_depth` layers of `dense_width` units follow the convolutions where the architecture has
-    some. `gamma` is LBEN's bound for the normalised input. `normalise` subtracts `mean` (one, or
-    one per channel) and, for "std", divides by `std`, inside the model: bounds per raw pixel are
-    then 1/std times those of the rest. `tol` is the equilibrium solver's tolerance while training,
-    None for the layers' own, 1e-2.
+    some. `gamma` is LBEN's and MON's bound for the normalised input, None for no bound. `normalise`
+    subtracts `mean` (one, or one per channel) and, for "std", divides by `std`, inside the model:
+    bounds per raw pixel are then 1/std times those of the rest. `tol` is the equilibrium solver's
+    tolerance while training, None for the layers' own, 1e-2.
     """
 
     layer: str
@@ -59,7 +64,7 @@ class ModelConfig:
     num_classes: int
     width: int = 64
     depth: int = 2
-    gamma: float = 1.0
+    gamma: float | None = 1.0
     normalise: str = "mean"
     mean: float | tuple[float, ...] = 0.0
     std: float = 1.0
@@ -88,8 +93,12 @@ class ModelConfig:
                 raise InvalidInput(f"model: {name} is {size!r}, but must be an integer ≥ 0.")
         for name in ("gamma", "std", "tol"):
             value = getattr(self, name)
-            if not (value is None or 0 < value < math.inf):
+            if value is not None and not 0 < value < math.inf:
                 raise InvalidInput(f"model: {name} is {value}, but must be positive and finite.")
+        if self.gamma is None and self.layer not in UNBOUNDED:
+            raise InvalidInput(
+                f"model: gamma is null, but only {' and '.join(UNBOUNDED)} can do without a bound."
+            )
         means = self.mean if isinstance(self.mean, tuple) else (self.mean,)
         if not all(math.isfinite(mean) for mean in means):
             raise InvalidInput(f"model: mean is {self.mean}, but must be finite.")
@@ -180,9 +189,9 @@ def _in_words(wanted: Any) -> str:
 
 def known_layer(name: str) -> str:
     """`name` if it is a layer family or a baseline; InvalidInput listing them otherwise."""
-    if name not in LAYERS and name not in BASELINES:
+    if name not in FAMILIES and name not in BASELINES:
         raise InvalidInput(
-            f"layer {name!r} is not known. The families are {', '.join(LAYERS)}; "
+            f"layer {name!r} is not known. The families are {', '.join(FAMILIES)}; "
             f"the baselines {', '.join(BASELINES)}."
         )
     return name
@@ -193,9 +202,9 @@ def norm_of(layer: str) -> float:
     return float(LAYERS[layer].norm) if layer in LAYERS else 2.0
 
 
-def promises(layer: str) -> bool:
+def promises(config: ModelConfig) -> bool:
     """Whether a bound holds by construction; torch's spectral norm only approximates one."""
-    return layer in LAYERS
+    return config.layer in FAMILIES and config.gamma is not None
 
 
 def build(config: ModelConfig, *, seed: int | None = None) -> nn.Sequential:
@@ -230,9 +239,11 @@ def _body(config: ModelConfig, features: int) -> list[nn.Module]:
     layer, width, classes = config.layer, config.width, config.num_classes
     if layer in BASELINES:
         return _stack(partial(_baseline, layer), config, features, activated=True)
-    family: Callable[..., nn.Module] = LAYERS[layer]
-    accepted = inspect.signature(family).parameters
-    offered = {"gamma": config.gamma, "activation": config.activation, "tol": config.tol}
+    family = FAMILIES[layer]
+    # MON passes LBEN's arguments on.
+    accepted = inspect.signature(LAYERS["lben"] if layer == "mon" else family).parameters
+    gamma = math.inf if config.gamma is None else config.gamma
+    offered = {"gamma": gamma, "activation": config.activation, "tol": config.tol}
     options = {name: value for name, value in offered.items() if name in accepted}
     if {"hidden", "out_features"} <= accepted.keys():
         return [family(features, width, classes, **options)]
@@ -262,7 +273,7 @@ def _baseline(layer: str, fan_in: int, fan_out: int) -> nn.Module:
 def logit_scale(model: nn.Sequential, config: ModelConfig) -> float:
     """What the margin in a loss is in units of: the ℓ₂ bound of the model; before a last layer with
     unit rows, of what comes before that. 1 without a promise."""
-    if not promises(config.layer) or norm_of(config.layer) != 2:
+    if not promises(config) or norm_of(config.layer) != 2:
         return 1.0
     return lipschitz_bound(model[:-1] if isinstance(model[-1], NormalizedLinear) else model)
 
@@ -270,6 +281,12 @@ def logit_scale(model: nn.Sequential, config: ModelConfig) -> float:
 def linf_bounds(model: nn.Module) -> list[Tensor]:
     """The differentiable ℓ∞ bounds of the model's NEMON layers."""
     return [m.linf_bound() for m in model.modules() if isinstance(m, NEMONLinear)]
+
+
+def norm_product(model: nn.Module) -> Tensor:
+    """The product of the ℓ₂ norms of the model's nn.Linear weights, differentiable."""
+    norms = [torch.linalg.matrix_norm(m.weight, 2) for m in model.modules() if type(m) is nn.Linear]
+    return torch.stack(norms).prod()
 
 
 def families() -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from ..errors import InvalidInput
 from .checkpoint import read_json
 from .config import RunConfig
 from .figures import cost_figure, history_figure, residual_figure, spectra_figure
-from .plots import COLOURS, OTHER, STYLE, accuracy_figure, lipschitz_figure
-from .report import DASH, notes, number, violations
+from .plots import COLOURS, OTHER, STYLE, accuracy_figure, lipschitz_figure, tradeoff_figure
+from .report import DASH, PUBLISHED, notes, number, published_cells, violations
 from .row import Row
 from .runs import FORMAT, read_rows
 
@@ -30,6 +30,7 @@ article{max-width:62rem}
 figure{margin:1.4rem 0 2rem}
 figure>svg{display:block;width:100%;height:auto;background:#fff;border-radius:.3rem}
 figcaption{color:var(--soft);font-size:.9rem;line-height:1.5;margin-top:.5rem}
+details ul{font-size:.88rem;line-height:1.45;color:var(--soft);padding-left:1.1rem}
 summary{cursor:pointer;color:var(--soft);font-size:.85rem}
 td,th{padding:.3rem .55rem .3rem 0;white-space:nowrap}
 td.right,th.right{text-align:right;font-variant-numeric:tabular-nums}
@@ -104,7 +105,7 @@ def report(paths: Sequence[Path]) -> str:
                 _accuracy(norm, [row for row in rows if row.norm == norm])
                 for norm in dict.fromkeys(row.norm for row in rows)
             ),
-            *(f"<p>{escape(line)}</p>" for line in notes(rows)),
+            _notes(rows),
             _figure(
                 lambda: accuracy_figure(rows),
                 "Certified (line) and attacked (dashed) accuracy against the radius, per raw pixel "
@@ -116,6 +117,18 @@ def report(paths: Sequence[Path]) -> str:
                 "How tight the bounds are: the constant lies between the largest Jacobian found "
                 "(sampled) and the verified bound; product of norms and promise for comparison.",
                 _bounds(rows),
+            ),
+            *(
+                [
+                    _figure(
+                        lambda: tradeoff_figure(rows),
+                        "Test error against the Lipschitz constant for the normalised input: what "
+                        "a bound costs. Crosses are published models, measured anew.",
+                        _published(rows),
+                    )
+                ]
+                if any(row.variant for row in rows)
+                else []
             ),
             _figure(
                 lambda: cost_figure(rows),
@@ -149,6 +162,12 @@ def _verdict(rows: Sequence[Row]) -> str:
     return "".join(f'<p class="broken">{escape(text)}</p>' for text in broken)
 
 
+def _notes(rows: Sequence[Row]) -> str:
+    lines = "".join(f"<li>{escape(line)}</li>" for line in notes(rows))
+    summary = "<summary>what the tables do not say</summary>"
+    return f'<details open="open">{summary}<ul>{lines}</ul></details>'
+
+
 def _accuracy(norm: float, rows: Sequence[Row]) -> str:
     symbol = "ℓ₂" if norm == 2 else "ℓ∞"
     radii = list(dict.fromkeys(radius for row in rows for radius in row.radii))
@@ -178,6 +197,12 @@ def _bounds(rows: Sequence[Row]) -> str:
             for row in rows
         ],
     )
+
+
+def _published(rows: Sequence[Row]) -> str:
+    """Beside every result what was published, for the normalised input."""
+    body = [(row, *published_cells(row)) for row in rows if row.norm == 2]
+    return _table(("model", *PUBLISHED), body)
 
 
 def _costs(rows: Sequence[Row]) -> str:

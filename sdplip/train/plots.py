@@ -27,6 +27,7 @@ COLOURS = {
     "sll": "#D55E00",
     "lben": "#CC79A7",
     "nemon": "#E69F00",
+    "mon": "#3B3B98",
     "sandwich": "#7B4F2C",
     "unconstrained": "#222222",
     "torch-spectral": "#888888",
@@ -42,12 +43,16 @@ STYLE = {
 
 
 def plot(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write accuracy.{png,svg} and lipschitz.{png,svg} into `folder`; returns the PNGs."""
+    """Write accuracy and lipschitz, and tradeoff where rows share a family, as PNG and SVG into
+    `folder`; returns the PNGs."""
     import matplotlib
 
+    draws = {"accuracy": accuracy_figure, "lipschitz": lipschitz_figure}
+    if any(row.variant for row in rows):
+        draws["tradeoff"] = tradeoff_figure
     pictures = []
     with matplotlib.rc_context(STYLE):
-        for name, draw in (("accuracy", accuracy_figure), ("lipschitz", lipschitz_figure)):
+        for name, draw in draws.items():
             figure = draw(rows)
             for suffix in ("png", "svg"):
                 # A date in the file would make every run differ.
@@ -124,6 +129,35 @@ def lipschitz_figure(rows: Sequence[Row]) -> Figure:
     handles = [axes[0].plot([], [], **_mark(name, "#444444"))[0] for name in MARKS]
     labels = ["promised", "product of norms", "verified (upper bound)", "sampled (lower bound)"]
     figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
+    return figure
+
+
+def tradeoff_figure(rows: Sequence[Row]) -> Figure:
+    """Test error against the verified bound for the normalised input, published points beside."""
+    figure = blank(7.6, 4.2)
+    axis = figure.subplots()
+    shown = [row for row in rows if row.norm == 2 and row.verified is not None]
+    for layer in dict.fromkeys(row.layer for row in shown):
+        group = sorted((r for r in shown if r.layer == layer), key=lambda r: r.verified or 0.0)
+        colour = COLOURS.get(layer, OTHER)
+        for row in group:
+            error, bound = 100 * (1 - row.clean), (row.verified or 0.0) * row.scale
+            sampled = bound if row.sampled is None else row.sampled * row.scale
+            axis.plot([sampled, bound], [error] * 2, color=colour, alpha=0.35, linewidth=3)
+            axis.plot(sampled, error, "o", color=colour, markerfacecolor="white", markersize=4)
+            axis.plot(bound, error, "o", color=colour, markersize=5)
+            axis.annotate(
+                row.variant or row.layer, (bound, error), xytext=(5, 4), fontsize=7, color=colour,
+                textcoords="offset points",
+            )  # fmt: skip
+            if {"error", "verified"} <= row.published.keys():
+                axis.plot(row.published["verified"], row.published["error"], "x", color="#666666")
+    axis.set_xscale("log")
+    plain(axis.xaxis)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("Lipschitz constant for the normalised input: verified (filled), found (open)")
+    axis.set_ylabel("test error (%)")
+    axis.set_title("crosses: published models, measured anew", loc="left", fontsize=9)
     return figure
 
 

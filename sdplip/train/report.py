@@ -37,7 +37,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     """Accuracies per norm, then the Lipschitz constants of all rows."""
     norms = list(dict.fromkeys(row.norm for row in rows))
     accuracies = [_accuracy_table([row for row in rows if row.norm == norm]) for norm in norms]
-    return [*accuracies, _constants_table(rows)]
+    published = [_published_table(rows)] if any(row.published for row in rows) else []
+    return [*accuracies, *published, _constants_table(rows)]
 
 
 def _accuracy_table(rows: Sequence[Row]) -> Table:
@@ -54,7 +55,34 @@ def _accuracy_table(rows: Sequence[Row]) -> Table:
         pairs = zip(row.certified, row.attacked, strict=True)
         cells = [f"{100 * c:.1f}/{100 * a:.1f}" for c, a in pairs]
         digits = 1 if row.images < 2000 else 2
-        table.add_row(row.layer, f"{100 * row.clean:.{digits}f}", *cells)
+        table.add_row(
+            f"{row.layer} {row.variant}".rstrip(), f"{100 * row.clean:.{digits}f}", *cells
+        )
+    return table
+
+
+PUBLISHED = ("error (%)", "published", "verified", "published", "sampled", "published")
+
+
+def published_cells(row: Row) -> list[str]:
+    """Test error, verified and sampled constants of a row, and beside each what was published."""
+    own = {"error": 100 * (1 - row.clean), "verified": row.verified, "sampled": row.sampled}
+    cells = []
+    for name, value in own.items():
+        scale = 1.0 if name == "error" or value is None else row.scale
+        cells += [number(None if value is None else value * scale)]
+        cells += [number(row.published.get(name))]
+    return cells
+
+
+def _published_table(rows: Sequence[Row]) -> Table:
+    table = _table("Beside what was published, constants for the normalised input")
+    table.add_column("layer")
+    for name in PUBLISHED:
+        table.add_column(name, justify="right")
+    for row in rows:
+        if row.norm == 2:
+            table.add_row(row.label, *published_cells(row))
     return table
 
 
@@ -103,7 +131,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "sampled ≤ true constant ≤ verified: a Jacobian found, and the SDP's bound; figures are "
         "rounded here, --json and the run directory have every digit.",
     ]
-    lines += [f"{row.label}: {row.note}" for row in rows if row.note]
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        for remark in filter(None, row.note.split("; ")):
+            said.setdefault(remark, []).append(row.label)
+    lines += [f"{', '.join(labels)}: {remark}" for remark, labels in said.items()]
     for row in rows:
         if row.attack_clean is not None:
             proved = ", ".join(f"{100 * share:.1f}" for share in row.attack_certified)
@@ -112,7 +144,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
                 f"{100 * row.attack_clean:.1f} % are clean and {proved} % certified."
             )
     for row in rows:
-        if row.scale != 1:
+        if row.scale != 1 and not row.published:
             inner = (None if v is None else v * row.scale for v in (row.promised, row.verified))
             promised, verified = map(number, inner)
             lines.append(

@@ -24,6 +24,8 @@ class Row:
     `unsound` counts images attacked within their certified radius. Where fewer than `images` were
     attacked, `attacked` belongs to the first `attack_images`, whose clean and certified accuracies
     are `attack_clean` and `attack_certified`. `variant` tells apart rows of one family.
+    `published` has figures of a source for the same model: test `error` in %, and `verified` and
+    `sampled` for the normalised input.
     """
 
     layer: str
@@ -53,6 +55,7 @@ class Row:
     attack_certified: tuple[float, ...] = ()
     product: float | None = None
     variant: str = ""
+    published: dict[str, float] = field(default_factory=dict)
     certificate: Certificate | None = field(default=None, repr=False, compare=False)
 
     @property

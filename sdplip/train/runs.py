@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def run(
     force: bool = False,
     resume: bool = True,
     on_epoch: OnEpoch | None = None,
+    variant: str = "",
+    published: dict[str, float] | None = None,
 ) -> Finished:
     """Train and evaluate one model in the directory `out`.
 
@@ -93,6 +96,7 @@ def run(
             step_ms=result.step_ms,
             train_seconds=result.seconds,
         )
+        rows = [replace(row, variant=variant, published=published or {}) for row in rows]
         for row in rows:
             if row.certificate is not None:
                 row.certificate.save(out / CERTIFICATES[row.norm])
@@ -149,7 +153,7 @@ def prepare(config: RunConfig, out: Path, *, force: bool = False, resume: bool =
 
 
 def compare(
-    configs: Sequence[RunConfig],
+    configs: Sequence[RunConfig] | Mapping[str, RunConfig],
     splits: Splits,
     out: Path,
     *,
@@ -158,20 +162,28 @@ def compare(
     resume: bool = True,
     on_epoch: OnEpoch | None = None,
     on_finished: Callable[[Finished], None] | None = None,
+    published: Mapping[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Run every configuration under `out`, draw the pictures, write and return compare.json."""
+    """Run every configuration under `out`, draw the pictures, write and return compare.json.
+
+    Where configurations have names, these tell apart runs of one family; `published` has figures
+    of a source by the same names.
+    """
     from .plots import plot
 
     started = time.perf_counter()
-    for config in configs:
+    if not isinstance(configs, Mapping):
+        configs = {config.model.layer: config for config in configs}
+    for config in configs.values():
         splits.first(config.train.train_images)
-    for config in configs:
-        prepare(config, out / config.model.layer, force=force, resume=resume)
+    for name, config in configs.items():
+        prepare(config, out / folder_name(name), force=force, resume=resume)
     rows: list[Row] = []
-    for config in configs:
+    for name, config in configs.items():
         finished = run(
-            config, splits, out / config.model.layer, device=device, resume=resume,
-            on_epoch=on_epoch,
+            config, splits, out / folder_name(name), device=device, resume=resume,
+            on_epoch=on_epoch, variant=name.removeprefix(config.model.layer).strip(),
+            published=(published or {}).get(name),
         )  # fmt: skip
         if on_finished is not None:
             on_finished(finished)
@@ -180,6 +192,11 @@ def compare(
     result = document(rows, splits.name, pictures, time.perf_counter() - started)
     write_json(out / "compare.json", result)
     return result
+
+
+def folder_name(name: str) -> str:
+    """A run's name as that of a directory: letters, digits, dots and hyphens."""
+    return re.sub(r"[^\w.]+", "-", name.replace("γ=", "gamma-")).strip("-")
 
 
 def read_rows(out: Path) -> list[Row]:

@@ -16,8 +16,10 @@ from torch import nn
 
 from .. import conditions
 from .._arrays import Array, parse_norm, write_atomically
+from ..convolutional import ConvSystem
 from ..errors import CertificationError, InvalidInput
 from ..system import System
+from .fold import fold
 from .reduce import live_units, prune
 from .region import Region
 from .rigorous import UNIT, Ball, positive_definite
@@ -41,7 +43,7 @@ class Certificate:
     norm: float
     """2.0 or inf."""
     multipliers: tuple[float, ...]
-    """Λ (norm 2) or η (norm inf), one per unit; 0 for a unit that cannot matter."""
+    """Λ (norm 2) or η (norm inf), one per unit; 0 for one that cannot matter, or is linear."""
     proven: bool
     """Whether `check` established the bound in rounding-safe arithmetic."""
     lower: float | None
@@ -180,48 +182,72 @@ def as_system(model: Any) -> System:
     )
 
 
-def check(certificate: Certificate, model: System | nn.Module) -> Certificate:
+def check(certificate: Certificate, model: System | ConvSystem | nn.Module) -> Certificate:
     """Establish the bound anew from the multipliers and the model alone.
 
     Returns:
-        The certificate, whose bound, multipliers, norm, sizes and model are then established; its
-        other fields are what the verification reported.
+        The certificate, whose bound, multipliers, norm, sizes, model, kind, classes and region are
+        then established; its other fields are what the verification reported.
 
     Raises:
         CertificationError: another model, or the condition does not hold (or not by enough for a
             proof in float64); the message says which.
     """
-    system = as_system(model)
+    system = model if isinstance(model, ConvSystem) else as_system(model)
     digest = system.digest()
     if certificate.model != digest:
         raise CertificationError(
             f"The certificate is for another model: it names {certificate.model[:12]}…, this model "
             f"is {digest[:12]}…. Verify this model anew."
         )
-    multipliers = np.asarray(certificate.multipliers, dtype=np.float64)
-    sizes = (certificate.inputs, certificate.units, certificate.outputs)
-    if multipliers.shape != (system.units,) or sizes != (
-        system.inputs,
-        system.units,
-        system.outputs,
-    ):
-        raise CertificationError(
-            f"The certificate is for sizes {sizes} with {multipliers.size} multipliers, the model "
-            f"has {system.inputs} inputs, {system.units} units and {system.outputs} outputs."
-        )
     if certificate.proven is not True or (certificate.lower or 0.0) > certificate.bound:
         raise CertificationError("The certificate contradicts itself: see proven, lower, bound.")
+    multipliers = np.asarray(certificate.multipliers, dtype=np.float64)
+    stated = (certificate.inputs, certificate.units, certificate.outputs, multipliers.size)
+    sizes = (system.inputs, system.units, system.outputs, _count(system, certificate))
+    if stated != sizes:
+        raise CertificationError(
+            "The certificate is for {} inputs, {} units, {} outputs and {} multipliers, but the "
+            "model has {}, {}, {} and {}.".format(*stated, *sizes)
+        )
+    if not _shown(certificate, system, multipliers):
+        raise CertificationError(
+            f"The condition does not hold at bound {certificate.bound!r} with these multipliers: "
+            "the bound is not proven."
+        )
+    return certificate
+
+
+def _count(system: System | ConvSystem, certificate: Certificate) -> int:
+    """How many multipliers there must be."""
+    if isinstance(system, System) != (certificate.kind == SYSTEM):
+        raise CertificationError(
+            f"The certificate is of the kind {certificate.kind!r}, but the model is a "
+            f"{type(system).__name__}."
+        )
+    if isinstance(system, System):
+        return system.units
+    if certificate.norm != 2 or certificate.classes or certificate.region:
+        raise CertificationError(
+            "Certificates of convolutions are about norm 2 and all outputs, everywhere; this one "
+            f"has norm = {certificate.norm:g}, classes = {certificate.classes} and region = "
+            f"{certificate.region}."
+        )
+    from .frequency import multiplier_count
+
+    return multiplier_count(system)
+
+
+def _shown(certificate: Certificate, system: System | ConvSystem, multipliers: Array) -> bool:
+    if isinstance(system, ConvSystem):
+        from .frequency import frequency_holds
+
+        return frequency_holds(system, certificate.bound, multipliers)
     if certificate.region is not None:
         from .local import restrict
 
         system = restrict(system, certificate.region)
-    bound, classes = certificate.bound, certificate.classes
-    if not holds(system, certificate.norm, bound, multipliers, classes):
-        raise CertificationError(
-            f"The condition does not hold at bound {bound!r} with these multipliers: "
-            "the bound is not proven."
-        )
-    return certificate
+    return holds(system, certificate.norm, certificate.bound, multipliers, certificate.classes)
 
 
 def holds(
@@ -234,6 +260,7 @@ def holds(
     """Whether bound and multipliers (n,) satisfy the condition, in rounding-safe arithmetic.
 
     Args:
+        multipliers: those of units that cannot matter, or have one slope, are not used.
         classes: (i, j) for the bound of y_i − y_j, whose rows are subtracted exactly.
     """
     if not (math.isfinite(bound) and bound >= 0 and np.isfinite(multipliers).all()):
@@ -244,21 +271,43 @@ def holds(
         system = difference(system, *classes)
     live = live_units(system)
     small, kept = prune(system), multipliers[live]
-    if not (kept > 0).all():
-        return False
     if small.units == 0 and not small.D.any():
         return True
-    arrays = {k: getattr(small, k) for k in ("A", "B", "C", "D", "alpha", "beta")}
-    if classes is not None:
-        arrays |= {k: Ball(arrays[k], UNIT * abs(arrays[k])) for k in "CD"}
+    C, D = (Ball(X, 0.0 if classes is None else UNIT * abs(X)) for X in (small.C, small.D))
+    arrays = {"A": small.A, "B": small.B, "C": C, "D": D, "alpha": small.alpha, "beta": small.beta}
+    if (folded := fold(small, C, D)) is not None:
+        arrays, kept = folded.arrays, kept[folded.kept]
+    if not (kept > 0).all():
+        return False
     if norm == 2:
         # ρ is below bound², so what is proved for √ρ holds for the bound.
         rho = Ball(bound) * Ball(bound)
         M = conditions.lipschitz(**arrays, Lam=Ball(kept), rho=Ball(float(rho.lower)))
         return positive_definite(M)
     rows = conditions.linf(**arrays, eta=Ball(kept), c=1.0, gamma=bound).lower
-    split = 2 * small.units
+    split = 2 * kept.size
     return bool((rows[:split] > 0).all() and (rows[split:] >= 0).all())
+
+
+def prove(
+    system: System,
+    norm: float,
+    least: float,
+    multipliers: Array,
+    classes: tuple[int, int] | None = None,
+    most: float = 1e-6,
+) -> float | None:
+    """The smallest bound that `holds` of least·(1 + 10⁻ᵏ), k = 14, 13, …, up to least·(1 + most).
+
+    `least` is what a solver says; None where no such bound is shown.
+    """
+    for k in range(14, 0, -1):
+        bound = least * (1 + 10.0**-k)
+        if 10.0**-k > most:
+            break
+        if holds(system, norm, bound, multipliers, classes):
+            return float(bound)
+    return None
 
 
 def _pair(value: list[Any], outputs: int, where: str) -> tuple[int, int]:

@@ -1,107 +1,257 @@
-"""Lower bounds of the Lipschitz constant: norms of Jacobians that the network really has."""
+"""Lower bounds of the Lipschitz constant: gains of Jacobians that the network really has."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor
+import math
+import time
+from typing import Any
 
-from ..activations import activation
+import numpy as np
+from numpy.typing import NDArray
+
+from .._arrays import Array, finite
 from ..errors import ShapeError
 from ..system import UNKNOWN, System
+from .local import preactivations
+from .network import Network
+from .ranges import slope_range
+from .region import Region
+from .rigorous import TINY, UNIT, Ball
+
+EFFORT = 3e10
+"""Floating-point operations of a search, about: two seconds of one core."""
+
+EXACT_OUTPUTS = 256
+"""Up to this many, a Jacobian is formed; above, its norm comes from power iterations."""
+
+CYCLIC_SLACK = 1e-6
+"""Taken off where equilibria are only known in floating point, to 1e-12 and their conditioning."""
 
 
 def lower_bound(
     system: System,
     norm: float = 2,
     *,
-    points: Tensor | None = None,
-    samples: int = 48,
+    points: Any = None,
+    region: Region | None = None,
+    samples: int | None = None,
     steps: int | None = None,
     seed: int = 0,
+    deadline: float | None = None,
 ) -> float | None:
-    """The largest ‖∂y/∂x‖ found by gradient ascent from random pairs; None if σ is unknown.
+    """The largest gain ‖J(x)w‖ / ‖w‖ of a Jacobian that was found; None if σ is unknown.
 
-    Pairs (x, x + h) climb ‖f(x + h) − f(x)‖ / ‖h‖, which averages Jacobians along the segment; then
-    the Jacobians at their ends, and at ever closer points around the best, are taken exactly.
+    Random points climb the norm of their Jacobian, whose slopes are averaged over ever narrower
+    intervals of pre-activations, so that kinks have a gradient, too. The best gains are then
+    enclosed in rounding-safe arithmetic: where the sign of a pre-activation is in doubt, with every
+    slope that it may have. So the result is at most the true constant; of a system with a cycle,
+    whose equilibria are floating-point numbers, points near a kink are left out and `CYCLIC_SLACK`
+    is taken off instead.
 
     Args:
-        system: evaluated in float64, at its exact equilibrium where A has a cycle.
-        norm: 2 or inf, on input and output alike.
         points: (k, m) inputs to start from in addition, such as data.
-        samples: random pairs.
-        steps: of Adam; by default 100, or 30 where every evaluation is an equilibrium solve.
+        region: only points and directions inside it.
+        norm: 2 or inf, on input and output alike.
+        samples, steps: random points and their steps; None fits them to the size of the system.
         seed: of the random starts.
+        deadline: a time of `time.perf_counter` after which the search ends with what it has.
+
+    Raises:
+        ShapeError: points or a region of another dimension.
+        NotConverged: an equilibrium was not found.
     """
     if (system.activation == UNKNOWN).any():
         return None
-    if system.units == 0 or not system.B.any():
-        return float(np.linalg.norm(system.D, norm)) if system.D.size else 0.0
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    B, D = torch.as_tensor(system.B.copy()), torch.as_tensor(system.D.copy())
-    used = torch.cat([B, D])
-    used = used[used.any(dim=1)]
-    reduced = norm == 2 and len(used) < system.inputs and points is None
-    basis = torch.linalg.qr(used.mT)[0] if reduced else torch.eye(system.inputs).double()
-    width = basis.shape[1]
-
-    # The scale at which biases and inputs compete, in both directions.
-    weight, bias = B.norm(dim=1), torch.as_tensor(system.b.copy()).abs()
-    reach = float((bias / weight.clamp_min(1e-300))[weight > 0].median().clamp(1.0, 1e6))
-    scale = reach * torch.logspace(-1.5, 1, samples, dtype=torch.float64)[:, None]
-    start = normal(samples, width)
-    if points is not None:
-        if points.ndim != 2 or points.shape[1] != system.inputs:
-            raise ShapeError(
-                f"points has shape {tuple(points.shape)}, but must be (k, {system.inputs})."
-            )
-        data = points.detach().double().cpu()
-        start, scale = torch.cat([start, data]), torch.cat([scale, torch.ones(len(data), 1)])
-    offset = normal(*start.shape)
-    x, h = start.requires_grad_(), offset.requires_grad_()
-    optimiser = torch.optim.Adam([x, h], lr=0.1)
-    if steps is None:
-        steps = 100 if system.is_feedforward else 30
-    for _ in range(steps):
-        both = system(torch.cat([scale * x, scale * (x + h)]) @ basis.mT).chunk(2)
-        rise = torch.linalg.vector_norm(both[1] - both[0], norm, dim=1)
-        run = torch.linalg.vector_norm(scale * h, norm, dim=1)
-        gain = rise.clamp_min(1e-300).log() - run.clamp_min(1e-300).log()
-        optimiser.zero_grad()
-        (-gain.sum()).backward()
-        if not (torch.isfinite(x.grad).all() and torch.isfinite(h.grad).all()):  # type: ignore[arg-type]
-            break
-        optimiser.step()
-    ends = torch.cat([scale * x, scale * (x + h), scale * (x + h / 2)]).detach()
-    length = torch.cat([scale * h] * 3).detach().norm(dim=1, keepdim=True)
-    best = _jacobian_norms(system, basis, ends, norm)
-    for shrink in (0.3, 0.1, 0.03):
-        leader = int(best.argmax())
-        cloud = ends[leader] + shrink * length[leader] * normal(samples, width) / width**0.5
-        around = _jacobian_norms(system, basis, cloud, norm)
-        ends, best = torch.cat([ends, cloud]), torch.cat([best, around])
-        length = torch.cat([length, shrink * length[leader].expand(samples, 1)])
-    return float(best.max())
+    with np.errstate(all="ignore"):
+        search = _Search(system, norm, region, seed, math.inf if deadline is None else deadline)
+        x, w = search.climb(_data(points, system.inputs), samples, steps)
+        return max(_attained(system, norm, *pair) for pair in zip(x, w, strict=True))
 
 
-def _jacobian_norms(system: System, basis: Tensor, x: Tensor, norm: float) -> Tensor:
-    """‖C(I − SA)⁻¹SB + D‖, S = σ′, at the points x (k, m′) in the given basis of the input."""
-    A, B, C, D, b = (torch.as_tensor(getattr(system, k).copy()) for k in "ABCDb")
-    point = x @ basis.mT
-    with torch.no_grad():
-        v = system.hidden(point) @ A.mT + point @ B.mT + b
-        slope = torch.empty_like(v)
-        for name in np.unique(system.activation):
-            units = torch.as_tensor(system.activation == name)
-            slope[:, units] = activation(str(name)).derivative(v[:, units])
-        norms = []
-        for chunk in slope.split(max(1, 1 << 22 >> (2 * len(A).bit_length()))):
-            S = chunk[:, :, None]
-            inner = torch.linalg.solve(torch.eye(len(A)).double() - S * A, S * (B @ basis))
-            J = D @ basis + C @ inner
-            norms.append(torch.linalg.matrix_norm(J, norm))
-    return torch.cat(norms)
+def _data(points: Any, inputs: int) -> Array:
+    if points is None:
+        return np.zeros((0, inputs))
+    data = finite("points", points)
+    if data.ndim != 2 or data.shape[1] != inputs:
+        raise ShapeError(f"points has shape {data.shape}, but must be (k, {inputs}).")
+    return data
+
+
+class _Search:
+    """Points x and directions w (k, m) of large ‖J(x)w‖ / ‖w‖."""
+
+    def __init__(
+        self, system: System, norm: float, region: Region | None, seed: int, deadline: float
+    ) -> None:
+        self.system, self.norm, self.region, self.deadline = system, norm, region, deadline
+        self.rng = np.random.default_rng(seed)
+        self.net = Network(system)
+        self.low = self.high = self.centre = None
+        self.free = np.ones(system.inputs)
+        if region is not None:
+            if region.inputs != system.inputs:
+                raise ShapeError(
+                    f"The region has dimension {region.inputs}, but the system takes "
+                    f"{system.inputs} inputs."
+                )
+            self.low, self.high = region.limits
+            self.centre = self.low / 2 + self.high / 2
+            # Pairs of the region differ in these coordinates alone.
+            self.free = ((self.high > self.low) & (region.radius != 0)).astype(float)
+
+    def climb(
+        self, data: Array, samples: int | None, steps: int | None
+    ) -> tuple[Array, Array]:
+        """The best points and their directions."""
+        net, m = self.net, self.system.inputs
+        flops = 10.0 * net.cost
+        if samples is None:
+            samples = int(np.clip(EFFORT / flops / 60, 4, 32 if net.levels else 8))
+        if steps is None:
+            steps = int(np.clip(EFFORT / flops / samples, 8, 60 if net.levels else 25))
+        x, scale = self._starts(samples)
+        if len(data):
+            data = self.project(data)
+            gains = np.concatenate([self.gains(part, None, 3)[0] for part in _chunks(data)])
+            data = data[np.argsort(-gains)[:samples]]
+            spread = np.full((len(data), 1), data.std() or 1.0) * np.ones_like(scale[:1])
+            x, scale = np.concatenate([x, data]), np.concatenate([scale, spread])
+        start = x.copy()
+        w = self.rng.normal(size=x.shape) * self.free
+        first, second = np.zeros_like(x), np.zeros_like(x)
+        for t in range(1, steps + 1):
+            if time.perf_counter() > self.deadline:
+                break
+            width = 3.0 * 0.01 ** ((t - 1) / max(steps - 1, 1))
+            gradient, w = self._gradient(x, w, width)
+            gradient = np.nan_to_num(gradient * scale, posinf=0.0, neginf=0.0)
+            first += 0.1 * (gradient - first)
+            second += 0.01 * (gradient**2 - second)
+            pace = np.sqrt(second / (1 - 0.99**t)) + 1e-12
+            x = self.project(x + 0.1 * scale * first / (1 - 0.9**t) / pace)
+        x, w = np.concatenate([x, start]), np.concatenate([w, w])
+        gains, w = self.gains(x, w, 6)
+        for shrink in (1.0, 0.3, 0.1, 0.03):
+            if time.perf_counter() > self.deadline:
+                break
+            best = int(gains.argmax())
+            step = shrink * scale[best % len(scale)] / m**0.5
+            cloud = self.project(x[best] + step * self.rng.normal(size=(samples, m)))
+            more, directions = self.gains(cloud, np.tile(w[best], (samples, 1)), 6)
+            x, w = np.concatenate([x, cloud]), np.concatenate([w, directions])
+            gains = np.concatenate([gains, more])
+        top = np.argsort(-gains)[:3]
+        return x[top], self._directions(x[top], w[top])
+
+    def _starts(self, samples: int) -> tuple[Array, Array]:
+        """Points (k, m) and how far the search may step from each (k, m)."""
+        shape = (samples, self.system.inputs)
+        if self.centre is None:
+            # The scale at which biases and inputs compete, in both directions.
+            weight, bias = np.linalg.norm(self.system.B, axis=1), abs(self.system.b)
+            ratios = bias[weight > 0] / weight[weight > 0]
+            reach = float(np.clip(np.median(ratios), 1.0, 1e6)) if ratios.size else 1.0
+            scale = np.tile(reach * np.logspace(-1.5, 1, samples)[:, None], (1, shape[1]))
+            return scale * self.rng.normal(size=shape), scale
+        half = np.tile((self.high - self.low) / 2, (samples, 1))
+        return self.project(self.centre + half * self.rng.uniform(-1, 1, size=shape)), half / 2
+
+    def project(self, x: Array) -> Array:
+        """The nearest points of the region."""
+        if self.region is None or self.centre is None:
+            return x
+        if self.region.radius is None:
+            return np.clip(x, self.low, self.high)
+        centre = np.array(self.region.centre)
+        away = x - centre
+        # Inside by more than the rounding of the norm.
+        most = self.region.radius * (1 - 1e-9)
+        size = np.linalg.norm(away, axis=1, keepdims=True)
+        return centre + away * np.minimum(1.0, most / np.maximum(size, 1e-300))
+
+    def _gradient(self, x: Array, w: Array, width: float) -> tuple[Array, Array]:
+        """∂ log‖J(x)w‖ / ∂x with slopes averaged over v ± width·mean|v|, and the next w."""
+        net = self.net
+        v = net.preactivations(x)
+        half = width * net.level_means(abs(v)) + 1e-300
+        (low, low_slope), (high, high_slope) = net.sigma(v - half), net.sigma(v + half)
+        slope, bend = (high - low) / (2 * half), (high_slope - low_slope) / (2 * half)
+        moved, z = net.push(slope, w)
+        u = self._ascent(net.output(z, w))
+        on_z = net.output_adjoint(u)
+        on_v = net.pull(slope, on_z)
+        w = self._input_direction(net.input_adjoint(on_v, u))
+        # σ bends at v, which changes the gain of this unit and, through z, those behind it.
+        total = np.divide(on_v, slope, out=np.zeros_like(on_v), where=slope != 0)
+        on_v = net.pull(net.sigma(v)[1], np.zeros_like(on_z), bend * moved * total)
+        return net.input_adjoint(on_v), w
+
+    def gains(self, x: Array, w: Array | None, rounds: int) -> tuple[Array, Array]:
+        """‖J(x)w‖ / ‖w‖ (k,) after rounds of power iteration, and w."""
+        net = self.net
+        slope = net.sigma(net.preactivations(x))[1]
+        w = self.rng.normal(size=x.shape) * self.free if w is None else w
+        for _ in range(rounds):
+            u = self._ascent(net.output(net.push(slope, w)[1], w))
+            on_v = net.pull(slope, net.output_adjoint(u))
+            w = self._input_direction(net.input_adjoint(on_v, u))
+        y = net.output(net.push(slope, w)[1], w)
+        gains = np.linalg.norm(y, self.norm, axis=1) / np.linalg.norm(w, self.norm, axis=1)
+        return np.nan_to_num(gains, nan=0.0, posinf=0.0), w
+
+    def _ascent(self, y: Array) -> Array:
+        """∂ log‖y‖ / ∂y."""
+        if self.norm == 2:
+            return y / np.maximum(np.square(y).sum(axis=1, keepdims=True), 1e-300)
+        top = abs(y).argmax(axis=1)[:, None]
+        return (np.arange(y.shape[1]) == top) / np.where(y == 0, 1.0, y)
+
+    def _input_direction(self, gradient: Array) -> Array:
+        """The w of norm 1 along which a gradient rises most."""
+        gradient = np.nan_to_num(gradient) * self.free
+        if self.norm != 2:
+            return np.sign(gradient)
+        return gradient / np.maximum(np.linalg.norm(gradient, axis=1, keepdims=True), 1e-300)
+
+    def _directions(self, x: Array, w: Array) -> Array:
+        """The best w for each x."""
+        net = self.net
+        if net.outputs > EXACT_OUTPUTS:
+            return self.gains(x, w, 40)[1]
+        best = []
+        for slope in net.sigma(net.preactivations(x))[1]:
+            slopes = np.tile(slope, (net.outputs, 1))
+            u = np.eye(net.outputs)
+            on_v = net.pull(slopes, net.output_adjoint(u))
+            J = net.input_adjoint(on_v, u) * self.free
+            if self.norm == 2:
+                best.append(np.linalg.svd(np.nan_to_num(J), full_matrices=False)[2][0])
+            else:
+                best.append(np.sign(J[abs(J).sum(axis=1).argmax()]))
+        return np.stack(best) * self.free
+
+
+def _chunks(data: Array) -> list[Array]:
+    return np.array_split(data, -(-len(data) // 256))
+
+
+def _attained(system: System, norm: float, x: Array, w: Array) -> float:
+    """At most ‖J(x)w‖ / ‖w‖, for J one of the limits of Jacobians at x."""
+    if not (w.any() and np.isfinite(w).all() and np.isfinite(x).all()):
+        return 0.0
+    if system.levels is None:
+        return _attained_in_floats(system, norm, x, w)
+    a, b = slope_range(system.activation, *preactivations(system, Region.ball(x, 0.0)))
+    S = Ball((a + b) / 2, (b - a) * (0.5 + 4 * UNIT))[:, None]
+    column = w[:, None]
+    mid, rad = np.zeros((system.units, 1)), np.zeros((system.units, 1))
+    for level in system.levels:
+        rows = S[level] * (system.B[level] @ Ball(column) + system.A[level] @ Ball(mid, rad))
+        mid[level], rad[level] = rows.mid, rows.rad
+    # Wide enough for rows that are differences rounded to float64.
+    C, D = (Ball(X, UNIT * abs(X)) for X in (system.C, system.D))
+    y = C @ Ball(mid, rad) + D @ Ball(column)
+    least = np.maximum(abs(y.mid) - y.rad, 0.0)[:, 0]
+    slack = 4 * (system.inputs + system.outputs + 8) * UNIT
+    gain = np.linalg.norm(least, norm) / (np.linalg.norm(w, norm) + TINY) * (1 - slack)
+    return float(gain) if math.isfinite(gain) else 0.0

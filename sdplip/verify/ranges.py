@@ -14,20 +14,37 @@ import torch
 from numpy.typing import NDArray
 
 from .._arrays import Array
-from ..activations import Activation, activation
+from .._elementwise import Elementwise
+from ..activations import elementwise
 from .rigorous import UNIT
 
 ERROR = 1e-13
 GRID = 2.0**24
+CELLS = 64
 
-STRAIGHT = ("relu", "leaky_relu", "identity")
-"""Piecewise linear with one kink at 0: exact but for the rounding of a product."""
+STRAIGHT = ("relu", "leaky_relu", "identity", "abs")
+"""Two half-lines that meet in 0."""
 
-RISING = ("softplus", "elu")
-"""Smooth and convex: the slope rises."""
+RISING = ("softplus", "celu")
+"""The slope is continuous and rises."""
 
-PEAKED = ("tanh", "sigmoid")
+PEAKED = ("tanh", "sigmoid", "atan", "asinh", "erf", "softsign")
 """The slope falls with |v|: convex below 0, concave above."""
+
+CURVATURE = {
+    "cos": (1.0, np.inf),
+    "gelu": (0.8, np.inf),
+    "gelu_tanh": (0.82, np.inf),
+    "hardsigmoid": (1e-12, 6.0),
+    "hardswish": (0.34, 6.0),
+    "logsigmoid": (0.25, np.inf),
+    "mish": (0.7, np.inf),
+    "selu": (1.7581, np.inf),
+    "silu": (0.5, np.inf),
+    "sin": (1.0, np.inf),
+    "tanhshrink": (0.77, np.inf),
+}
+"""The most that the slope changes by per unit of v, but for jumps, and how far apart these are."""
 
 
 class Lines(NamedTuple):
@@ -61,45 +78,72 @@ def lines(names: NDArray[np.str_], low: Array, high: Array) -> Lines:
 
 def _by_name(
     names: NDArray[np.str_],
-    rule: Callable[[Activation, Array, Array], tuple[Array, ...]],
+    rule: Callable[[Elementwise, Array, Array], tuple[Array, ...]],
     low: Array,
     high: Array,
 ) -> tuple[Array, ...]:
     distinct = np.unique(names)
     if len(distinct) == 1:
-        return rule(activation(str(distinct[0])), low, high)
-    parts = {name: rule(activation(str(name)), low, high) for name in distinct}
+        return rule(elementwise(str(distinct[0])), low, high)
+    parts = {name: rule(elementwise(str(name)), low, high) for name in distinct}
     choice = [names == name for name in distinct]
     columns = zip(*(parts[name] for name in distinct), strict=True)
     return tuple(np.select(choice, list(column)) for column in columns)
 
 
-def _slope_range(sigma: Activation, low: Array, high: Array) -> tuple[Array, Array]:
+def _slope_range(sigma: Elementwise, low: Array, high: Array) -> tuple[Array, Array]:
     kind = _kind(sigma)
     if kind in STRAIGHT:
-        low_slope = np.where(low >= 0, sigma.beta, sigma.alpha)
-        return low_slope, np.where(high <= 0, sigma.alpha, sigma.beta)
+        left, right = _slope(sigma, np.array([-1.0, 1.0]))
+        first, last = np.where(low >= 0, right, left), np.where(high <= 0, left, right)
+        return np.minimum(first, last), np.maximum(first, last)
     if kind in RISING:
-        least, most = low, high
+        a, b = _slope(sigma, low), _slope(sigma, high)
     elif kind in PEAKED:
-        least, most = np.maximum(abs(low), abs(high)), np.clip(0.0, low, high)
+        a = _slope(sigma, np.maximum(abs(low), abs(high)))
+        b = _slope(sigma, np.clip(0.0, low, high))
     else:
-        return np.full_like(low, sigma.alpha), np.full_like(low, sigma.beta)
+        change, apart = _curvature(sigma)
+        cell = (high - low) / CELLS
+        inside = low + cell * np.arange(CELLS + 1)[:, None]
+        slopes = _slope(sigma, np.clip(inside, low, high))
+        a, b = slopes.min(axis=0) - change * cell, slopes.max(axis=0) + change * cell
+        # Two jumps in one cell would hide the slope between them.
+        a, b = (np.where(cell < apart, end, np.nan) for end in (a, b))
     # On a grid, so that machines that round differently give the same slopes.
-    a = np.floor((_evaluate(sigma.slope, least) - ERROR) * GRID) / GRID
-    b = np.ceil((_evaluate(sigma.slope, most) + ERROR) * GRID) / GRID
-    return np.maximum(a, sigma.alpha), np.minimum(b, sigma.beta)
+    a, b = np.floor((a - ERROR) * GRID) / GRID, np.ceil((b + ERROR) * GRID) / GRID
+    return np.fmax(a, sigma.alpha), np.fmin(b, sigma.beta)
 
 
-def _value_range(sigma: Activation, low: Array, high: Array) -> tuple[Array, Array]:
+def _curvature(sigma: Elementwise) -> tuple[float, float]:
+    kind, _, rest = sigma.name.rstrip(")").partition("(")
+    values = [float(text) for text in rest.split(",")] if rest else []
+    if kind == "elu":
+        return abs(values[0]), np.inf
+    if kind == "hardtanh":
+        return 0.0, values[1] - values[0]
+    if kind == "softshrink":
+        return 0.0, 2 * values[0]
+    return CURVATURE.get(kind, (np.inf, np.inf))
+
+
+def _value_range(sigma: Elementwise, low: Array, high: Array) -> tuple[Array, Array]:
     first, last = _values(sigma, low), _values(sigma, high)
     if sigma.alpha >= 0:
         return first[0], last[1]
-    room = max(-sigma.alpha, sigma.beta) * (high - low) * (1 + 8 * UNIT)
-    return np.fmax(first[0], last[0]) - room, np.fmin(first[1], last[1]) + room
+    # Where the steepest descent from the one end meets the steepest ascent to the other.
+    a, b = _slope_range(sigma, low, high)
+    span = high - low
+    down, up = np.minimum(a, 0.0), np.maximum(b, 0.0)
+    width = np.where(up > down, up - down, 1.0)
+    to_low = np.clip((up * span - last[0] + first[0]) / width, 0.0, span)
+    to_high = np.clip((last[1] - first[1] - down * span) / width, 0.0, span)
+    slack = 32 * UNIT * (abs(first[0]) + abs(last[0]) + (up - down) * span)
+    lowest, highest = first[0] + down * to_low - slack, first[1] + up * to_high + slack
+    return np.nan_to_num(lowest, nan=-np.inf), np.nan_to_num(highest, nan=np.inf)
 
 
-def _lines(sigma: Activation, low: Array, high: Array) -> tuple[Array, ...]:
+def _lines(sigma: Elementwise, low: Array, high: Array) -> tuple[Array, ...]:
     kind = _kind(sigma)
     a, b = _slope_range(sigma, low, high)
     first, last = _values(sigma, low), _values(sigma, high)
@@ -114,13 +158,13 @@ def _lines(sigma: Activation, low: Array, high: Array) -> tuple[Array, ...]:
     below = np.where(s == b, last[0] - b * high, first[0] - a * low)
     above = np.where(t == a, last[1] - a * high, first[1] - b * low)
     # The tangent in the middle on the one side, the chord on the other.
-    convex = (kind in STRAIGHT + RISING) | ((kind in PEAKED) & (high <= 0))
+    bent = kind in STRAIGHT and sigma.beta == _slope(sigma, np.ones(1))[0]
+    convex = bent | (kind in RISING) | ((kind in PEAKED) & (high <= 0))
     concave = (kind in PEAKED) & (low >= 0)
     chord = np.clip((last[0] - first[0]) / np.where(span > 0, span, 1.0), a, b)
     ends = [first[k] - chord * low for k in (0, 1)], [last[k] - chord * high for k in (0, 1)]
-    tangent = np.where(middle >= 0, sigma.beta, sigma.alpha)
-    if kind not in STRAIGHT:
-        tangent = _evaluate(sigma.slope, middle)
+    # At a kink, either slope belongs to a line below.
+    tangent = _slope(sigma, middle)
     touch = [at[k] - tangent * middle + sign * ERROR * span for k, sign in ((0, -1), (1, 1))]
     s = np.where(convex, tangent, np.where(concave, chord, s))
     t = np.where(convex, chord, np.where(concave, tangent, t))
@@ -141,11 +185,15 @@ def _lines(sigma: Activation, low: Array, high: Array) -> tuple[Array, ...]:
     )
 
 
-def _values(sigma: Activation, v: Array) -> tuple[Array, Array]:
+def _values(sigma: Elementwise, v: Array) -> tuple[Array, Array]:
     """An enclosure of σ(v)."""
-    value = _evaluate(sigma.function, v)
+    value = _evaluate(sigma, v)
     error = 4 * UNIT * abs(value) if _kind(sigma) in STRAIGHT else ERROR * (1 + abs(value))
     return value - error, value + error
+
+
+def _slope(sigma: Elementwise, v: Array) -> Array:
+    return sigma.derivative(torch.as_tensor(np.ascontiguousarray(v))).numpy()
 
 
 def _evaluate(function: Callable[[torch.Tensor], torch.Tensor], v: Array) -> Array:
@@ -153,5 +201,6 @@ def _evaluate(function: Callable[[torch.Tensor], torch.Tensor], v: Array) -> Arr
         return function(torch.as_tensor(np.ascontiguousarray(v))).numpy()
 
 
-def _kind(sigma: Activation) -> str:
-    return sigma.name.partition("(")[0]
+def _kind(sigma: Elementwise) -> str:
+    """The family; elu(1) is a kind of celu, of which other elu have not the smooth slope."""
+    return "celu" if sigma.name == "elu" else sigma.name.partition("(")[0]

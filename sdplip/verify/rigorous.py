@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 import scipy.sparse
+import scipy.sparse.csgraph
 import sympy as sp
 
 from .._arrays import Array
@@ -108,8 +109,8 @@ class _Diagonal(Ball):
     def __init__(self, entries: Ball) -> None:
         self.entries = entries
 
-    mid = property(lambda self: np.diag(self.entries.mid))  # type: ignore[assignment]
-    rad = property(lambda self: np.diag(self.entries.rad))  # type: ignore[assignment]
+    mid = property(lambda self: np.diag(self.entries.mid))
+    rad = property(lambda self: np.diag(self.entries.rad))
 
     def __add__(self, other: Any) -> Ball:
         if isinstance(other, _Diagonal):
@@ -198,7 +199,7 @@ def positive_definite(matrix: Ball) -> bool:
     del rad
     bands = _bands(mid)
     if bands is None:
-        return _by_rump(mid, float(distance.max())) or _by_residual(mid[None], mid[:0], distance)
+        return _by_rump(mid, float(distance.max())) or _by_residual(mid[None], mid[None][:0], distance)
     order, width = bands
     return _by_residual(*_blocks(mid, order, width), distance[order])
 
@@ -264,29 +265,29 @@ def _by_residual(diagonal: Array, below: Array, distance: Array) -> bool:
                     M[k] = scipy.linalg.solve_triangular(L[k], below[k].T, lower=True).T
         except scipy.linalg.LinAlgError:
             return False
-        if (needed := _missing(diagonal, below, L, M, distance)) is None:
+        left, others = _remainder(diagonal, below, L, M)
+        others = _up(others + distance, 4 * width)
+        if (left > others).all():
             return True
-        shift = 2 * needed
+        if not np.isfinite(others).all():
+            return False
+        shift = 2 * others
     return False
 
 
-def _missing(
-    diagonal: Array, below: Array, L: Array, M: Array, distance: Array
-) -> Array | None:
-    """None where S − LLᵀ is diagonally dominant by more than `distance`, else its row sums."""
-    count, width = diagonal.shape[:2]
-    rows = np.concatenate([np.concatenate([np.zeros_like(L[:1]), M]), L], axis=2)
+def _remainder(diagonal: Array, below: Array, L: Array, M: Array) -> tuple[Array, Array]:
+    """The diagonal (k, w) of S − LLᵀ, and the sums of the other entries with all errors."""
+    rows = L
+    if len(M):
+        rows = np.concatenate([np.concatenate([np.zeros_like(L[:1]), M]), L], axis=2)
     rest, error = _minus_product(diagonal, rows, rows)
     middle = rest.diagonal(axis1=1, axis2=2)
     others = abs(rest).sum(axis=2) - abs(middle) + error
-    if count > 1:
+    if len(M):
         off, error = _minus_product(below, M, L[:-1])
         others[1:] += abs(off).sum(axis=2) + error
         others[:-1] += abs(off).sum(axis=1) + error
-    others = _up(others + distance, 4 * width)
-    if not np.isfinite(others).all() or (middle > others).all():
-        return None if np.isfinite(others).all() else others * 0
-    return others
+    return middle, others
 
 
 def _minus_product(S: Array, X: Array, Y: Array) -> tuple[Array, float]:

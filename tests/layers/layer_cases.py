@@ -20,6 +20,8 @@ SHAPES = {
     "square": {"in_features": 6, "out_features": 6, "features": 6, "hidden": 6},
 }
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "aol": [{"products": "bfloat16"}],
+    "sll": [{"products": "bfloat16"}],
     "orthogonal": [{"map": "cayley"}, {"map": "matrix_exp"}],
     "lben": [{"gamma": 0.1, "feedthrough": True}, {"gamma": 3.0, "learn_gamma": True}],
     "nemon": [{"c": 0.9, "feedthrough": True}, {"c": -1.0}],

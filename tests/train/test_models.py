@@ -12,9 +12,9 @@ from sdplip.layers import LAYERS, lipschitz_bound
 from sdplip.system import System
 from sdplip.train import BASELINES, ModelConfig, build
 from sdplip.train.evaluate import exact_copy
-from sdplip.train.models import families, norm_of, promises
+from sdplip.train.models import FAMILIES, families, norm_of, promises
 
-ALL = (*LAYERS, *BASELINES)
+ALL = (*FAMILIES, *BASELINES)
 
 
 def config(layer, **changes):
@@ -67,8 +67,11 @@ def test_depth_counts_hidden_layers():
 
 
 def test_baselines_promise_nothing():
-    assert not any(promises(name) for name in BASELINES)
+    assert not any(promises(config(name)) for name in BASELINES)
+    assert not promises(config("lben", gamma=None)) and promises(config("mon"))
     assert set(families()) == {*LAYERS, *BASELINES}
+    with pytest.raises(InvalidInput, match="without a bound"):
+        config("sll", gamma=None)
 
 
 def test_configuration_survives_json():

@@ -1,0 +1,168 @@
+"""Networks of others as systems: ONNX, Torch modules, state dicts, MATLAB.
+
+What a system says is about the weights in float64, exactly as stored. Where a file asks for
+arithmetic on weights before the first activation sees them (batch normalisation, an input
+normalisation, linear layers in sequence, a factor alpha in Gemm), the result is rounded to float64
+and the statement is about the rounded system. Every import is compared with its original on random
+inputs, and refused where they differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import InvalidInput
+from ..system import System
+from .checking import Normalisation, Source, checked
+from .values import Slopes, TooLarge
+
+__all__ = ["TooLarge", "from_torch", "load"]
+
+KINDS = (".npz", ".onnx", ".safetensors", ".pt", ".pth", ".mat")
+
+
+def load(
+    path: str | Path,
+    *,
+    input_shape: Sequence[int] | None = None,
+    normalize: Any = None,
+    activation: str | None = None,
+    slopes: Slopes | Mapping[str, Slopes] | None = None,
+    sample: Any = None,
+    transposed: bool | None = None,
+) -> System:
+    """Read a network from a file, by its ending.
+
+    `.npz` is our own format (`System.load`). `.onnx` is evaluated against the reference
+    implementation in float64 and onnxruntime. `.safetensors`, `.pt` and `.pth` are state dicts of
+    linear layers, `.mat` the cells `weights` and `biases` of LipSDP: these say nothing of what is
+    between the layers, nor can they be run, so a warning asks for a sample.
+
+    Args:
+        path: the file. Pickles that hold anything but tensors are refused.
+        input_shape: of one sample, where an ONNX file leaves it open.
+        normalize: (mean, std), for x ↦ network((x - mean) / std): a number each, one per channel,
+            or one per entry.
+        activation: between the layers of a state dict or `.mat` file.
+        slopes: (alpha, beta) of an activation that has no name here; for ONNX a dictionary of
+            them by operator, which declares the operator to be elementwise.
+        sample: (x, y), inputs with the outputs of the original.
+        transposed: whether the weights of a `.mat` file are (in, out); None lets the shapes say.
+
+    Raises:
+        InvalidInput: unreadable, no network, an operator without a sound translation, or a
+            system that differs from the original. ShapeError: layers that do not fit.
+        TooLarge: unrolled, it does not fit into memory.
+
+    Warns:
+        UncheckedWarning: nothing could be compared.
+    """
+    path = Path(path)
+    normalisation, kind = Normalisation.of(normalize), path.suffix.lower()
+    if not path.exists():
+        raise InvalidInput(f"{path} does not exist.")
+    if kind == ".onnx":
+        from .onnx_file import read_onnx
+
+        declared = _by_operator(slopes)
+        return checked(read_onnx(path, input_shape, normalisation, declared), normalisation, sample)
+    if kind == ".npz":
+        system = System.load(path)
+    elif kind in KINDS:
+        system = _weights(path, kind, activation, _range(slopes), transposed)
+    else:
+        raise InvalidInput(
+            f"{path} is no kind of file that can be read: {', '.join(KINDS)}. Programs of "
+            "torch.export are pickles; use from_torch, or export to ONNX."
+        )
+    shape = tuple(input_shape or (system.inputs,))
+    system = _normalised(system, shape, normalisation)
+    if kind == ".npz" and sample is None:
+        return system
+    return checked(Source(str(path), system, shape, []), None, sample)
+
+
+def from_torch(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    normalize: Any = None,
+    slopes: Mapping[str, Slopes] | None = None,
+) -> System:
+    """The system of a Torch module of any structure, traced by torch.export.
+
+    Functions, skips, concatenations and reshapes are followed; the module runs in evaluation mode
+    and float64, and the system is compared with it.
+
+    Args:
+        module: left as it is.
+        example: one input as the module takes it, batch dimension (of 1) included: its shape
+            becomes that of the system's input, flattened.
+        normalize: as in `load`.
+        slopes: (alpha, beta) by ATen operator, for elementwise functions that have no name here.
+
+    Raises:
+        InvalidInput: it cannot be traced, an operator has no sound translation (named with its
+            node), or the two disagree.
+        TooLarge: unrolled, it does not fit into memory.
+    """
+    from .torch_graph import read_module
+
+    normalisation = Normalisation.of(normalize)
+    source = read_module(module, example, normalisation, _by_operator(slopes))
+    return checked(source, normalisation)
+
+
+def _weights(
+    path: Path, kind: str, activation: str | None, slopes: Slopes | None, transposed: bool | None
+) -> System:
+    from . import weights
+
+    try:
+        if kind == ".mat":
+            return weights.chain(*weights.read_mat(path, transposed), activation, slopes)
+        read = weights.read_safetensors if kind == ".safetensors" else weights.read_pickle
+        return weights.chain(*weights.sequential(read(path)), activation, slopes)
+    except InvalidInput as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _normalised(
+    system: System, shape: tuple[int, ...], normalisation: Normalisation | None
+) -> System:
+    if normalisation is None:
+        return system
+    from .values import Network
+
+    entry = normalisation(Network(shape).input)
+    scale, shift = entry.data.sum(0).reshape(-1).numpy(), entry.offset.reshape(-1).numpy()
+    B, D = system.B * scale, system.D * scale
+    return replace(system, B=B, D=D, b=system.b + system.B @ shift, c=system.c + system.D @ shift)
+
+
+def _range(slopes: Any) -> Slopes | None:
+    if slopes is None:
+        return None
+    try:
+        low, high = map(float, slopes)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not (isfinite(low) and isfinite(high) and low <= high):
+        raise InvalidInput(f"slopes = {slopes!r}, but must be (alpha, beta) with alpha <= beta.")
+    return low, high
+
+
+def _by_operator(slopes: Any) -> dict[str, Slopes]:
+    if slopes is not None and not isinstance(slopes, Mapping):
+        raise InvalidInput(
+            f"slopes = {slopes!r}, but here must be a dictionary from operators to (alpha, beta)."
+        )
+    return {name: found for name, pair in (slopes or {}).items() if (found := _range(pair))}

@@ -1,0 +1,120 @@
+"""The imported system against what it was imported from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._arrays import finite
+from .._modules import gap, probes
+from ..errors import InvalidInput, ShapeError, UncheckedWarning
+from ..system import UNKNOWN, System
+from .operations import Any_, add, divide
+
+Original = tuple[str, float, Callable[[Tensor], Tensor | None]]
+"""What it is, the relative tolerance, and x ↦ y, or None where it cannot be run."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An extracted system with the networks that it must agree with.
+
+    Attributes:
+        owner: what was imported, for messages.
+        shape: of the input as the originals take it.
+    """
+
+    owner: str
+    system: System
+    shape: tuple[int, ...]
+    originals: list[Original]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """x ↦ (x - mean) / std: one number, one per channel of (…, c, h, w), or one per entry."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, normalize: Any) -> Normalisation | None:
+        if normalize is None:
+            return None
+        try:
+            mean, std = (torch.from_numpy(finite("normalize", part)) for part in normalize)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"normalize = {normalize!r} is not (mean, std) with finite numbers ({error})."
+            ) from error
+        if not (std > 0).all():
+            raise InvalidInput(f"normalize has the deviations {std}, but they must be positive.")
+        return cls(mean, std)
+
+    def __call__(self, x: Any_) -> Any_:
+        shape = tuple(x.shape)
+        mean, std = (self._fitted(part, shape) for part in (self.mean, self.std))
+        return divide(add(x, -mean), std)
+
+    def _fitted(self, part: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if part.dim() == 1 and len(shape) >= 3 and shape[-3] == len(part):
+            return part.reshape(-1, 1, 1)
+        if part.dim() and tuple(part.shape) not in (shape[-part.dim() :], (1,)):
+            raise ShapeError(
+                f"normalize has numbers of shape {tuple(part.shape)} for an input of shape "
+                f"{shape}; give one number, one per channel, or one per entry."
+            )
+        return part
+
+
+def checked(
+    source: Source, normalisation: Normalisation | None = None, sample: Any = None
+) -> System:
+    """The system, once it agrees with every original on random inputs of several sizes.
+
+    Raises:
+        InvalidInput: with the largest difference found.
+
+    Warns:
+        UncheckedWarning: nothing could be compared.
+    """
+    compared = False
+    known = not (source.system.activation == UNKNOWN).any()
+    for what, relative, original in source.originals if known else []:
+        for x in probes(source.system):
+            inputs = x.reshape(len(x), *source.shape)
+            results = [original(normalisation(row) if normalisation else row) for row in inputs]
+            y = [row.reshape(-1) for row in results if row is not None]
+            if len(y) < len(x):
+                break
+            _refuse(source, x, torch.stack(y), relative, f"{what}, on random inputs,")
+            compared = True
+    if sample is not None and known:
+        x, y = (torch.from_numpy(finite("sample", part)) for part in sample)
+        x = x.reshape(-1, source.system.inputs)
+        _refuse(source, x, y.reshape(len(x), -1), 1e-4, "the sample")
+        compared = True
+    if not compared:
+        reason = "its file holds no network to run" if known else "an activation is unknown"
+        warnings.warn(
+            f"{source.owner}: the system could not be compared with the original, because {reason}."
+            + (" Give sample=(x, y)." if known else ""),
+            UncheckedWarning,
+            stacklevel=3,
+        )
+    return source.system
+
+
+def _refuse(source: Source, x: Tensor, y: Tensor, relative: float, what: str) -> None:
+    # Overflow of single precision on large inputs says nothing about the extraction.
+    inside = ~y.isinf().any(1)
+    if (found := gap(source.system, x[inside], y[inside], relative)) is not None:
+        raise InvalidInput(
+            f"{source.owner}: {what} and the extracted system {found}. Only a system that agrees "
+            "with its original is imported."
+        )

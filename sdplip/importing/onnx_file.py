@@ -1,0 +1,308 @@
+"""ONNX files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._arrays import MAX_FILE_BYTES
+from ..errors import InvalidInput, SdplipError
+from .checking import Normalisation, Original, Source
+from .onnx_operators import OPERATORS
+from .values import Network, Slopes, Value
+
+SINGLE, DOUBLE, HALF, BRAIN = 1, 11, 10, 16
+COUNTED = ("Split",)
+"""Operators whose result depends on how many outputs the node has."""
+
+
+def read_onnx(
+    path: Path,
+    input_shape: Sequence[int] | None,
+    normalisation: Normalisation | None,
+    slopes: Mapping[str, Slopes],
+) -> Source:
+    """See `importing.load`."""
+    model = _model(path)
+    graph = model.graph
+    try:
+        constants = {t.name: _tensor(t.name, t) for t in graph.initializer}
+        inputs = [i for i in graph.input if i.name not in constants]
+        if len(inputs) != 1 or len(graph.output) != 1:
+            raise InvalidInput(
+                f"it has the inputs {', '.join(i.name for i in inputs) or '(none)'} and the "
+                f"outputs {', '.join(o.name for o in graph.output) or '(none)'}; a system has one "
+                "of each. Export the part between one input and one output."
+            )
+        shape = _shape(inputs[0], input_shape)
+        network = Network(shape)
+        entry = normalisation(network.input) if normalisation else network.input
+        values: dict[str, Any] = {**constants, inputs[0].name: entry}
+        wanted = graph.output[0].name
+        for node in _needed(graph, wanted):
+            network.where = f"node {node.name or node.output[0]!r} ({node.op_type})"
+            values.update(_run(node, values, network, slopes))
+        output = values[wanted]
+        if not isinstance(output, Value):
+            raise InvalidInput(f"its output {wanted} does not depend on its input.")
+        network.where = "the output"
+        system = network.system(output)
+    except InvalidInput as error:
+        raise type(error)(f"{path}: {error}") from error
+    return Source(str(path), system, tuple(shape), _originals(model, inputs[0], tuple(shape)))
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise InvalidInput(
+            'Reading ONNX files needs the package onnx: pip install "sdplip[onnx]".'
+        ) from error
+    return onnx
+
+
+def _model(path: Path) -> Any:
+    """The model with its external data, checked."""
+    onnx = _onnx()
+    from google.protobuf.message import DecodeError
+
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InvalidInput(f"{path} is larger than {MAX_FILE_BYTES} bytes.")
+        model = onnx.load(str(path), load_external_data=False)
+        _load_external(onnx, model, path)
+        onnx.checker.check_model(model)
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+    except FileNotFoundError:
+        raise InvalidInput(f"{path} does not exist.") from None
+    except (DecodeError, OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
+        if isinstance(error, SdplipError):
+            raise
+        text = " ".join(str(error).split())[:300]
+        raise InvalidInput(f"{path} is no readable ONNX model ({text}). Export it again.") from None
+    return model
+
+
+def _load_external(onnx: Any, model: Any, path: Path) -> None:
+    """Tensors stored beside the model: only files in its own folder, of the size stated."""
+    folder = path.parent.resolve()
+    for tensor in model.graph.initializer:
+        if not onnx.external_data_helper.uses_external_data(tensor):
+            continue
+        facts = {entry.key: entry.value for entry in tensor.external_data}
+        file = (folder / facts.get("location", "")).resolve()
+        if not file.is_relative_to(folder) or not file.is_file():
+            raise InvalidInput(
+                f"{path}: {tensor.name} is stored in {facts.get('location')!r}, which is no file "
+                "in the folder of the model. Keep the two together."
+            )
+        offset, length = int(facts.get("offset", 0)), facts.get("length")
+        size = prod(tensor.dims) * _bytes(onnx, tensor)
+        if offset < 0 or size > MAX_FILE_BYTES or (length is not None and int(length) != size):
+            raise InvalidInput(f"{path}: {tensor.name} does not have the size of its shape.")
+        with file.open("rb") as opened:
+            opened.seek(offset)
+            tensor.raw_data = opened.read(size)
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _bytes(onnx: Any, tensor: Any) -> int:
+    return int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
+
+
+def _tensor(name: str, proto: Any) -> Tensor:
+    onnx = _onnx()
+    if onnx.external_data_helper.uses_external_data(proto):
+        raise InvalidInput(f"{name} is stored outside of the model's initializers.")
+    try:
+        array = onnx.numpy_helper.to_array(proto)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidInput(f"{name} cannot be read: {error}.") from error
+    if proto.data_type in (SINGLE, DOUBLE, HALF, BRAIN):
+        array = array.astype(np.float64)
+        if not np.isfinite(array).all():
+            raise InvalidInput(
+                f"{name} contains {array[~np.isfinite(array)][0]}; every entry must be finite."
+            )
+    elif array.dtype.kind not in "iub":
+        raise InvalidInput(f"{name} has dtype {array.dtype}, but must hold real numbers.")
+    return torch.from_numpy(array.copy())
+
+
+def _shape(proto: Any, given: Sequence[int] | None) -> list[int]:
+    """The input's shape for one sample: a first dimension without a size is the batch."""
+    kind = proto.type.tensor_type
+    if kind.elem_type not in (SINGLE, DOUBLE, HALF, BRAIN):
+        raise InvalidInput(f"its input {proto.name} does not hold floating-point numbers.")
+    sizes = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+    if given is not None and kind.HasField("shape"):
+        whole = [1, *given] if len(sizes) == len(given) + 1 else list(given)
+        fits = len(whole) == len(sizes) and all(
+            have in (0, want) for have, want in zip(sizes, whole, strict=True)
+        )
+        if not fits:
+            raise InvalidInput(f"input_shape = {tuple(given)}, but its input has {sizes}.")
+        return whole
+    if given is not None:
+        return [1, *given]
+    if sizes and not sizes[0]:
+        sizes[0] = 1
+    if not sizes or not all(sizes):
+        raise InvalidInput(
+            f"its input {proto.name} has no fixed size; give input_shape=, of one sample."
+        )
+    return sizes
+
+
+def _needed(graph: Any, wanted: str) -> list[Any]:
+    """The nodes from which the output is computed, in their order."""
+    names, nodes = {wanted}, []
+    for node in reversed(graph.node):
+        if names & set(node.output):
+            nodes.append(node)
+            names |= set(node.input)
+    return nodes[::-1]
+
+
+def _run(
+    node: Any, values: dict[str, Any], network: Network, slopes: Mapping[str, Slopes]
+) -> dict[str, Any]:
+    onnx, where = _onnx(), network.where
+    operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if missing := [name for name in node.input if name and name not in values]:
+        raise InvalidInput(f"{where} takes {missing[0]}, which nothing computes.")
+    inputs = [values[name] if name else None for name in node.input]
+    if operator is None:
+        if node.op_type not in slopes or not inputs or not isinstance(inputs[0], Value):
+            raise InvalidInput(
+                f"{where} has no sound translation. Remove it, or, if it is an elementwise "
+                f"function, declare its slopes: slopes={{{node.op_type!r}: (alpha, beta)}}."
+            )
+        return {node.output[0]: inputs[0].activate("unknown", slopes[node.op_type])}
+    while inputs and inputs[-1] is None:
+        inputs.pop()
+    options = {a.name: _attribute(onnx, a) for a in node.attribute}
+    if node.op_type in COUNTED:
+        options["count"] = len(node.output)
+    try:
+        result = operator(*inputs, **options)
+    except SdplipError as error:
+        text = str(error)
+        raise type(error)(text if where in text else f"{where}: {text}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise InvalidInput(f"{where} cannot be translated as it stands here ({e}).") from e
+    results = result if isinstance(result, list) else [result]
+    return dict(zip(node.output, results, strict=False))
+
+
+def _attribute(onnx: Any, attribute: Any) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, onnx.TensorProto):
+        return _tensor(attribute.name, value)
+    return value
+
+
+# --- the original, run ---
+
+
+def _originals(model: Any, entry: Any, shape: tuple[int, ...]) -> list[Original]:
+    """The reference evaluation in float64, and onnxruntime as it is, where they can run it."""
+    double = _double(model)
+    kind = entry.type.tensor_type.elem_type
+    precise = kind in (SINGLE, DOUBLE)
+    return [
+        ("the model evaluated in float64", 1e-7, _reference(double, entry.name, shape)),
+        (
+            "the model run by onnxruntime",
+            1e-4 if precise else 5e-2,
+            _runtime(model, entry.name, shape, kind),
+        ),
+    ]
+
+
+def _double(model: Any) -> Any:
+    """The model with float64 in place of float32."""
+    onnx = _onnx()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+
+    def widen(tensor: Any) -> None:
+        if tensor.data_type == SINGLE:
+            array = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+    for tensor in copy.graph.initializer:
+        widen(tensor)
+    for node in copy.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                widen(attribute.t)
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == SINGLE:
+                attribute.i = DOUBLE
+    for info in (*copy.graph.input, *copy.graph.output):
+        if info.type.tensor_type.elem_type == SINGLE:
+            info.type.tensor_type.elem_type = DOUBLE
+    del copy.graph.value_info[:]
+    return copy
+
+
+def _reference(model: Any, name: str, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor | None]:
+    from onnx.reference import ReferenceEvaluator
+
+    evaluators: list[Any] = []
+
+    def run(x: Tensor) -> Tensor | None:
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                if not evaluators:
+                    evaluators.append(ReferenceEvaluator(model))
+                y = evaluators[0].run(None, {name: x.reshape(shape).numpy()})[0]
+        # The evaluator raises whatever its NumPy code does; onnxruntime is the other witness.
+        except Exception:
+            return None
+        return torch.from_numpy(np.asarray(y, dtype=np.float64))
+
+    return run
+
+
+def _runtime(
+    model: Any, name: str, shape: tuple[int, ...], kind: int
+) -> Callable[[Tensor], Tensor | None]:
+    onnx = _onnx()
+    sessions: list[Any] = []
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+
+    def run(x: Tensor) -> Tensor | None:
+        try:
+            import onnxruntime
+
+            if not sessions:
+                options = onnxruntime.SessionOptions()
+                options.log_severity_level = 4
+                options.intra_op_num_threads = 1
+                sessions.append(
+                    onnxruntime.InferenceSession(
+                        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                    )
+                )
+            y = sessions[0].run(None, {name: x.reshape(shape).numpy().astype(dtype)})[0]
+        # Not installed, an operator it lacks, or a model too large to serialise.
+        except Exception:
+            return None
+        return torch.from_numpy(np.asarray(y, dtype=np.float64))
+
+    return run
+

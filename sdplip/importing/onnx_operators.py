@@ -1,0 +1,265 @@
+"""ONNX operators by name: keyword arguments are the attributes that are understood, no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._elementwise import parametrised
+from ..errors import InvalidInput
+from . import operations as op
+from .onnx_layout import LAYOUT
+from .values import Value
+
+Any_ = Value | Tensor
+
+
+def _gemm(
+    a: Any_,
+    b: Tensor,
+    c: Any_ | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Any_:
+    a, b = (op.linear(t, torch.t) if flip else t for t, flip in ((a, transA), (b, transB)))
+    out = op.matmul(a, b)
+    out = out if alpha == 1 else op.multiply(out, alpha)
+    return out if c is None else op.add(out, c if beta == 1 else op.multiply(c, beta))
+
+
+def _pads(
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int] | None,
+    auto_pad: str,
+) -> list[tuple[int, int]]:
+    axes = len(kernel)
+    if auto_pad in ("NOTSET", "VALID"):
+        flat = list(pads or [0] * 2 * axes) if auto_pad == "NOTSET" else [0] * 2 * axes
+        if len(flat) != 2 * axes or min(flat) < 0 or max(flat) > 1 << 20:
+            raise InvalidInput(f"pads = {flat}, but must be {2 * axes} numbers from 0 up.")
+        return list(zip(flat[:axes], flat[axes:], strict=True))
+    if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
+        raise InvalidInput(f"auto_pad = {auto_pad!r} is not known.")
+    sizes, out = shape[-axes:], list[tuple[int, int]]()
+    for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+        total = max((ceil(size / stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0)
+        half = total // 2
+        out.append((half, total - half) if auto_pad == "SAME_UPPER" else (total - half, half))
+    return out
+
+
+def _conv(
+    x: Any_,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Any_:
+    kernel = tuple(weight.shape[2:])
+    if kernel_shape is not None and tuple(kernel_shape) != kernel:
+        raise InvalidInput(f"kernel_shape = {tuple(kernel_shape)}, but the kernel is {kernel}.")
+    ones = [1] * len(kernel)
+    strides, dilations = strides or ones, dilations or ones
+    around = _pads(tuple(x.shape), kernel, strides, dilations, pads, auto_pad)
+    return op.convolve(x, weight, bias, tuple(strides), around, tuple(dilations), group)
+
+
+def _average_pool(
+    x: Any_,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Any_:
+    ones = [1] * len(kernel_shape)
+    if ceil_mode or (dilations is not None and list(dilations) != ones):
+        raise InvalidInput("ceil_mode and dilations of AveragePool are not translated.")
+    strides = strides or ones
+    around = _pads(tuple(x.shape), kernel_shape, strides, ones, pads, auto_pad)
+    return op.average(x, kernel_shape, strides, around, bool(count_include_pad))
+
+
+def _batch_norm(
+    x: Any_,
+    scale: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+) -> Any_:
+    if training_mode:
+        raise InvalidInput("BatchNormalization is in training mode; export in evaluation mode.")
+    return op.batch_norm(x, mean, variance, scale, bias, epsilon)
+
+
+def _dropout(
+    x: Any_,
+    ratio: Tensor | None = None,
+    training_mode: Tensor | None = None,
+    *,
+    seed: int = 0,
+) -> Any_:
+    if training_mode is not None and bool(training_mode):
+        raise InvalidInput("Dropout is in training mode; export in evaluation mode.")
+    return x
+
+
+def _power(x: Any_, exponent: Any_) -> Any_:
+    op.constant(exponent, "has as its exponent")
+    if isinstance(x, Tensor):
+        return torch.pow(x, exponent)  # type: ignore[arg-type]
+    value = float(exponent) if exponent.numel() == 1 else 0.0
+    if value not in (1.0, 2.0, 3.0):
+        raise InvalidInput(f"Pow with exponent {value:g} has no bounded slopes.")
+    return x if value == 1 else x.activate("square" if value == 2 else "cube")
+
+
+def _divide(x: Any_, y: Any_) -> Any_:
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and not x.is_floating_point():
+        return torch.div(x, y, rounding_mode="trunc")
+    return op.divide(x, y)
+
+
+def _sum(*parts: Any_) -> Any_:
+    total = parts[0]
+    for part in parts[1:]:
+        total = op.add(total, part)
+    return total
+
+
+def _number(value: Tensor | float | None, what: str) -> float | None:
+    op.constant(value, f"has as its {what}")
+    return None if value is None else float(value)
+
+
+def _clip(
+    x: Any_,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+) -> Any_:
+    ends = (low if low is not None else min), (high if high is not None else max)
+    return op.clip(x, _number(ends[0], "minimum"), _number(ends[1], "maximum"))
+
+
+def _least(x: Any_, y: Any_) -> Any_:
+    return op.negative(_greatest(op.negative(x), op.negative(y)))
+
+
+def _greatest(x: Any_, y: Any_) -> Any_:
+    """max(x, y) = y + relu(x - y)."""
+    return op.add(op.activate(op.add(x, op.negative(y)), "relu"), y)
+
+
+def _shrink(x: Any_, *, bias: float = 0.0, lambd: float = 0.5) -> Any_:
+    if bias != lambd:
+        raise InvalidInput(f"Shrink with bias {bias:g} and lambd {lambd:g} jumps.")
+    return op.activate(x, parametrised("softshrink", lambd))
+
+
+def _hard_sigmoid(x: Any_, *, alpha: float = 0.2, beta: float = 0.5) -> Any_:
+    return op.clip(op.add(op.multiply(x, alpha), beta), 0.0, 1.0)
+
+
+def _selu(
+    x: Any_,
+    *,
+    alpha: float = 1.67326319217681884765625,
+    gamma: float = 1.05070102214813232421875,
+) -> Any_:
+    return op.multiply(op.activate(x, parametrised("elu", alpha)), gamma)
+
+
+def _gelu(x: Any_, *, approximate: str = "none") -> Any_:
+    names = {"none": "gelu", "tanh": "gelu_tanh"}
+    if approximate not in names:
+        raise InvalidInput(f"Gelu with approximate = {approximate!r} is not known.")
+    return op.activate(x, names[approximate])
+
+
+def _named(name: str) -> Callable[..., Any_]:
+    return lambda x: op.activate(x, name)
+
+
+def _same(f: Callable[[Tensor], Tensor], what: str) -> Callable[..., Tensor]:
+    """A function of constants alone."""
+
+    def apply(x: Any_) -> Tensor:
+        op.constant(x, f"takes the {what} of")
+        return f(x)  # type: ignore[arg-type]
+
+    return apply
+
+
+def _constant(**values: Any) -> Tensor:
+    (value,) = values.values()
+    return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+
+
+OPERATORS: dict[str, Callable[..., Any_ | list[Any_]]] = {
+    **LAYOUT,
+    "Add": op.add,
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
+    "Celu": lambda x, *, alpha=1.0: op.activate(x, parametrised("celu", alpha)),
+    "Clip": _clip,
+    "Constant": _constant,
+    "Conv": _conv,
+    "Div": _divide,
+    "Dropout": _dropout,
+    "Elu": lambda x, *, alpha=1.0: op.activate(x, "elu" if alpha == 1 else f"elu({alpha!r})"),
+    "Exp": _same(torch.exp, "exponential"),
+    "Gelu": _gelu,
+    "Gemm": _gemm,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _named("hardswish"),
+    "LeakyRelu": lambda x, *, alpha=0.01: op.activate(x, parametrised("leaky_relu", alpha)),
+    "MatMul": op.matmul,
+    "Max": _greatest,
+    "Min": _least,
+    "Mul": op.multiply,
+    "Neg": op.negative,
+    "PRelu": op.prelu,
+    "Pow": _power,
+    "Reciprocal": _same(torch.reciprocal, "reciprocal"),
+    "Selu": _selu,
+    "Shrink": _shrink,
+    "Softplus": op.softplus,
+    "Sqrt": _same(torch.sqrt, "square root"),
+    "Sub": lambda x, y: op.add(x, op.negative(y)),
+    "Sum": _sum,
+    "Swish": lambda x, *, alpha=1.0: op.swish(x, alpha),
+    **{
+        name: _named(name.lower())
+        for name in (
+            *("Abs", "Asinh", "Atan", "Cos", "Erf", "Mish"),
+            *("Relu", "Sigmoid", "Sin", "Softsign", "Tanh"),
+        )
+    },
+}
+"""By operator type, of the standard domain."""

@@ -1,0 +1,185 @@
+"""What the operators of ONNX and of PyTorch come down to, on tensors and on affine `Value`s alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._elementwise import parametrised
+from ..activations import elementwise
+from ..errors import InvalidInput
+from .products import product
+from .values import Value
+
+Any_ = Value | Tensor
+
+
+def linear(x: Any_, f: Callable[[Tensor], Tensor]) -> Any_:
+    """f(x) for an f that is exactly linear."""
+    return x.linear(f) if isinstance(x, Value) else f(x)
+
+
+def add(x: Any_ | float, y: Any_ | float) -> Any_:
+    if not isinstance(x, Value):
+        x, y = y, x
+    if not isinstance(x, Value):
+        return y + x  # type: ignore[return-value]
+    # Not as_tensor alone, which would round a number to float32.
+    return x.plus(y if isinstance(y, Value | Tensor) else torch.tensor(y, dtype=torch.float64))
+
+
+def negative(x: Any_ | float) -> Any_:
+    return x.linear(torch.neg) if isinstance(x, Value) else -x  # type: ignore[return-value]
+
+
+def scaled(x: Any_ | float, factor: float) -> Any_:
+    return x if factor == 1 else multiply(x, factor)  # type: ignore[return-value]
+
+
+def multiply(x: Any_ | float, y: Any_ | float) -> Any_:
+    if isinstance(x, Value) and isinstance(y, Value):
+        return product(x, y)
+    if isinstance(y, Value):
+        x, y = y, x
+    return linear(x, lambda t: t * y)  # type: ignore[arg-type, operator]
+
+
+def divide(x: Any_, y: Any_ | float) -> Any_:
+    constant(y, "divides by")
+    return linear(x, lambda t: t / y)
+
+
+def constant(y: Any, what: str) -> None:
+    if isinstance(y, Value):
+        raise InvalidInput(
+            f"{y.network.where} {what} a tensor that depends on the input; it must be constant."
+        )
+
+
+def matmul(x: Any_, y: Any_) -> Any_:
+    if isinstance(y, Value):
+        constant(x, "multiplies, as a matrix,")
+        return y.linear(lambda t: torch.matmul(x, t))  # type: ignore[arg-type]
+    return linear(x, lambda t: torch.matmul(t, y))
+
+
+def dense(x: Any_, weight: Any_, bias: Any_ | None = None) -> Any_:
+    """x Wᵀ + b."""
+    constant(weight, "has as its weight")
+    out = linear(x, lambda t: F.linear(t, weight))  # type: ignore[arg-type]
+    return out if bias is None else add(out, bias)
+
+
+def activate(x: Any_, name: str) -> Any_:
+    return x.activate(name) if isinstance(x, Value) else elementwise(name)(x)
+
+
+def prelu(x: Any_, slope: Tensor) -> Any_:
+    """Leaky ReLU whose slope broadcasts against x."""
+    constant(slope, "has as its slope")
+    if isinstance(x, Tensor):
+        return torch.where(x > 0, x, slope * x)
+    names = np.vectorize(lambda s: parametrised("leaky_relu", s), otypes=[object])(slope.numpy())
+    return x.activate(np.broadcast_to(names.astype(np.str_), tuple(x.shape)))
+
+
+def clip(x: Any_, low: float | None, high: float | None) -> Any_:
+    """min(max(x, low), high); an infinite end is none."""
+    low = None if low is None or low == -np.inf else float(low)
+    high = None if high is None or high == np.inf else float(high)
+    if low is not None and high is not None:
+        return activate(x, parametrised("hardtanh", low, high))
+    if low is not None:
+        return add(activate(add(x, -low), "relu"), low)
+    if high is not None:
+        return negative(add(activate(add(negative(x), high), "relu"), -high))
+    return x
+
+
+def softplus(x: Any_, sharpness: float = 1.0) -> Any_:
+    return activate(x, "softplus" if sharpness == 1 else parametrised("softplus", sharpness))
+
+
+def swish(x: Any_, sharpness: float = 1.0) -> Any_:
+    """x · sigmoid(s·x)."""
+    if sharpness <= 0:
+        raise InvalidInput(f"x · sigmoid({sharpness:g} x) is known for positive factors only.")
+    if sharpness == 1:
+        return activate(x, "silu")
+    return divide(activate(multiply(x, sharpness), "silu"), sharpness)
+
+
+def convolve(
+    x: Any_,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int,
+) -> Any_:
+    """A convolution of one, two or three axes, with zeros before and after each."""
+    constant(weight, "has as its kernel")
+    axes = weight.dim() - 2
+    conv: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}.get(axes)
+    if conv is None or len(x.shape) not in (axes + 1, axes + 2):
+        raise InvalidInput(
+            f"A kernel of shape {tuple(weight.shape)} does not fit a tensor of shape "
+            f"{tuple(x.shape)}."
+        )
+
+    def slide(t: Tensor) -> Tensor:
+        return conv(F.pad(t, _flat(pads)), weight, None, stride, 0, dilation, groups)
+
+    out = linear(x, slide)
+    return out if bias is None else add(out, bias.reshape(-1, *[1] * axes))
+
+
+def average(
+    x: Any_,
+    size: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    count_padding: bool,
+) -> Any_:
+    """The mean over windows; over the pixels inside of the image alone unless count_padding."""
+    pool: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(size)]
+
+    def slide(t: Tensor) -> Tensor:
+        return pool(F.pad(t, _flat(pads)), tuple(size), tuple(stride))
+
+    padded = any(map(any, pads))
+    if not padded or count_padding:
+        return linear(x, slide)
+    inside = slide(torch.ones(tuple(x.shape), dtype=torch.float64))
+    return linear(x, lambda t: slide(t) / inside)
+
+
+def _flat(pads: Sequence[tuple[int, int]]) -> list[int]:
+    return [side for pair in reversed(pads) for side in pair]
+
+
+def batch_norm(
+    x: Any_,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    epsilon: float,
+) -> Any_:
+    """Evaluation with running statistics, channels on the second axis."""
+    ones = [1] * (len(x.shape) - 2)
+    scale = (1.0 if weight is None else weight) / torch.sqrt(variance + epsilon)
+    shift = (0.0 if bias is None else bias) - mean * scale
+    return add(multiply(x, scale.reshape(-1, *ones)), shift.reshape(-1, *ones))
+
+
+def select(x: Any_, axis: int, index: Sequence[int]) -> Any_:
+    """The entries of these places along an axis."""
+    where = torch.as_tensor(list(index), dtype=torch.long)
+    return linear(x, lambda t: t.index_select(axis % t.dim(), where))

@@ -1,0 +1,331 @@
+"""Torch modules of any structure, through torch.export."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._elementwise import THRESHOLD, parametrised
+from .._modules import check_module
+from ..errors import InvalidInput, SdplipError
+from . import operations as op
+from .checking import Normalisation, Source
+from .values import Network, Slopes, Value, join
+
+Any_ = Value | Tensor
+
+
+def _pairs(padding: int | Sequence[int], axes: int) -> list[tuple[int, int]]:
+    return [(p, p) for p in _each(padding, axes)]
+
+
+def _each(value: int | Sequence[int], axes: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * axes if len(values) == 1 else values
+
+
+def _conv(
+    x: Any_,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Any_:
+    axes = weight.dim() - 2
+    steps, spread = _each(stride, axes), _each(dilation, axes)
+    if isinstance(padding, str):
+        total = [d * (k - 1) * (padding == "same") for d, k in zip(spread, weight.shape[2:])]  # noqa: B905
+        pads = [(t // 2, t - t // 2) for t in total]
+    else:
+        pads = _pairs(padding, axes)
+    return op.convolve(x, weight, bias, steps, pads, spread, groups)
+
+
+def _batch_norm(
+    x: Any_,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+    epsilon: float,
+) -> list[Any_]:
+    return [op.batch_norm(x, mean, variance, weight, bias, epsilon)]
+
+
+def _pool(axes: int) -> Callable[..., Any_]:
+    def pool(
+        x: Any_,
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int] = (),
+        padding: int | Sequence[int] = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Any_:
+        if ceil_mode or divisor_override:
+            raise InvalidInput("ceil_mode and divisor_override are not translated.")
+        size = _each(kernel, axes)
+        steps = size if stride == () or stride == [] else _each(stride, axes)
+        return op.average(x, size, steps, _pairs(padding, axes), count_include_pad)
+
+    return pool
+
+
+def _prelu(x: Any_, weight: Tensor) -> Any_:
+    shape = [1, -1, *[1] * (len(x.shape) - 2)] if len(x.shape) > 1 else [-1]
+    return op.prelu(x, weight.reshape(shape) if weight.numel() > 1 else weight)
+
+
+def _softplus(x: Any_, beta: float = 1.0, threshold: float = 20.0) -> Any_:
+    if threshold < THRESHOLD:
+        raise InvalidInput(
+            f"softplus has threshold = {threshold:g}, where it jumps down by exp(-threshold). "
+            f"Use torch.nn.Softplus(threshold={THRESHOLD})."
+        )
+    return op.softplus(x, beta)
+
+
+def _elu(x: Any_, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Any_:
+    name = "elu" if alpha == 1 else parametrised("elu", alpha)
+    y = op.activate(x if input_scale == 1 else op.multiply(x, input_scale), name)
+    return y if scale == 1 else op.multiply(y, scale)
+
+
+def _dropout(x: Any_, p: float, train: bool) -> Any_:
+    if train and p:
+        raise InvalidInput("dropout is in training mode; call model.eval().")
+    return x
+
+
+def _sum(f: Callable[..., Tensor]) -> Callable[..., Any_]:
+    def reduce(x: Any_, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any_:
+        places = list(range(len(x.shape))) if dim is None or dim == [] else dim
+        return op.linear(x, lambda t: f(t, dim=places, keepdim=keepdim))
+
+    return reduce
+
+
+def _add(x: Any_, y: Any, *, alpha: float = 1) -> Any_:
+    return op.add(x, op.scaled(y, alpha))
+
+
+def _power(x: Value, exponent: float) -> Value:
+    if exponent not in (1, 2, 3):
+        raise InvalidInput(f"the power {exponent:g} has no bounded slopes.")
+    return x if exponent == 1 else x.activate("square" if exponent == 2 else "cube")
+
+
+def _named(name: str) -> Callable[..., Any_]:
+    return lambda x: op.activate(x, name)
+
+
+def _parametrised(family: str, *defaults: float) -> Callable[..., Any_]:
+    return lambda x, *given: op.activate(
+        x, parametrised(family, *given, *defaults[len(given) :])
+    )
+
+
+OPERATORS: dict[str, Callable[..., Any_ | list[Any_]]] = {
+    "_native_batch_norm_legit_no_training": _batch_norm,
+    "_to_copy": lambda x, **options: x,
+    "adaptive_avg_pool1d": lambda x, size: op.linear(
+        x, lambda t: nn.functional.adaptive_avg_pool1d(t, size)
+    ),
+    "add": _add,
+    "addmm": lambda bias, x, y: op.add(op.matmul(x, y), bias),
+    "avg_pool1d": _pool(1),
+    "avg_pool2d": _pool(2),
+    "avg_pool3d": _pool(3),
+    "bmm": op.matmul,
+    "cat": lambda parts, dim=0: join(parts, lambda tensors: torch.cat(tensors, dim)),
+    "celu": _parametrised("celu", 1.0),
+    "clamp": lambda x, low=None, high=None: op.clip(x, low, high),
+    "clamp_max": lambda x, high: op.clip(x, None, high),
+    "clamp_min": lambda x, low: op.clip(x, low, None),
+    "conv1d": _conv,
+    "conv2d": _conv,
+    "conv3d": _conv,
+    "div": op.divide,
+    "dropout": _dropout,
+    "elu": _elu,
+    "feature_dropout": _dropout,
+    "gelu": lambda x, approximate="none": op.activate(
+        x, "gelu" if approximate == "none" else "gelu_tanh"
+    ),
+    "hardtanh": _parametrised("hardtanh", -1.0, 1.0),
+    "leaky_relu": _parametrised("leaky_relu", 0.01),
+    "linear": op.dense,
+    "log_sigmoid": _named("logsigmoid"),
+    "matmul": op.matmul,
+    "mean": _sum(torch.mean),
+    "mm": op.matmul,
+    "mul": op.multiply,
+    "neg": op.negative,
+    "pow": _power,
+    "prelu": _prelu,
+    "relu6": _named("hardtanh(0.0,6.0)"),
+    "rsub": lambda x, y, alpha=1: op.add(y, op.negative(op.scaled(x, alpha))),
+    "softplus": _softplus,
+    "softshrink": _parametrised("softshrink", 0.5),
+    "stack": lambda parts, dim=0: join(parts, lambda tensors: torch.stack(tensors, dim)),
+    "sub": lambda x, y, alpha=1: op.add(x, op.negative(op.scaled(y, alpha))),
+    "sum": _sum(torch.sum),
+    **{
+        name: _named(name)
+        for name in (
+            *("abs", "asinh", "atan", "cos", "erf", "hardsigmoid", "hardswish", "mish", "relu"),
+            *("selu", "sigmoid", "silu", "sin", "softsign", "tanh", "tanhshrink"),
+        )
+    },
+}
+"""By the name of the ATen operator."""
+
+LINEAR = {
+    *("_unsafe_view", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "alias", "clone", "contiguous"),
+    *("detach", "expand", "expand_as", "flatten", "flip", "index_select", "movedim", "narrow"),
+    *("permute", "pixel_shuffle", "pixel_unshuffle", "reshape", "roll", "select", "slice"),
+    *("squeeze", "swapaxes", "t", "transpose", "unflatten", "unsqueeze", "upsample_nearest2d"),
+    *("view", "view_as"),
+}
+"""Operators that are exactly linear in their first argument, whatever the others are."""
+
+LISTS = {"chunk", "split", "split_with_sizes", "unbind", "tensor_split"}
+"""Linear operators that return several tensors."""
+
+
+def read_module(
+    module: Any,
+    example: Tensor,
+    normalisation: Normalisation | None,
+    slopes: Mapping[str, Slopes],
+) -> Source:
+    """See `importing.from_torch`."""
+    owner = type(module).__name__
+    if not isinstance(example, Tensor) or not example.is_floating_point():
+        raise InvalidInput(f"{owner}: example must be a floating-point tensor: one input.")
+    example = example.detach().cpu().double()
+    program, run = _exported(module, example)
+    graph, signature = program.graph, program.graph_signature
+    names = signature.user_inputs
+    if len(names) != 1 or len(signature.user_outputs) != 1 or signature.buffers_to_mutate:
+        raise InvalidInput(
+            f"{owner} has {len(names)} inputs, {len(signature.user_outputs)} outputs and changes "
+            f"the buffers {list(signature.buffers_to_mutate.values())}; a system has one input, "
+            "one output and no memory."
+        )
+    known = {
+        **{k: program.state_dict[v] for k, v in signature.inputs_to_parameters.items()},
+        **{
+            k: program.state_dict[v] if v in program.state_dict else program.constants[v]
+            for k, v in signature.inputs_to_buffers.items()
+        },
+        **{
+            k: program.constants[v]
+            for k, v in signature.inputs_to_lifted_tensor_constants.items()
+        },
+    }
+    network = Network(tuple(example.shape))
+    entry = normalisation(network.input) if normalisation else network.input
+    values: dict[Any, Any] = {}
+    for node in graph.nodes:
+        network.where = f"{owner}: node {node.name!r} ({node.target})"
+        if node.op == "placeholder":
+            values[node] = entry if node.name == names[0] else _constant(node, known)
+        elif node.op == "call_function":
+            values[node] = _run(node, values, network, slopes)
+        elif node.op == "output":
+            output = values[node.args[0][0]]
+    if not isinstance(output, Value):
+        raise InvalidInput(f"{owner}: the output does not depend on the input.")
+    network.where = f"{owner}: the output"
+    original = ("the module in float64", 1e-9, run)
+    return Source(owner, network.system(output), tuple(example.shape), [original])
+
+
+def _exported(module: Any, example: Tensor) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """The graph of a float64 copy in evaluation mode, without side effects, and the copy."""
+    if isinstance(module, torch.export.ExportedProgram):
+        raise InvalidInput(
+            "An exported program has its precision and its mode fixed; give the module itself."
+        )
+    check_module("from_torch", module)
+    twin = copy.deepcopy(module).cpu().double().eval()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(False)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(twin, (example,)).run_decompositions({})
+        # Whatever the module's own code, or what the tracer cannot follow, raises.
+        except Exception as error:
+            raise InvalidInput(
+                f"{type(module).__name__} cannot be exported for an input of shape "
+                f"{tuple(example.shape)}: {' '.join(str(error).split())[:300]}"
+            ) from error
+
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return twin(x.reshape(example.shape)).double()
+
+    return program, run
+
+
+def _constant(node: Any, known: Mapping[str, Any]) -> Tensor:
+    value = known.get(node.name)
+    if not isinstance(value, Tensor):
+        raise InvalidInput(f"{node.name} is an input that is no tensor of the module.")
+    value = value.detach()
+    if not value.is_floating_point():
+        return value
+    if not value.isfinite().all():
+        raise InvalidInput(f"{node.name} contains NaN or Inf; every entry must be finite.")
+    return value.double()
+
+
+def _run(node: Any, values: Any, network: Network, slopes: Mapping[str, Slopes]) -> Any:
+    def value(argument: Any) -> Any:
+        return torch.fx.node.map_arg(argument, lambda other: values[other])
+
+    args, kwargs = value(node.args), value(node.kwargs)
+    where, target = network.where, node.target
+    if target is operator.getitem:
+        return args[0][args[1]]
+    tags = getattr(target, "tags", ())
+    name = getattr(target, "_schema", None) and target._schema.name.removeprefix("aten::")
+    first = args[0] if args else None
+    flat, _ = torch.utils._pytree.tree_flatten((args, kwargs))
+    try:
+        if not any(isinstance(leaf, Value) for leaf in flat):
+            if torch.Tag.nondeterministic_seeded in tags:
+                raise InvalidInput("it draws random numbers.")
+            return target(*args, **kwargs)
+        options = {k: v for k, v in kwargs.items() if k not in ("memory_format", "device", "layout")}
+        if name in OPERATORS:
+            return OPERATORS[name](*args, **options)
+        if name in LINEAR and isinstance(first, Value):
+            return first.linear(lambda t: target(t, *args[1:], **kwargs))
+        if name in LISTS and isinstance(first, Value):
+            count = len(target(first.offset, *args[1:], **kwargs))
+            return [
+                first.linear(lambda t, i=i: target(t, *args[1:], **kwargs)[i]) for i in range(count)
+            ]
+        if name in slopes and isinstance(first, Value):
+            return first.activate("unknown", slopes[name])
+    except SdplipError as error:
+        text = str(error)
+        raise type(error)(text if where in text else f"{where}: {text}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise InvalidInput(f"{where} cannot be translated as it stands here ({e}).") from e
+    raise InvalidInput(
+        f"{where} has no sound translation. Remove it, or, if it is an elementwise function, "
+        f"declare its slopes: slopes={{{name!r}: (alpha, beta)}}."
+    )

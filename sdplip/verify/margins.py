@@ -1,0 +1,140 @@
+"""Bounds of class margins: of every difference of two outputs, not of all outputs together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import nn
+
+from .._arrays import Array, finite, parse_norm
+from ..errors import InvalidInput, ShapeError
+from ..system import System
+from .certificate import Certificate, as_system
+from .region import Region
+from .rigorous import UNIT
+
+
+def difference(system: System, i: int, j: int) -> System:
+    """x ↦ y_i − y_j, one output; the rows of C and D and the entries of c are subtracted in float64.
+
+    `certificate.holds` proves its bounds for the exact difference.
+
+    Raises:
+        InvalidInput: i = j, or not both are outputs.
+    """
+    if i == j or not (0 <= i < system.outputs and 0 <= j < system.outputs):
+        raise InvalidInput(
+            f"difference: outputs {i} and {j} of {system.outputs}, but they must be two different "
+            "ones, counted from 0."
+        )
+    rows = {k: getattr(system, k)[[i]] - getattr(system, k)[[j]] for k in "CDc"}
+    return replace(system, **rows)
+
+
+@dataclass(frozen=True)
+class MarginBounds:
+    """For pairs of outputs, |(y_i − y_j)(x) − (y_i − y_j)(x′)| ≤ bounds[i, j]·‖x − x′‖.
+
+    Attributes:
+        bounds: (p, p), symmetric with a zero diagonal; infinite for pairs that were left out.
+        certificates: by (i, j) with i < j.
+        norm: of x; 2.0 or inf.
+        region: where they hold; None is everywhere.
+    """
+
+    bounds: Array
+    certificates: dict[tuple[int, int], Certificate]
+    norm: float
+    region: Region | None = None
+
+    def radius(self, logits: ArrayLike, error: float = 0.0) -> Array:
+        """How far, in `norm`, an input with these logits (…, p) may move without a new top class.
+
+        The least of margin / bound over the other classes, rounded down; 0 where no class leads.
+        With a region it holds for the path of inputs inside it, so cap it by how far the input is
+        from the region's border.
+
+        Args:
+            logits: as computed.
+            error: how far any logit may be from the exact one; twice of it is taken off margins.
+
+        Raises:
+            ShapeError: the last dimension is not p. InvalidInput: NaN or infinity.
+        """
+        y = finite("logits", logits)
+        if y.ndim == 0 or y.shape[-1] != len(self.bounds):
+            raise ShapeError(f"logits has shape {y.shape}, but must be (…, {len(self.bounds)}).")
+        if not error >= 0:
+            raise InvalidInput(f"error = {error!r}, but must be at least 0.")
+        top = y.argmax(axis=-1)
+        margin = np.take_along_axis(y, top[..., None], -1) - y
+        margin = np.maximum(margin - 2 * error - 4 * UNIT * (margin + 2 * error), 0.0)
+        bounds = self.bounds[top]
+        # Outputs that differ by a constant keep their order for ever.
+        lasting = (bounds == 0) & (margin > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            radii = np.where(lasting, np.inf, margin / bounds * (1 - 4 * UNIT))
+        radii = np.where(np.isnan(radii), 0.0, radii)
+        np.put_along_axis(radii, top[..., None], np.inf, -1)
+        return np.asarray(radii.min(axis=-1))
+
+
+def margin_bounds(
+    model: System | nn.Module,
+    norm: float | str = 2,
+    *,
+    pairs: str | int | None = None,
+    region: Region | None = None,
+    progress: Callable[[int, int, Certificate], None] | None = None,
+    **options: Any,
+) -> MarginBounds:
+    """The bound of every y_i − y_j, each with multipliers and a certificate of its own.
+
+    A bound of the map as a whole allows a margin √2 times as much (ℓ₂; twice for ℓ∞), and the
+    worst pair's multipliers serve no other pair best.
+
+    Args:
+        model: as for `lipschitz`, with at least two outputs.
+        norm: 2 or inf, of the input.
+        pairs: "all" (None is the same), or a label: only its pairs with the others.
+        region: a local bound, for inputs of this region.
+        progress: called after every pair with how many are done, of how many, and its certificate.
+        options: for `lipschitz`.
+
+    Raises:
+        InvalidInput: fewer than two outputs, or a label that is none; and as `lipschitz`.
+    """
+    from .bound import lipschitz
+
+    system = as_system(model)
+    p = system.outputs
+    chosen = list(_pairs(p, pairs))
+    bounds = np.full((p, p), math.inf)
+    np.fill_diagonal(bounds, 0.0)
+    certificates = {}
+    options = {"lower": False, **options}
+    for done, (i, j) in enumerate(chosen, 1):
+        found = lipschitz(system, norm, classes=(i, j), region=region, **options)
+        certificates[i, j] = found
+        bounds[i, j] = bounds[j, i] = found.bound
+        if progress is not None:
+            progress(done, len(chosen), found)
+    return MarginBounds(bounds, certificates, parse_norm(norm), region)
+
+
+def _pairs(p: int, pairs: str | int | None) -> Iterator[tuple[int, int]]:
+    if p < 2:
+        raise InvalidInput(f"margin_bounds: {p} outputs have no pairs. Use lipschitz.")
+    if pairs is not None and pairs != "all" and not (type(pairs) is int and 0 <= pairs < p):
+        raise InvalidInput(
+            f"margin_bounds: pairs = {pairs!r}, but must be 'all' or a label from 0 to {p - 1}."
+        )
+    for i in range(p):
+        for j in range(i + 1, p):
+            if pairs in (None, "all", i, j):
+                yield i, j

@@ -1,0 +1,128 @@
+"""A system for many inputs at once: its units, its Jacobian applied and its adjoint."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .._arrays import Array
+from ..activations import elementwise
+from ..system import System
+
+
+class Network:
+    """Floating-point evaluation in NumPy, for searches: k inputs at a time, by rows.
+
+    Units are reordered by level; `A`, `B`, `C` and everything (k, n) is in that order.
+    """
+
+    def __init__(self, system: System) -> None:
+        order = np.arange(system.units)
+        if system.levels is not None:
+            order = np.concatenate([order[:0], *system.levels])
+        self.system, self.outputs = system, system.outputs
+        A, B, C = system.A[np.ix_(order, order)], system.B[order], system.C[:, order]
+        self.A, self.b = A, system.b[order]
+        # Of deep networks, most of B and C is zero.
+        self.fed, self.seen = _span(B.any(axis=1)), _span(C.any(axis=0))
+        self.B, self.C = B[self.fed].copy(), C[:, self.seen].copy()
+        self.D = system.D if system.D.any() else None
+        names = system.activation[order]
+        self.kinds = [(elementwise(str(name)), names == name) for name in np.unique(names)]
+        self.levels: list[tuple[slice, slice, Array]] = []
+        start = 0
+        for level in system.levels or []:
+            here = slice(start, start := start + len(level))
+            before = _span(A[here].any(axis=0))
+            self.levels.append((here, before, A[here, before].copy()))
+
+    @property
+    def cost(self) -> float:
+        """Multiplications of one evaluation, about."""
+        inner = sum(block.size for _, _, block in self.levels)
+        if self.system.levels is None:
+            inner = 2 * self.system.units**3
+        direct = 0 if self.D is None else self.D.size
+        return inner + self.B.size + self.C.size + direct + 1.0
+
+    def level_means(self, v: Array) -> Array:
+        """(k, n) with the mean of v over each level in place of its entries."""
+        means = np.empty_like(v)
+        for here in [here for here, _, _ in self.levels] or [slice(None)]:
+            means[:, here] = v[:, here].mean(axis=1, keepdims=True)
+        return means
+
+    def sigma(self, v: Array, units: slice = slice(None)) -> tuple[Array, Array]:
+        """σ(v) and a slope of σ at v, for all or a range of units."""
+        kinds = [(kind, where[units]) for kind, where in self.kinds if where[units].any()]
+        value, slope = np.empty_like(v), np.empty_like(v)
+        for kind, where in kinds:
+            columns = slice(None) if len(kinds) == 1 else where
+            at = torch.from_numpy(np.ascontiguousarray(v[:, columns]))
+            value[:, columns] = kind(at).numpy()
+            slope[:, columns] = kind.derivative(at).numpy()
+        return value, slope
+
+    def preactivations(self, x: Array) -> Array:
+        """Az + Bx + b at x (k, m); (k, n)."""
+        v = np.tile(self.b, (len(x), 1))
+        v[:, self.fed] += x @ self.B.T
+        if self.system.levels is None:
+            return np.asarray(v + self.system.hidden(torch.from_numpy(x)).numpy() @ self.A.T)
+        z = np.zeros_like(v)
+        for here, before, block in self.levels:
+            v[:, here] += z[:, before] @ block.T
+            z[:, here] = self.sigma(v[:, here], here)[0]
+        return v
+
+    def push(self, slope: Array, w: Array) -> tuple[Array, Array]:
+        """Pre-activations and units (k, n) of the linearised system with slopes (k, n), at w."""
+        v = np.zeros_like(slope)
+        v[:, self.fed] += w @ self.B.T
+        if self.system.levels is None:
+            z = np.linalg.solve(self._inner(slope), (slope * v)[..., None])[..., 0]
+            return v + z @ self.A.T, z
+        z = np.zeros_like(slope)
+        for here, before, block in self.levels:
+            v[:, here] += z[:, before] @ block.T
+            z[:, here] = slope[:, here] * v[:, here]
+        return v, z
+
+    def pull(self, slope: Array, on_z: Array, on_v: Array | None = None) -> Array:
+        """Sensitivity (k, n) to the pre-activations, from those to z and, directly, to them."""
+        on_v = np.zeros_like(slope) if on_v is None else on_v
+        if self.system.levels is None:
+            inner = self._inner(slope).swapaxes(1, 2)
+            total = np.linalg.solve(inner, (on_z + on_v @ self.A)[..., None])[..., 0]
+            return slope * total + on_v
+        total, result = on_z.copy(), np.zeros_like(slope)
+        for here, before, block in reversed(self.levels):
+            result[:, here] = slope[:, here] * total[:, here] + on_v[:, here]
+            total[:, before] += result[:, here] @ block
+        return result
+
+    def output(self, z: Array, w: Array) -> Array:
+        """Cz + Dw, (k, p)."""
+        y = z[:, self.seen] @ self.C.T
+        return y if self.D is None else y + w @ self.D.T
+
+    def output_adjoint(self, u: Array) -> Array:
+        """Cᵀu, (k, n)."""
+        on_z = np.zeros((len(u), len(self.b)))
+        on_z[:, self.seen] = u @ self.C
+        return on_z
+
+    def input_adjoint(self, on_v: Array, u: Array | None = None) -> Array:
+        """Bᵀ on_v + Dᵀu, (k, m)."""
+        x = on_v[:, self.fed] @ self.B
+        return x if u is None or self.D is None else x + u @ self.D
+
+    def _inner(self, slope: Array) -> Array:
+        return np.eye(len(self.b)) - slope[:, :, None] * self.A
+
+
+def _span(mask: NDArray[np.bool_]) -> slice:
+    """From the first to the last that is set."""
+    where = np.flatnonzero(mask)
+    return slice(where[0], where[-1] + 1) if where.size else slice(0, 0)

@@ -1,0 +1,360 @@
+"""A network of convolutions on a torus: one small system per spatial frequency.
+
+Why the condition on a torus bounds a network with zero padding. Take two inputs; write Δx, Δz for
+the differences of the input and of every layer of units, set to zero outside of the image. If the
+torus is so large that no tap reaches around it from one pixel of the image to another, then the
+convolutions on the torus agree with those of the network at every pixel that the network has. Under
+M ⪰ 0 on the torus, ρ‖Δx‖² ≥ ‖Δy‖² − Σ 2λ(Δz − αΔv)(Δz − βΔv), summed over the torus. Inside of the
+image each product is ≤ 0 by the slopes; outside Δz = 0 leaves αβ(Δv)² ≤ 0, if αβ ≤ 0: where Δv can
+be nonzero outside, the slopes are widened to include 0. Between two convolutions without units,
+the restriction to the image is itself such a layer, with slopes [0, 1]: it keeps or deletes.
+Hence ρ‖Δx‖² ≥ ‖Δy‖² over the torus, which is no less than over the image. Circular padding makes
+the image the torus, and nothing is widened. Averaging over shifts shows that multipliers need not
+depend on the place, and shifts are diagonal in frequency.
+
+With strides, a shift of the coarsest grid is what is left of invariance: a layer f times finer has
+f² phases there, and each phase its own multiplier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+
+from .._arrays import Array
+from ..convolutional import (
+    Activate,
+    Add,
+    Convolve,
+    ConvSystem,
+    Head,
+    Pair,
+    Pool,
+    Shape,
+    Stage,
+    chain_shapes,
+)
+from ..errors import InvalidInput
+from .rigorous import UNIT, Ball
+
+Kernel = dict[tuple[int, int], Ball]
+"""Σ_τ K(τ) x(P + τ) by τ, on the coarsest grid; rows and columns are channels times phases."""
+
+WIDEST = 4096
+"""The most inputs and units per pixel of the coarsest grid."""
+PI = Fraction(314159265358979323846264338327950288419716939937510, 10**50)
+
+
+@dataclass(frozen=True)
+class Torus:
+    """The system of every frequency: [v; y] = W(ω)[x; z], W(ω) = Σ_τ W_τ exp(iω·τ).
+
+    Attributes:
+        size: of the torus in pixels of the coarsest grid.
+        taps, weights: τ (T, 2) and W_τ, a Ball (T, n + p, m + n), with m inputs, n units and p
+            outputs per coarse pixel.
+        alpha, beta: (n,) slopes, widened where the torus needs it.
+        layers: the units of every layer; each depends on earlier ones only.
+        head: (q, p, pixels): outputs are Σ_c head[:, c] y_c; None is y itself.
+    """
+
+    size: Pair
+    taps: Array
+    weights: Ball
+    inputs: int
+    alpha: Array
+    beta: Array
+    layers: list[slice]
+    head: Array | None
+
+    @property
+    def units(self) -> int:
+        return len(self.alpha)
+
+    @property
+    def outputs(self) -> int:
+        return self.weights.shape[1] - self.units
+
+    def live(self) -> np.ndarray:
+        """Mask (n,) of the units on a path from an input to an output, at any frequency."""
+        W, n, m = self.weights, self.units, self.inputs
+        met = (abs(W.mid) + W.rad).max(0) > 0
+        active = (self.alpha != 0) | (self.beta != 0)
+        forward, backward = met[:n, :m].any(1) & active, met[n:, m:].any(0) & active
+        for _ in self.layers:
+            forward |= met[:n, m:] @ forward & active
+            backward |= met[:n, m:].T @ backward & active
+        return np.asarray(forward & backward)
+
+    def frequencies(self) -> Array:
+        """(F, 2) whole numbers k, ω = 2πk/size: one of each pair ω, −ω, whose M are conjugate."""
+        height, width = self.size
+        k = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1)
+        k = k.reshape(-1, 2)
+        mirror = -k % np.asarray(self.size)
+        return k[k[:, 0] * width + k[:, 1] <= mirror[:, 0] * width + mirror[:, 1]]
+
+    def waves(self, k: Array) -> tuple[Ball, Ball]:
+        """cos ω·τ and sin ω·τ (F, T), enclosed, for frequencies k (F, 2)."""
+        turns = [k[:, [axis]] * self.taps[:, axis] % n for axis, n in enumerate(self.size)]
+        (c, s), (c_, s_) = (
+            [Ball(table[turn], UNIT) for table in _table(n)]
+            for turn, n in zip(turns, self.size, strict=True)
+        )
+        return c * c_ + s * s_ * -1.0, s * c_ + c * s_
+
+
+@cache
+def _table(n: int) -> tuple[Array, Array]:
+    """cos(2πj/n) and sin(2πj/n) for j < n, off by less than 2⁻⁵³."""
+    cos = [_cosine(Fraction(j, n)) for j in range(n)]
+    sin = [_cosine(Fraction(j, n) - Fraction(1, 4)) for j in range(n)]
+    return np.array(cos), np.array(sin)
+
+
+def _cosine(turns: Fraction) -> float:
+    """cos(2π·turns) from its series, in rational arithmetic rounded to 2⁻¹¹⁰."""
+    turns = min(turns % 1, 1 - turns % 1)
+    if turns > Fraction(1, 4):
+        return -_cosine(Fraction(1, 2) - turns)
+    square = Fraction(round((2 * PI * turns) ** 2 * 2**110), 2**110)
+    total = term = Fraction(1)
+    # Angles are at most π/2: what follows the 16th term is below 1e-28.
+    for j in range(1, 17):
+        term = Fraction(round(-term * square / (2 * j * (2 * j - 1)) * 2**110), 2**110)
+        total += term
+    return float(total)
+
+
+@dataclass(frozen=True)
+class _Signal:
+    """A feature map as a sum over sources: 0 is the input, k the k-th layer of units.
+
+    A kernel of None is the identity; what may be nonzero outside of the image is in `outside`.
+    """
+
+    shape: Shape
+    fine: Pair
+    inside: Mapping[int, Kernel | None]
+    outside: Mapping[int, Kernel | None] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        return self.shape[0] * self.fine[0] * self.fine[1]
+
+    @property
+    def total(self) -> dict[int, Kernel]:
+        return _sum(self.inside, self.outside, self.width)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    kernels: Mapping[int, Kernel]
+    alpha: Array
+    beta: Array
+
+
+def torus(conv: ConvSystem) -> Torus:
+    """The network on the smallest torus that is valid, of even sides if padding is with zeros.
+
+    Raises:
+        InvalidInput: circular and zero padding that no torus serves at once, sums of paths with
+            different strides, or too many units per pixel of the coarsest grid.
+    """
+    fine = _strides(conv.stages)
+    width = conv.channels * fine[0] * fine[1]
+    size = _smallest(conv, fine)
+    layers: list[_Layer] = []
+    last = _chain(conv.stages, _Signal(conv.start, fine, {0: None}), size, layers)
+    ends = [0, *np.cumsum([width, *(len(layer.alpha) for layer in layers), last.width]).tolist()]
+    columns, rows = ends[-2], ends[-1] - width
+    if columns > WIDEST:
+        raise InvalidInput(
+            f"The network has {columns} inputs and units per pixel of its coarsest grid, strides "
+            f"multiply them; at most {WIDEST} are possible. Use fewer channels or strides."
+        )
+    blocks = [layer.kernels for layer in layers] + [last.total]
+    taps = sorted({tau for row in blocks for kernel in row.values() for tau in kernel} | {(0, 0)})
+    mid, rad = np.zeros((2, len(taps), rows, columns))
+    for k, row in enumerate(blocks):
+        for source, kernel in row.items():
+            for tau, block in kernel.items():
+                place = np.s_[
+                    taps.index(tau),
+                    ends[k + 1] - width : ends[k + 2] - width,
+                    ends[source] : ends[source + 1],
+                ]
+                mid[place], rad[place] = block.mid, block.rad
+    head = conv.stages[-1] if isinstance(conv.stages[-1], Head) else None
+    return Torus(
+        size=size,
+        taps=np.asarray(taps),
+        weights=Ball(mid, rad),
+        inputs=width,
+        alpha=np.concatenate([np.zeros(0), *(layer.alpha for layer in layers)]),
+        beta=np.concatenate([np.zeros(0), *(layer.beta for layer in layers)]),
+        layers=[slice(a - width, b - width) for a, b in pairwise(ends[1:-1])],
+        head=None if head is None else head.weight.reshape(len(head.weight), last.width, -1),
+    )
+
+
+def _chain(
+    stages: Sequence[Stage], signal: _Signal, size: Pair, layers: list[_Layer]
+) -> _Signal:
+    """The signal after these stages; their units are appended to `layers`."""
+    for stage in stages:
+        match stage:
+            case Convolve():
+                signal = _convolve(stage, _restricted(signal, layers), size)
+            case Pool():
+                average = stage.convolve(signal.shape[0])
+                signal = _convolve(average, _restricted(signal, layers), size)
+            case Activate():
+                repeats = signal.width // signal.shape[0]
+                low, high = (np.repeat(s, repeats) for s in stage.slopes(signal.shape[0]))
+                if signal.outside:
+                    low, high = np.minimum(low, 0), np.maximum(high, 0)
+                layers.append(_Layer(signal.total, low, high))
+                signal = replace(signal, inside={len(layers): None}, outside={})
+            case Add():
+                body = _chain(stage.body, signal, size, layers)
+                skip = _chain(stage.skip, signal, size, layers)
+                signal = replace(
+                    body,
+                    inside=_sum(body.inside, skip.inside, body.width),
+                    outside=_sum(body.outside, skip.outside, body.width),
+                )
+    return signal
+
+
+def _restricted(signal: _Signal, layers: list[_Layer]) -> _Signal:
+    """The signal, its restriction to the image done by a layer of its own where it matters."""
+    if not signal.outside:
+        return signal
+    kernels = _sum(signal.outside, {}, signal.width)
+    layers.append(_Layer(kernels, np.zeros(signal.width), np.ones(signal.width)))
+    return replace(signal, inside={**signal.inside, len(layers): None}, outside={})
+
+
+def _convolve(stage: Convolve, signal: _Signal, size: Pair) -> _Signal:
+    fine = (signal.fine[0] // stage.stride[0], signal.fine[1] // stage.stride[1])
+    shape = stage.shape(signal.shape)
+    kernel = _polyphase(stage, signal.fine, fine)
+    sources = {source: _product(kernel, first) for source, first in signal.inside.items()}
+    spills = False
+    for axis in range(2):
+        side, n = size[axis] * signal.fine[axis], signal.shape[1 + axis]
+        outputs = np.arange(shape[1 + axis], size[axis] * fine[axis])[:, None]
+        taps = np.arange(stage.weight.shape[2 + axis]) - stage.padding[2 * axis]
+        spills |= bool(((outputs * stage.stride[axis] + taps) % side < n).any())
+    out = _Signal(shape, fine, sources)
+    return replace(out, inside={}, outside=sources) if spills else out
+
+
+def _polyphase(stage: Convolve, fine: Pair, out: Pair) -> Kernel:
+    """The convolution between the phases of a finer and a coarser grid."""
+    p, c, *taps = stage.weight.shape
+    kernel: dict[tuple[int, int], Array] = {}
+    for phase in np.ndindex(*out):
+        for tap in np.ndindex(*taps):
+            reached = [
+                phase[a] * stage.stride[a] + tap[a] - stage.padding[2 * a] for a in range(2)
+            ]
+            tau = (reached[0] // fine[0], reached[1] // fine[1])
+            block = kernel.setdefault(tau, np.zeros((p, *out, c, *fine)))
+            met = (reached[0] % fine[0], reached[1] % fine[1])
+            block[:, *phase, :, *met] = stage.weight[:, :, *tap]
+    rows, columns = p * math.prod(out), c * math.prod(fine)
+    return {tau: Ball(block.reshape(rows, columns)) for tau, block in kernel.items()}
+
+
+def _product(kernel: Kernel, first: Kernel | None) -> Kernel:
+    if first is None:
+        return kernel
+    total: Kernel = {}
+    for (a, b), K in kernel.items():
+        for (c, d), L in first.items():
+            tau = (a + c, b + d)
+            total[tau] = total[tau] + K @ L if tau in total else K @ L
+    return total
+
+
+def _sum(
+    one: Mapping[int, Kernel | None], other: Mapping[int, Kernel | None], width: int
+) -> dict[int, Kernel]:
+    total: dict[int, Kernel] = {}
+    for source, given in [*one.items(), *other.items()]:
+        kernel = {(0, 0): Ball(np.eye(width))} if given is None else given
+        known = total.setdefault(source, {})
+        total[source] = known | {t: known[t] + K if t in known else K for t, K in kernel.items()}
+    return total
+
+
+def _strides(stages: Sequence[Stage]) -> Pair:
+    """The product of the strides per axis, which is the same on every path."""
+    height, width = 1, 1
+    for stage in stages:
+        step = (1, 1)
+        if isinstance(stage, Convolve):
+            step = stage.stride
+        elif isinstance(stage, Pool):
+            step = stage.size
+        elif isinstance(stage, Add):
+            step = _strides(stage.body)
+            if step != (other := _strides(stage.skip)):
+                raise InvalidInput(
+                    f"Add: the body has the strides {step} in all, but the skip {other}: together "
+                    "they are no convolution. Verify the unrolled network."
+                )
+        height, width = height * step[0], width * step[1]
+    return height, width
+
+
+def _smallest(conv: ConvSystem, fine: Pair) -> Pair:
+    """The sides of the torus: no tap reaches around it from the image to the image."""
+    needs: list[list[tuple[Fraction, bool]]] = [[], []]
+    _needs(conv.stages, conv.start, fine, needs)
+    sides = []
+    for needed in needs:
+        exact = {side for side, is_exact in needed if is_exact}
+        least = math.ceil(max(side for side, _ in needed))
+        if exact and (len(exact) > 1 or least > min(exact)):
+            raise InvalidInput(
+                "The network mixes circular padding with zero padding or with images that it cuts: "
+                "no torus serves both. Use padding_mode='zeros' throughout."
+            )
+        sides.append(int(exact.pop()) if exact else least + least % 2)
+    return sides[0], sides[1]
+
+
+def _needs(
+    stages: Sequence[Stage], shape: Shape, fine: Pair, needs: list[list[tuple[Fraction, bool]]]
+) -> None:
+    """Appends per axis the sides of the torus that are needed, and whether exactly these are."""
+    for axis in range(2):
+        needs[axis].append((Fraction(shape[1 + axis], fine[axis]), False))
+    for given, before in zip(stages, chain_shapes(stages, shape), strict=False):
+        stage = given.convolve(before[0]) if isinstance(given, Pool) else given
+        if isinstance(stage, Add):
+            for chain in (stage.body, stage.skip):
+                _needs(chain, before, fine, needs)
+            step = _strides(stage.body)
+            fine = (fine[0] // step[0], fine[1] // step[1])
+        elif isinstance(stage, Convolve):
+            after = stage.shape(before)
+            for axis in range(2):
+                n, count, first = before[1 + axis], after[1 + axis], stage.padding[2 * axis]
+                if stage.padding_mode == "circular":
+                    needs[axis].append((Fraction(n, fine[axis]), True))
+                else:
+                    reach = (count - 1) * stage.stride[axis] + stage.weight.shape[2 + axis] - first
+                    needs[axis].append((Fraction(max(n + first, reach), fine[axis]), False))
+                coarse = fine[axis] // stage.stride[axis]
+                needs[axis].append((Fraction(count, coarse), False))
+            fine = (fine[0] // stage.stride[0], fine[1] // stage.stride[1])
