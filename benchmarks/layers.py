@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,10 @@ def cases() -> list[Case]:
             rows.append(Case(label, make, shape, limits={"bare": limit} if name == "sll" else {}))
             limits = {"bare": 1.1} if name == "aol" and small else {}
             rows.append(Case(label, make, shape, "nn.Conv2d", plain, limits))
-    rows.append(Case("network sll-small", small_network, (BATCH, 3, 32, 32), limits={"bare": 1.8}))
+    images = (BATCH, 3, 32, 32)
+    for products, limits in (("exact", {}), ("bfloat16", {"bare": 1.8})):
+        network = functools.partial(small_network, products)
+        rows.append(Case(f"network sll-small, {products} products", network, images, limits=limits))
     return rows + peers()
 
 
@@ -115,13 +118,12 @@ LIMITS = {
 }
 
 
-def small_network() -> nn.Module:
+def small_network(products: str) -> nn.Module:
     """The preset sll-small for CIFAR-10."""
     images = torch.rand(1, 3, 32, 32)
     data = (images, torch.zeros(1, dtype=torch.int64))
-    return build(
-        find_preset("sll-small").config(Splits(data, data, 10, (3, 32, 32), "cifar10")).model
-    )
+    config = find_preset("sll-small").config(Splits(data, data, 10, (3, 32, 32), "cifar10"))
+    return build(replace(config.model, products=products))
 
 
 def peers() -> list[Case]:

@@ -89,13 +89,19 @@ def gap(system: System, x: Tensor, y: Tensor, relative: float) -> str | None:
     """How system(x), x (k, m), differs from y (k, p); None where it does not."""
     with torch.no_grad():
         actual = system(x)
-        if y.shape != actual.shape:
-            return f"have the shapes {tuple(y.shape)} and {tuple(actual.shape)}"
-        if not len(x):
-            return None
         terms = system.hidden(x).abs() @ torch.as_tensor(abs(system.C)).mT
         terms += x.abs() @ torch.as_tensor(abs(system.D)).mT + torch.as_tensor(abs(system.c))
-    allowed = relative * y.abs().max() + 1e-3 * relative * terms.max()
+    return apart(actual, y, relative, terms)
+
+
+def apart(actual: Tensor, y: Tensor, relative: float, terms: Tensor | None = None) -> str | None:
+    """How two tensors differ by more than `relative`; `terms` are what was summed to get them."""
+    if y.shape != actual.shape:
+        return f"have the shapes {tuple(y.shape)} and {tuple(actual.shape)}"
+    if not len(y):
+        return None
+    sizes = y.abs().max() + 1e-3 * (y.abs() if terms is None else terms).max()
+    allowed = relative * sizes
     found = (actual - y).abs().max()
     return None if found <= allowed else f"are {found:.3g} apart (allowed {allowed:.3g})"
 

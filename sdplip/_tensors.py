@@ -13,6 +13,11 @@ def certainly(mask: Tensor) -> bool:
     return _open(mask) and bool(mask.all() if mask.ndim else mask)
 
 
+def certainly_at_most(x: Tensor, limit: float | Tensor) -> bool:
+    """As `certainly` of one number x, which is looked at itself."""
+    return _open(x) and bool(x.item() <= limit)
+
+
 def certainly_finite(x: Tensor) -> bool:
     """Whether all are finite; False also where one may not look, or where their sum overflows."""
     return _open(x) and cmath.isfinite(x.detach().sum().item())

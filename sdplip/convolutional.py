@@ -52,9 +52,7 @@ class Convolve:
         weight = _tensor("weight", self.weight, 4)
         if not weight.size:
             raise ShapeError(f"weight has shape {weight.shape}, but no side may be 0.")
-        bias = vector(
-            "bias", finite("bias", 0.0 if self.bias is None else self.bias), len(weight)
-        )
+        bias = vector("bias", finite("bias", 0.0 if self.bias is None else self.bias), len(weight))
         reach = (weight.shape[2] - 1, weight.shape[3] - 1)
         padding = _padding(self.padding, reach)
         if self.padding_mode not in ("zeros", "circular"):
@@ -373,7 +371,11 @@ class ConvSystem:
 
     def _packed(self) -> tuple[str, dict[str, Array]]:
         arrays: dict[str, Array] = {}
-        content = {"channels": self.channels, "size": self.size, "stages": pack(self.stages, arrays)}
+        content = {
+            "channels": self.channels,
+            "size": self.size,
+            "stages": pack(self.stages, arrays),
+        }
         return json.dumps(content), arrays
 
 

@@ -10,11 +10,12 @@ import sdplip
 ROOT = Path(sdplip.__file__).parent
 ORDER = [
     {"errors", "_arrays", "_tensors", "_page"},
-    {"_backends", "_smooth"},
+    {"_backends", "_elementwise", "_smooth"},
     {"lmi"},
     {"conditions", "activations"},
     {"equilibrium"},
     {"system", "_modules", "_files"},
+    {"importing"},
     {"verify"},
     {"layers"},
     {"derive"},

@@ -111,6 +111,13 @@ def train(
     train_images: TrainImages = None,
     augment: Augment = None,
     optimizer: Annotated[str | None, typer.Option(show_default="adam", help="adam or sgd.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(show_default="1", help="Batches per step of the optimiser.")
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(show_default="0, off", help="Decay of an average of the weights, as 0.999."),
+    ] = None,
     weight_decay: Annotated[
         float | None, typer.Option(show_default="0", help="Added to the gradient.")
     ] = None,
@@ -142,6 +149,10 @@ def train(
         float | None, typer.Option(show_default="1e-2", help="Equilibrium tolerance in training.")
     ] = None,
     precision: Precision = None,
+    products: Annotated[
+        str | None,
+        typer.Option(show_default="exact", help="Of SLL's and AOL's T: exact or bfloat16."),
+    ] = None,
     radii: Radii = None,
     linf_radii: Annotated[
         str | None,
@@ -164,6 +175,10 @@ def train(
     download: Download = False,
     resume: Resume = True,
     force: Force = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the run's records for TensorBoard, too.")
+    ] = False,
+    scale: Scale = None,
     as_json: Json = False,
 ) -> None:
     """Train one network, then measure what it promises, what is verified and what attacks find."""
@@ -174,24 +189,36 @@ def train(
     from ..train.runs import prepare, run
 
     chosen = _known(preset, layer)
+    if tensorboard:
+        installed("tensorboard", extra="tensorboard")
     with Progress() as progress:
         splits = _load(data, data_root, download, device, threads, progress)
         config = _config(
             preset, chosen, splits, width=width, depth=depth, epochs=epochs, gamma=gamma,
             normalise=normalise, activation=activation, seed=seed, lr=lr, batch_size=batch_size,
             train_images=train_images, augment=augment, optimizer=optimizer,
+            accumulate=accumulate, ema=ema,
             weight_decay=weight_decay, schedule=schedule, loss=loss, offset=offset,
             temperature=temperature, linf_penalty=linf_penalty, tol=tol, precision=precision,
-            radii=_radii(radii), linf_radii=_radii(linf_radii), images=images,
+            products=products, radii=_radii(radii), linf_radii=_radii(linf_radii), images=images,
             attack_images=attack_images, verify=verify, verify_units=verify_units,
         )  # fmt: skip
+        if scale is not None:
+            from ..train.experiments import shrink
+
+            config = shrink(config, scale)
         name = preset or config.model.layer
         if layer is not None and preset is not None and not preset.endswith(f"-{layer}"):
             name = f"{preset}-{layer}"
         out = Path("runs") / short_name(data) / name if out is None else out
         splits = splits.first(config.train.train_images)
         prepare(config, out, force=force, resume=resume)
-        finished = run(config, splits, out, device=device, resume=resume, on_epoch=progress.epoch)
+        finished = run(
+            config, splits, out, device=device, resume=resume, on_epoch=progress.epoch,
+            tensorboard=tensorboard,
+        )  # fmt: skip
+    if not finished.rows:
+        return
     progress.finished(finished)
     from ..train.report import document
 
@@ -362,11 +389,12 @@ def _load(
     return load(data, root, download, progress=progress.decoded)
 
 
-def installed(*needed: str) -> None:
+def installed(*needed: str, extra: str = "train") -> None:
+    """Raise InvalidInput where a package of this extra is missing."""
     if missing := [name for name in needed if find_spec(name) is None]:
         raise InvalidInput(
-            f"training needs {', '.join(missing)}, which is not installed. "
-            "Install it with: pip install 'sdplip[train]'"
+            f"this needs {', '.join(missing)}, which is not installed. "
+            f"Install it with: pip install 'sdplip[{extra}]'"
         )
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -45,14 +45,14 @@ class _Function(torch.autograd.Function):
 
     @classmethod
     def call(cls, *inputs: Any) -> Any:
-        """`apply`."""
+        """`apply`, if anything is to be recorded."""
         if torch._C._are_functorch_transforms_active():
             return cls.apply(*inputs)
-        return cls.direct.apply(*inputs)
+        return (cls.direct.apply if torch.is_grad_enabled() else cls.forward)(*inputs)
 
 
 class _Equilibrium(_Function):
-    """z(A, v); the adjoint u = D(g + Aᵀu), D = diag σ'(A z + v), is an equilibrium as well."""
+    """z(A, v) and A z + v; the adjoint u = D(g + Aᵀu), D = diag σ'(A z + v), is an equilibrium as well."""
 
     @staticmethod
     def forward(
@@ -65,21 +65,26 @@ class _Equilibrium(_Function):
         settings: Settings,
         adjoint: Settings,
         report: Report,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         with full_precision(v):
-            solution = run(kind(values), v, sigma, settings, metric, z0)
-        report(solution, False)
-        return solution.z
+            A = kind(values)
+            solution = run(A, v, sigma, settings, metric, z0)
+            report(solution, False)
+            z, w = solution.z, solution.preactivation
+            return z, A.plus(v, z) if w is None else w
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(
+        ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
+    ) -> None:
         values, v, metric, _, *how = inputs
-        ctx.save_for_backward(values, v, metric, output)
+        ctx.save_for_backward(values, v, metric, *output)
+        ctx.mark_non_differentiable(output[1])
         ctx.how = how  # type: ignore[attr-defined]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
-        values, v, metric, z = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, g: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        values, v, metric, z, w = ctx.saved_tensors  # type: ignore[attr-defined]
         kind, sigma, _, settings, report = ctx.how  # type: ignore[attr-defined]
         nothing = (None,) * 7
         A = kind(values)
@@ -88,7 +93,9 @@ class _Equilibrium(_Function):
             if not clean:
                 known = z.isfinite().all(-1, keepdim=True)
                 z, v = torch.where(known, z, 0), torch.where(known, v, 0)
-            slopes = sigma.derivative(A.plus(v, z))
+            # Further derivatives need that of w as well.
+            again = not clean or torch.is_grad_enabled()
+            slopes = sigma.derivative(A.plus(v, z) if again else w)
             dual = None if metric is None else 1 / metric
             adjoint = A.adjoint()
             how = (adjoint.kind, settings, report)
@@ -115,10 +122,11 @@ class _Equilibrium(_Function):
         metric: Tensor | None,
         z0: Tensor | None,
         *how: Any,
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         v, z0 = _flat(info, in_dims[1], v), None if z0 is None else _flat(info, in_dims[3], z0)
-        z = _Equilibrium.call(values, v, metric, z0, *how)
-        return z.reshape(info.batch_size, len(z) // info.batch_size, z.shape[-1]), 0
+        z, w = _Equilibrium.call(values, v, metric, z0, *how)
+        shape = (info.batch_size, len(z) // info.batch_size, z.shape[-1])
+        return (z.reshape(shape), w.reshape(shape)), (0, 0)
 
 
 class _Adjoint(_Function):
@@ -136,7 +144,7 @@ class _Adjoint(_Function):
     ) -> Tensor:
         # Large, so that the residual is measured by u itself.
         size = torch.linalg.vector_norm(g / LARGE, ord=1, dim=-1, keepdim=True)
-        size = torch.where(size > 0, size, 1)
+        size += size == 0
         with full_precision(g):
             solution = run(kind(values), g / size, linear(slopes), settings, metric)
         # The samples of a bad input have been taken out; another g that is not finite is a failure.
@@ -253,6 +261,8 @@ def implicit(
         given = tuning.choose(name, lambda: optimal_step(operator, name, metric))
     elif given is None and method != "newton":
         given = optimal_step(operator, name, metric)
+    if given is not None and name == "peaceman_rachford":
+        metric = None  # which only serves to choose a step
     settings = adjoint = settings._replace(step=given)
     if gradient == "newton":
         adjoint = settings._replace(method="newton")
@@ -278,8 +288,8 @@ def implicit(
     report = partial(_report, layer_name, on_failure, tuning, truncated)
     operator, flat = operator.to(work), v.to(work).reshape(rows)
     how = (operator.kind, sigma, settings, adjoint, report)
-    z: Tensor = _Equilibrium.call(operator.values, flat, metric, z0, *how)
-    return z.reshape(v.shape).to(v.dtype)
+    z, _ = _Equilibrium.call(operator.values, flat, metric, z0, *how)
+    return cast(Tensor, z).reshape(v.shape).to(v.dtype)
 
 
 def _report(

@@ -139,7 +139,7 @@ class Operator(ABC):
         """(I - step (I - A)) (I + step (I - A))⁻¹, laid out for products with rows."""
 
         def compute() -> Tensor:
-            R = self.resolvent(step).values.mul_(2)
+            R = torch.linalg.inv_ex(self.affine((1 + step) / 2, -step / 2).values)[0]
             R.diagonal(dim1=-2, dim2=-1).sub_(1)
             return R.mH.resolve_conj() if self.flipped else R
 

@@ -39,10 +39,14 @@ class Problem:
 
     def residual(self, z: Tensor) -> Tensor:
         """‖z - σ(A z + v)‖₂ / (1 + ‖z‖₂) of every row: no step size enters."""
-        norm = torch.linalg.vector_norm
+        return self.look(z)[0]
+
+    def look(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """`residual` and `preactivation`."""
+        norm, w = torch.linalg.vector_norm, self.preactivation(z)
         size = norm(z, dim=-1).add_(1)
         # NaN where the norm overflows, which would make zero of any defect.
-        return norm(self.defect(z), dim=-1).div_(size).add_(size, alpha=0)
+        return norm(z - self.sigma(w), dim=-1).div_(size).add_(size, alpha=0), w
 
     def solved(self, z: Tensor, residual: Tensor, tol: float) -> Tensor:
         """The rows whose residual is at most tol, or at most what rounding alone makes of it.
@@ -83,7 +87,7 @@ class Solution:
         error_bound: (...,) float64, `error_bound` of z: what ‖z - z*‖_Λ is at most; None where
             nobody asked for it.
         needed: the sweeps after which, as it seems, a look would have found all rows solved.
-        solved: whether it is known without a look that all rows have converged.
+        preactivation: A z + v, as (batch, n), where the last look at it found all rows solved.
     """
 
     z: Tensor
@@ -94,7 +98,12 @@ class Solution:
     method: str
     error_bound: Tensor | None = None
     needed: int = 0
-    solved: bool = False
+    preactivation: Tensor | None = None
+
+    @property
+    def solved(self) -> bool:
+        """Whether it is known without a look that all rows have converged."""
+        return self.preactivation is not None
 
 
 def announce(solution: Solution, layer_name: str, on_failure: str = "raise") -> None:

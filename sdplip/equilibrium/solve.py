@@ -166,11 +166,10 @@ def run(
     problem = Problem(A, v, sigma)
     if certainly_finite(v):
         z, residual, steps, converged, method, needed = _rows(problem, z0, settings, metric)
-        if converged is None:
-            converged = torch.ones_like(steps, dtype=torch.bool)
-            return Solution(
-                z.to(given), residual, steps, converged, converged, method, None, needed, True
-            )
+        if isinstance(converged, _All):
+            w, converged = converged.preactivation, torch.ones_like(steps, dtype=torch.bool)
+            parts = (z.to(given), residual, steps, converged, converged, method)
+            return Solution(*parts, None, needed, w.to(given))
         finite = torch.ones_like(converged)
     else:
         finite = v.isfinite().all(-1)
@@ -181,19 +180,25 @@ def run(
         z, residual = torch.full_like(v, torch.nan), torch.full_like(v[:, 0], torch.nan)
         steps, converged = torch.zeros_like(finite, dtype=torch.long), torch.zeros_like(finite)
         z[index], residual[index], steps[index] = found[:3]
-        converged[index] = True if found[3] is None else found[3]
+        converged[index] = True if isinstance(found[3], _All) else found[3]
     return Solution(z.to(given), residual, steps, converged, finite, method, needed=needed)
+
+
+class _All(NamedTuple):
+    """Every row has converged, with this A z + v."""
+
+    preactivation: Tensor
 
 
 def _rows(
     problem: Problem, start: Tensor | None, settings: Settings, metric: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, str, int]:
-    """z, residual, steps and convergence (None: all have) of finite rows, the method with what
-    helped it, and the sweeps that were needed."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | _All, str, int]:
+    """z, residual, steps and convergence of finite rows, the method with what helped it, and the
+    sweeps that were needed."""
     A, method, limit, tol = problem.A, settings.method, settings.max_steps, settings.tol
     if not len(problem.v):
         nothing = problem.v.sum(-1)
-        return problem.v, nothing, nothing.long(), None, method, 0
+        return problem.v, nothing, nothing.long(), _All(problem.v.clone()), method, 0
     rescue = settings.fallback == "newton" or method == "auto"
     splitting = "peaceman_rachford" if method in ("auto", "newton") else method
 
@@ -212,11 +217,11 @@ def _rows(
     else:
         limit = limit or (AUTO_STEPS if method == "auto" and A.small else 1000)
         sweeps = scheme(splitting)
-        z, residual, steps, done, needed = iterate(
+        z, residual, steps, w, done, needed = iterate(
             problem, sweeps, start, tol, limit, settings.first
         )
         if done and not settings.polish:
-            return z, residual, steps, None, method, needed
+            return z, residual, steps, _All(w), method, needed
     converged = problem.solved(z, residual, tol)
     if method != "newton" and A.small and (settings.polish or (rescue and not done)):
         index = (~converged | settings.polish).nonzero()[:, 0]

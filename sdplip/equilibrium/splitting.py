@@ -257,12 +257,13 @@ def iterate(
     tol: float,
     max_steps: int,
     first: int = CHECK_EVERY,
-) -> tuple[Tensor, Tensor, Tensor, bool, int]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, bool, int]:
     """Sweep every row until it is `solved` to tol; then the row leaves the batch.
 
     The first look at the rows is after `first` sweeps, or before any of a z that is given. A row
-    ends early when its residual is no longer finite. Returns z, residual and steps, whether all
-    rows are solved, and the sweeps after which, as it seems, a look would have found them so.
+    ends early when its residual is no longer finite. Returns z, residual, steps and A z + v;
+    whether all rows are solved, and the sweeps after which, as it seems, a look would have found
+    them so.
     """
     state, drive = scheme.start(problem, z)
     live, done, look, before, whole = None, 0, first if z is None else 0, math.nan, True
@@ -273,20 +274,21 @@ def iterate(
             state = sweep(problem.sigma, state, drive)
         done, look = look, look + CHECK_EVERY
         point = scheme.point(problem.sigma, state) if done or z is None else z.clone()
-        error = problem.residual(point)
+        error, w = problem.look(point)
         if live is None:
-            points, residual = point, error
+            points, residual, pre = point, error, w
             steps = torch.full((len(state),), done, device=state.device)
         else:
-            points[live], residual[live], steps[live] = point, error, done
+            points[live], residual[live], pre[live], steps[live] = point, error, w, done
         worst = float(error.max())
         solved = None if worst <= tol else problem.solved(point, error, tol)
         if solved is None or bool(solved.all()):
-            return points, residual, steps, whole, _needed(last, done, before, worst, tol)
+            needed = _needed(last, done, before, worst, tol)
+            return points, residual, steps, pre, whole, needed
         whole = whole and bool((solved | error.isfinite()).all())
         stay = (~solved & error.isfinite()).nonzero()[:, 0]
         if done == max_steps or not len(stay):
-            return points, residual, steps, False, done
+            return points, residual, steps, pre, False, done
         if live is None:
             live = torch.arange(len(state), device=state.device)
         before = worst

@@ -35,13 +35,17 @@ class Tuning:
     age: int = 0
     looks: dict[bool, int] = field(default_factory=dict)
 
+    def knows(self, method: str) -> bool:
+        """Whether the step of `method` is not too old."""
+        return self.step is not None and self.method == method and self.age < REFRESH
+
     def choose(self, method: str, compute: Callable[[], float]) -> float:
         """The step, from `compute` if it is too old or of another method."""
-        if self.step is None or self.method != method or self.age >= REFRESH:
+        if not self.knows(method):
             self.step, self.method, self.age = compute(), method, 0
             self.looks.clear()
         self.age += 1
-        return self.step
+        return cast(float, self.step)
 
     def first(self, adjoint: bool) -> int:
         """The iterations before the first look at the residual."""

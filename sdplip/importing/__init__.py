@@ -17,10 +17,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import _files
+from ..convolutional import ConvSystem
 from ..errors import InvalidInput
 from ..system import System
 from .checking import Normalisation, Source, checked
-from .values import Slopes, TooLarge
+from .convolutions import image
+from .values import Network, Slopes, TooLarge
 
 __all__ = ["TooLarge", "from_torch", "load"]
 
@@ -36,7 +39,7 @@ def load(
     slopes: Slopes | Mapping[str, Slopes] | None = None,
     sample: Any = None,
     transposed: bool | None = None,
-) -> System:
+) -> System | ConvSystem:
     """Read a network from a file, by its ending.
 
     `.npz` is our own format (`System.load`). `.onnx` is evaluated against the reference
@@ -72,8 +75,9 @@ def load(
 
         declared = _by_operator(slopes)
         return checked(read_onnx(path, input_shape, normalisation, declared), normalisation, sample)
+    system: System | ConvSystem
     if kind == ".npz":
-        system = System.load(path)
+        system = _files.load(path, None if input_shape is None else tuple(input_shape[-2:]))
     elif kind in KINDS:
         system = _weights(path, kind, activation, _range(slopes), transposed)
     else:
@@ -81,7 +85,8 @@ def load(
             f"{path} is no kind of file that can be read: {', '.join(KINDS)}. Programs of "
             "torch.export are pickles; use from_torch, or export to ONNX."
         )
-    shape = tuple(input_shape or (system.inputs,))
+    own = (system.inputs,) if isinstance(system, System) else system.start
+    shape = tuple(input_shape or own)
     system = _normalised(system, shape, normalisation)
     if kind == ".npz" and sample is None:
         return system
@@ -94,7 +99,7 @@ def from_torch(
     *,
     normalize: Any = None,
     slopes: Mapping[str, Slopes] | None = None,
-) -> System:
+) -> System | ConvSystem:
     """The system of a Torch module of any structure, traced by torch.export.
 
     Functions, skips, concatenations and reshapes are followed; the module runs in evaluation mode
@@ -136,12 +141,13 @@ def _weights(
 
 
 def _normalised(
-    system: System, shape: tuple[int, ...], normalisation: Normalisation | None
-) -> System:
+    system: System | ConvSystem, shape: tuple[int, ...], normalisation: Normalisation | None
+) -> System | ConvSystem:
     if normalisation is None:
         return system
-    from .values import Network
-
+    if isinstance(system, ConvSystem):
+        first = normalisation(image(system.start))
+        return replace(system, stages=(*first.stages(), *system.stages))
     entry = normalisation(Network(shape).input)
     scale, shift = entry.data.sum(0).reshape(-1).numpy(), entry.offset.reshape(-1).numpy()
     B, D = system.B * scale, system.D * scale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from .._arrays import finite
-from .._modules import gap, probes
+from .._modules import apart, gap, probes
+from ..convolutional import Activate, Add, ConvSystem, Stage
 from ..errors import InvalidInput, ShapeError, UncheckedWarning
 from ..system import UNKNOWN, System
-from .operations import Any_, add, divide
+from .operations import add, divide
 
 Original = tuple[str, float, Callable[[Tensor], Tensor | None]]
 """What it is, the relative tolerance, and x ↦ y, or None where it cannot be run."""
@@ -30,7 +31,7 @@ class Source:
     """
 
     owner: str
-    system: System
+    system: System | ConvSystem
     shape: tuple[int, ...]
     originals: list[Original]
 
@@ -56,7 +57,7 @@ class Normalisation:
             raise InvalidInput(f"normalize has the deviations {std}, but they must be positive.")
         return cls(mean, std)
 
-    def __call__(self, x: Any_) -> Any_:
+    def __call__(self, x: Any) -> Any:
         shape = tuple(x.shape)
         mean, std = (self._fitted(part, shape) for part in (self.mean, self.std))
         return divide(add(x, -mean), std)
@@ -74,7 +75,7 @@ class Normalisation:
 
 def checked(
     source: Source, normalisation: Normalisation | None = None, sample: Any = None
-) -> System:
+) -> System | ConvSystem:
     """The system, once it agrees with every original on random inputs of several sizes.
 
     Raises:
@@ -84,15 +85,15 @@ def checked(
         UncheckedWarning: nothing could be compared.
     """
     compared = False
-    known = not (source.system.activation == UNKNOWN).any()
+    known = not _has_unknown(source.system)
     for what, relative, original in source.originals if known else []:
-        for x in probes(source.system):
+        for x in _inputs(source.system):
             inputs = x.reshape(len(x), *source.shape)
             results = [original(normalisation(row) if normalisation else row) for row in inputs]
-            y = [row.reshape(-1) for row in results if row is not None]
-            if len(y) < len(x):
+            rows = [row.reshape(-1) for row in results if row is not None]
+            if len(rows) < len(x):
                 break
-            _refuse(source, x, torch.stack(y), relative, f"{what}, on random inputs,")
+            _refuse(source, x, torch.stack(rows), relative, f"{what}, on random inputs,")
             compared = True
     if sample is not None and known:
         x, y = (torch.from_numpy(finite("sample", part)) for part in sample)
@@ -110,10 +111,40 @@ def checked(
     return source.system
 
 
+def _inputs(system: System | ConvSystem) -> list[Tensor]:
+    if isinstance(system, System):
+        return probes(system)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, system.inputs, generator=generator, dtype=torch.float64)
+    return [size * x for size in (1.0, 1e-3, 1e3)]
+
+
+def _gap(system: System | ConvSystem, x: Tensor, y: Tensor, relative: float) -> str | None:
+    if isinstance(system, System):
+        return gap(system, x, y, relative)
+    return apart(system(x.reshape(-1, *system.start)).flatten(1), y, relative)
+
+
+def _has_unknown(system: System | ConvSystem) -> bool:
+    if isinstance(system, System):
+        return bool((system.activation == UNKNOWN).any())
+
+    def within(stages: Sequence[Stage]) -> bool:
+        return any(
+            within([*stage.body, *stage.skip])
+            if isinstance(stage, Add)
+            else isinstance(stage, Activate) and stage.name == UNKNOWN
+            for stage in stages
+        )
+
+    return within(system.stages)
+
+
 def _refuse(source: Source, x: Tensor, y: Tensor, relative: float, what: str) -> None:
     # Overflow of single precision on large inputs says nothing about the extraction.
     inside = ~y.isinf().any(1)
-    if (found := gap(source.system, x[inside], y[inside], relative)) is not None:
+    found = _gap(source.system, x[inside], y[inside], relative)
+    if found is not None:
         raise InvalidInput(
             f"{source.owner}: {what} and the extracted system {found}. Only a system that agrees "
             "with its original is imported."

@@ -15,8 +15,9 @@ from torch import Tensor
 from .._arrays import MAX_FILE_BYTES
 from ..errors import InvalidInput, SdplipError
 from .checking import Normalisation, Original, Source
+from .convolutions import build
 from .onnx_operators import OPERATORS
-from .values import Network, Slopes, Value
+from .values import Slopes, Value
 
 SINGLE, DOUBLE, HALF, BRAIN = 1, 11, 10, 16
 COUNTED = ("Split",)
@@ -42,18 +43,20 @@ def read_onnx(
                 "of each. Export the part between one input and one output."
             )
         shape = _shape(inputs[0], input_shape)
-        network = Network(shape)
-        entry = normalisation(network.input) if normalisation else network.input
-        values: dict[str, Any] = {**constants, inputs[0].name: entry}
         wanted = graph.output[0].name
-        for node in _needed(graph, wanted):
-            network.where = f"node {node.name or node.output[0]!r} ({node.op_type})"
-            values.update(_run(node, values, network, slopes))
-        output = values[wanted]
-        if not isinstance(output, Value):
-            raise InvalidInput(f"its output {wanted} does not depend on its input.")
-        network.where = "the output"
-        system = network.system(output)
+        nodes = _needed(graph, wanted)
+
+        def follow(entry: Value) -> Value:
+            start = normalisation(entry) if normalisation else entry
+            values: dict[str, Any] = {**constants, inputs[0].name: start}
+            for node in nodes:
+                entry.network.where = f"node {node.name or node.output[0]!r} ({node.op_type})"
+                values.update(_run(node, values, entry.network.where, slopes))
+            if not isinstance(values.get(wanted), Value):
+                raise InvalidInput(f"its output {wanted} does not depend on its input.")
+            return values[wanted]
+
+        system = build(shape, follow)
     except InvalidInput as error:
         raise type(error)(f"{path}: {error}") from error
     return Source(str(path), system, tuple(shape), _originals(model, inputs[0], tuple(shape)))
@@ -175,9 +178,9 @@ def _needed(graph: Any, wanted: str) -> list[Any]:
 
 
 def _run(
-    node: Any, values: dict[str, Any], network: Network, slopes: Mapping[str, Slopes]
+    node: Any, values: dict[str, Any], where: str, slopes: Mapping[str, Slopes]
 ) -> dict[str, Any]:
-    onnx, where = _onnx(), network.where
+    onnx = _onnx()
     operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if missing := [name for name in node.input if name and name not in values]:
         raise InvalidInput(f"{where} takes {missing[0]}, which nothing computes.")
@@ -305,4 +308,3 @@ def _runtime(
         return torch.from_numpy(np.asarray(y, dtype=np.float64))
 
     return run
-

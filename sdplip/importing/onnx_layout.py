@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InvalidInput
 from . import operations as op
-from .values import LIMIT, Value, join
+from .values import LIMIT, Term, Value, join
 
-Any_ = Value | Tensor
 FLOATS, INTEGERS = {1: torch.float64, 11: torch.float64}, {6: torch.int32, 7: torch.int64}
 
 
@@ -31,7 +31,7 @@ def _fitting(shape: Sequence[int]) -> list[int]:
     return list(shape)
 
 
-def _reshape(x: Any_, shape: Tensor, *, allowzero: int = 0) -> Any_:
+def _reshape(x: Term, shape: Tensor, *, allowzero: int = 0) -> Term:
     sizes = _integers(shape, "shape")
     if not allowzero:
         if len(sizes) > len(x.shape) and 0 in sizes[len(x.shape) :]:
@@ -40,18 +40,18 @@ def _reshape(x: Any_, shape: Tensor, *, allowzero: int = 0) -> Any_:
     return op.linear(x, lambda t: t.reshape(sizes))
 
 
-def _flatten(x: Any_, *, axis: int = 1) -> Any_:
+def _flatten(x: Term, *, axis: int = 1) -> Term:
     axis = axis % (len(x.shape) + 1) if axis < 0 else axis
     rows = prod(x.shape[:axis])
     return op.linear(x, lambda t: t.reshape(rows, -1))
 
 
-def _transpose(x: Any_, *, perm: Sequence[int] | None = None) -> Any_:
+def _transpose(x: Term, *, perm: Sequence[int] | None = None) -> Term:
     order = list(perm) if perm is not None else list(range(len(x.shape)))[::-1]
     return op.linear(x, lambda t: t.permute(order))
 
 
-def _squeeze(x: Any_, where: Tensor | None = None, *, axes: Sequence[int] | None = None) -> Any_:
+def _squeeze(x: Term, where: Tensor | None = None, *, axes: Sequence[int] | None = None) -> Term:
     if where is None and axes is None:
         return op.linear(x, torch.squeeze)
     places = tuple(_integers(where if where is not None else axes, "axes"))
@@ -60,7 +60,7 @@ def _squeeze(x: Any_, where: Tensor | None = None, *, axes: Sequence[int] | None
     return op.linear(x, lambda t: t.squeeze(places))
 
 
-def _unsqueeze(x: Any_, where: Tensor | None = None, *, axes: Sequence[int] | None = None) -> Any_:
+def _unsqueeze(x: Term, where: Tensor | None = None, *, axes: Sequence[int] | None = None) -> Term:
     places = _integers(where if where is not None else axes, "axes")
     rank = len(x.shape) + len(places)
     sizes = iter(x.shape)
@@ -69,17 +69,17 @@ def _unsqueeze(x: Any_, where: Tensor | None = None, *, axes: Sequence[int] | No
     return op.linear(x, lambda t: t.reshape(shape))
 
 
-def _concat(*parts: Any_, axis: int) -> Any_:
+def _concat(*parts: Term, axis: int) -> Term:
     return join(parts, lambda tensors: torch.cat(tensors, axis))
 
 
 def _slice(
-    x: Any_,
+    x: Term,
     starts: Tensor,
     ends: Tensor,
     axes: Tensor | None = None,
     steps: Tensor | None = None,
-) -> Any_:
+) -> Term:
     first, last = _integers(starts, "starts"), _integers(ends, "ends")
     places = range(len(first)) if axes is None else _integers(axes, "axes")
     strides = [1] * len(first) if steps is None else _integers(steps, "steps")
@@ -88,7 +88,7 @@ def _slice(
     return x
 
 
-def _gather(x: Any_, index: Tensor, *, axis: int = 0) -> Any_:
+def _gather(x: Term, index: Tensor, *, axis: int = 0) -> Term:
     op.constant(index, "gathers by")
     size = x.shape[axis]
     flat = [int(i) for i in index.reshape(-1)]
@@ -99,15 +99,15 @@ def _gather(x: Any_, index: Tensor, *, axis: int = 0) -> Any_:
     return op.linear(op.select(x, axis, [i % size for i in flat]), lambda t: t.reshape(shape))
 
 
-def _reduce(mean: bool) -> Callable[..., Any_]:
+def _reduce(mean: bool) -> Callable[..., Term]:
     def reduce(
-        x: Any_,
+        x: Term,
         where: Tensor | None = None,
         *,
         axes: Sequence[int] | None = None,
         keepdims: int = 1,
         noop_with_empty_axes: int = 0,
-    ) -> Any_:
+    ) -> Term:
         given = where if where is not None else axes
         places = [] if given is None else _integers(given, "axes")
         if not places and noop_with_empty_axes:
@@ -119,18 +119,19 @@ def _reduce(mean: bool) -> Callable[..., Any_]:
     return reduce
 
 
-def _global_average(x: Any_) -> Any_:
-    return op.linear(x, lambda t: t.mean(dim=list(range(2, t.dim())), keepdim=True))
+def _global_average(x: Term) -> Term:
+    axes = len(x.shape) - 2
+    return op.average(x, x.shape[2:], [1] * axes, [(0, 0)] * axes, True)
 
 
 def _pad(
-    x: Any_,
+    x: Term,
     pads: Tensor,
     value: Tensor | None = None,
     axes: Tensor | None = None,
     *,
     mode: str = "constant",
-) -> Any_:
+) -> Term:
     if mode != "constant" or (value is not None and bool(value != 0)):
         raise InvalidInput(f"Pad with mode {mode!r} and a value other than 0 is not translated.")
     flat, rank = _integers(pads, "pads"), len(x.shape)
@@ -143,12 +144,12 @@ def _pad(
     return op.linear(x, lambda t: torch.nn.functional.pad(t, around))
 
 
-def _expand(x: Any_, shape: Tensor) -> Any_:
+def _expand(x: Term, shape: Tensor) -> Term:
     sizes = _fitting(torch.broadcast_shapes(x.shape, _fitting(_integers(shape, "shape"))))
     return op.linear(x, lambda t: t.expand(sizes))
 
 
-def _cast(x: Any_, *, to: int, saturate: int = 1) -> Any_:
+def _cast(x: Term, *, to: int, saturate: int = 1) -> Term:
     if isinstance(x, Value):
         if to not in FLOATS:
             raise InvalidInput(f"Cast to type {to} rounds a tensor that depends on the input.")
@@ -159,7 +160,7 @@ def _cast(x: Any_, *, to: int, saturate: int = 1) -> Any_:
     return x.to(kinds[to])
 
 
-def _shape(x: Any_, *, start: int = 0, end: int | None = None) -> Tensor:
+def _shape(x: Term, *, start: int = 0, end: int | None = None) -> Tensor:
     return torch.tensor(list(x.shape)[start:end], dtype=torch.int64)
 
 
@@ -169,14 +170,14 @@ def _filled(shape: Tensor, *, value: Tensor | None = None) -> Tensor:
 
 
 def _split(
-    x: Any_,
+    x: Term,
     sizes: Tensor | None = None,
     *,
     axis: int = 0,
     count: int,
     num_outputs: int | None = None,
     split: Sequence[int] | None = None,
-) -> list[Any_]:
+) -> list[Term]:
     given = sizes if sizes is not None else split
     whole = x.shape[axis]
     each = _integers(given, "split") if given is not None else [-(-whole // count)] * count
@@ -188,7 +189,7 @@ def _split(
     return [op.select(x, axis, range(e - n, e)) for e, n in zip(ends, each, strict=True)]
 
 
-LAYOUT: dict[str, Callable[..., Any_ | list[Any_]]] = {
+LAYOUT: dict[str, Callable[..., Term | list[Term]]] = {
     "Cast": _cast,
     "Concat": _concat,
     "ConstantOfShape": _filled,

@@ -14,23 +14,21 @@ from .._elementwise import parametrised
 from ..errors import InvalidInput
 from . import operations as op
 from .onnx_layout import LAYOUT
-from .values import Value
-
-Any_ = Value | Tensor
+from .values import Term
 
 
 def _gemm(
-    a: Any_,
+    a: Term,
     b: Tensor,
-    c: Any_ | None = None,
+    c: Term | None = None,
     *,
     alpha: float = 1.0,
     beta: float = 1.0,
     transA: int = 0,
     transB: int = 0,
-) -> Any_:
-    a, b = (op.linear(t, torch.t) if flip else t for t, flip in ((a, transA), (b, transB)))
-    out = op.matmul(a, b)
+) -> Term:
+    left, right = (op.linear(t, torch.t) if flip else t for t, flip in ((a, transA), (b, transB)))
+    out = op.matmul(left, right)
     out = out if alpha == 1 else op.multiply(out, alpha)
     return out if c is None else op.add(out, c if beta == 1 else op.multiply(c, beta))
 
@@ -60,7 +58,7 @@ def _pads(
 
 
 def _conv(
-    x: Any_,
+    x: Term,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
@@ -70,7 +68,7 @@ def _conv(
     kernel_shape: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
-) -> Any_:
+) -> Term:
     kernel = tuple(weight.shape[2:])
     if kernel_shape is not None and tuple(kernel_shape) != kernel:
         raise InvalidInput(f"kernel_shape = {tuple(kernel_shape)}, but the kernel is {kernel}.")
@@ -81,7 +79,7 @@ def _conv(
 
 
 def _average_pool(
-    x: Any_,
+    x: Term,
     *,
     kernel_shape: Sequence[int],
     auto_pad: str = "NOTSET",
@@ -90,7 +88,7 @@ def _average_pool(
     dilations: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
-) -> Any_:
+) -> Term:
     ones = [1] * len(kernel_shape)
     if ceil_mode or (dilations is not None and list(dilations) != ones):
         raise InvalidInput("ceil_mode and dilations of AveragePool are not translated.")
@@ -100,7 +98,7 @@ def _average_pool(
 
 
 def _batch_norm(
-    x: Any_,
+    x: Term,
     scale: Tensor,
     bias: Tensor,
     mean: Tensor,
@@ -109,41 +107,41 @@ def _batch_norm(
     epsilon: float = 1e-5,
     momentum: float = 0.9,
     training_mode: int = 0,
-) -> Any_:
+) -> Term:
     if training_mode:
         raise InvalidInput("BatchNormalization is in training mode; export in evaluation mode.")
     return op.batch_norm(x, mean, variance, scale, bias, epsilon)
 
 
 def _dropout(
-    x: Any_,
+    x: Term,
     ratio: Tensor | None = None,
     training_mode: Tensor | None = None,
     *,
     seed: int = 0,
-) -> Any_:
+) -> Term:
     if training_mode is not None and bool(training_mode):
         raise InvalidInput("Dropout is in training mode; export in evaluation mode.")
     return x
 
 
-def _power(x: Any_, exponent: Any_) -> Any_:
+def _power(x: Term, exponent: Tensor) -> Term:
     op.constant(exponent, "has as its exponent")
     if isinstance(x, Tensor):
-        return torch.pow(x, exponent)  # type: ignore[arg-type]
+        return torch.pow(x, exponent)
     value = float(exponent) if exponent.numel() == 1 else 0.0
     if value not in (1.0, 2.0, 3.0):
         raise InvalidInput(f"Pow with exponent {value:g} has no bounded slopes.")
     return x if value == 1 else x.activate("square" if value == 2 else "cube")
 
 
-def _divide(x: Any_, y: Any_) -> Any_:
+def _divide(x: Term, y: Term) -> Term:
     if isinstance(x, Tensor) and isinstance(y, Tensor) and not x.is_floating_point():
         return torch.div(x, y, rounding_mode="trunc")
     return op.divide(x, y)
 
 
-def _sum(*parts: Any_) -> Any_:
+def _sum(*parts: Term) -> Term:
     total = parts[0]
     for part in parts[1:]:
         total = op.add(total, part)
@@ -156,60 +154,60 @@ def _number(value: Tensor | float | None, what: str) -> float | None:
 
 
 def _clip(
-    x: Any_,
+    x: Term,
     low: Tensor | None = None,
     high: Tensor | None = None,
     *,
     min: float | None = None,
     max: float | None = None,
-) -> Any_:
+) -> Term:
     ends = (low if low is not None else min), (high if high is not None else max)
     return op.clip(x, _number(ends[0], "minimum"), _number(ends[1], "maximum"))
 
 
-def _least(x: Any_, y: Any_) -> Any_:
+def _least(x: Term, y: Term) -> Term:
     return op.negative(_greatest(op.negative(x), op.negative(y)))
 
 
-def _greatest(x: Any_, y: Any_) -> Any_:
+def _greatest(x: Term, y: Term) -> Term:
     """max(x, y) = y + relu(x - y)."""
     return op.add(op.activate(op.add(x, op.negative(y)), "relu"), y)
 
 
-def _shrink(x: Any_, *, bias: float = 0.0, lambd: float = 0.5) -> Any_:
+def _shrink(x: Term, *, bias: float = 0.0, lambd: float = 0.5) -> Term:
     if bias != lambd:
         raise InvalidInput(f"Shrink with bias {bias:g} and lambd {lambd:g} jumps.")
     return op.activate(x, parametrised("softshrink", lambd))
 
 
-def _hard_sigmoid(x: Any_, *, alpha: float = 0.2, beta: float = 0.5) -> Any_:
+def _hard_sigmoid(x: Term, *, alpha: float = 0.2, beta: float = 0.5) -> Term:
     return op.clip(op.add(op.multiply(x, alpha), beta), 0.0, 1.0)
 
 
 def _selu(
-    x: Any_,
+    x: Term,
     *,
     alpha: float = 1.67326319217681884765625,
     gamma: float = 1.05070102214813232421875,
-) -> Any_:
+) -> Term:
     return op.multiply(op.activate(x, parametrised("elu", alpha)), gamma)
 
 
-def _gelu(x: Any_, *, approximate: str = "none") -> Any_:
+def _gelu(x: Term, *, approximate: str = "none") -> Term:
     names = {"none": "gelu", "tanh": "gelu_tanh"}
     if approximate not in names:
         raise InvalidInput(f"Gelu with approximate = {approximate!r} is not known.")
     return op.activate(x, names[approximate])
 
 
-def _named(name: str) -> Callable[..., Any_]:
+def _named(name: str) -> Callable[..., Term]:
     return lambda x: op.activate(x, name)
 
 
 def _same(f: Callable[[Tensor], Tensor], what: str) -> Callable[..., Tensor]:
     """A function of constants alone."""
 
-    def apply(x: Any_) -> Tensor:
+    def apply(x: Term) -> Tensor:
         op.constant(x, f"takes the {what} of")
         return f(x)  # type: ignore[arg-type]
 
@@ -221,7 +219,7 @@ def _constant(**values: Any) -> Tensor:
     return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
 
 
-OPERATORS: dict[str, Callable[..., Any_ | list[Any_]]] = {
+OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     **LAYOUT,
     "Add": op.add,
     "AveragePool": _average_pool,

@@ -1,4 +1,4 @@
-"""What the operators of ONNX and of PyTorch come down to, on tensors and on affine `Value`s alike."""
+"""What operators of ONNX and PyTorch come down to, on tensors and on affine `Value`s alike."""
 
 from __future__ import annotations
 
@@ -13,45 +13,51 @@ from torch.nn import functional as F
 from .._elementwise import parametrised
 from ..activations import elementwise
 from ..errors import InvalidInput
-from .products import product
-from .values import Value
+from .convolutions import Map
+from .products import product, quotient
+from .values import Affine, Term, Value
 
-Any_ = Value | Tensor
 
-
-def linear(x: Any_, f: Callable[[Tensor], Tensor]) -> Any_:
+def linear(x: Term, f: Callable[[Tensor], Tensor]) -> Term:
     """f(x) for an f that is exactly linear."""
     return x.linear(f) if isinstance(x, Value) else f(x)
 
 
-def add(x: Any_ | float, y: Any_ | float) -> Any_:
+def add(x: Term | float, y: Term | float) -> Term:
     if not isinstance(x, Value):
         x, y = y, x
     if not isinstance(x, Value):
-        return y + x  # type: ignore[return-value]
+        return y + x  # type: ignore[operator, return-value]
     # Not as_tensor alone, which would round a number to float32.
     return x.plus(y if isinstance(y, Value | Tensor) else torch.tensor(y, dtype=torch.float64))
 
 
-def negative(x: Any_ | float) -> Any_:
+def negative(x: Term | float) -> Term:
     return x.linear(torch.neg) if isinstance(x, Value) else -x  # type: ignore[return-value]
 
 
-def scaled(x: Any_ | float, factor: float) -> Any_:
+def scaled(x: Term | float, factor: float) -> Term:
     return x if factor == 1 else multiply(x, factor)  # type: ignore[return-value]
 
 
-def multiply(x: Any_ | float, y: Any_ | float) -> Any_:
-    if isinstance(x, Value) and isinstance(y, Value):
+def multiply(x: Term | float, y: Term | float) -> Term:
+    if isinstance(x, Affine) and isinstance(y, Affine):
         return product(x, y)
     if isinstance(y, Value):
         x, y = y, x
+    constant(y, "multiplies")
+    if isinstance(x, Map):
+        return x.times(y)  # type: ignore[arg-type]
     return linear(x, lambda t: t * y)  # type: ignore[arg-type, operator]
 
 
-def divide(x: Any_, y: Any_ | float) -> Any_:
+def divide(x: Term, y: Term | float) -> Term:
+    if isinstance(x, Affine) and isinstance(y, Affine):
+        return quotient(x, y)
     constant(y, "divides by")
-    return linear(x, lambda t: t / y)
+    if isinstance(x, Map):
+        return x.times(1 / y)  # type: ignore[operator]
+    return linear(x, lambda t: t / y)  # type: ignore[operator]
 
 
 def constant(y: Any, what: str) -> None:
@@ -61,25 +67,25 @@ def constant(y: Any, what: str) -> None:
         )
 
 
-def matmul(x: Any_, y: Any_) -> Any_:
+def matmul(x: Term, y: Term) -> Term:
     if isinstance(y, Value):
         constant(x, "multiplies, as a matrix,")
         return y.linear(lambda t: torch.matmul(x, t))  # type: ignore[arg-type]
     return linear(x, lambda t: torch.matmul(t, y))
 
 
-def dense(x: Any_, weight: Any_, bias: Any_ | None = None) -> Any_:
+def dense(x: Term, weight: Term, bias: Term | None = None) -> Term:
     """x Wᵀ + b."""
     constant(weight, "has as its weight")
     out = linear(x, lambda t: F.linear(t, weight))  # type: ignore[arg-type]
     return out if bias is None else add(out, bias)
 
 
-def activate(x: Any_, name: str) -> Any_:
+def activate(x: Term, name: str) -> Term:
     return x.activate(name) if isinstance(x, Value) else elementwise(name)(x)
 
 
-def prelu(x: Any_, slope: Tensor) -> Any_:
+def prelu(x: Term, slope: Tensor) -> Term:
     """Leaky ReLU whose slope broadcasts against x."""
     constant(slope, "has as its slope")
     if isinstance(x, Tensor):
@@ -88,7 +94,7 @@ def prelu(x: Any_, slope: Tensor) -> Any_:
     return x.activate(np.broadcast_to(names.astype(np.str_), tuple(x.shape)))
 
 
-def clip(x: Any_, low: float | None, high: float | None) -> Any_:
+def clip(x: Term, low: float | None, high: float | None) -> Term:
     """min(max(x, low), high); an infinite end is none."""
     low = None if low is None or low == -np.inf else float(low)
     high = None if high is None or high == np.inf else float(high)
@@ -101,11 +107,11 @@ def clip(x: Any_, low: float | None, high: float | None) -> Any_:
     return x
 
 
-def softplus(x: Any_, sharpness: float = 1.0) -> Any_:
+def softplus(x: Term, sharpness: float = 1.0) -> Term:
     return activate(x, "softplus" if sharpness == 1 else parametrised("softplus", sharpness))
 
 
-def swish(x: Any_, sharpness: float = 1.0) -> Any_:
+def swish(x: Term, sharpness: float = 1.0) -> Term:
     """x · sigmoid(s·x)."""
     if sharpness <= 0:
         raise InvalidInput(f"x · sigmoid({sharpness:g} x) is known for positive factors only.")
@@ -115,14 +121,14 @@ def swish(x: Any_, sharpness: float = 1.0) -> Any_:
 
 
 def convolve(
-    x: Any_,
+    x: Term,
     weight: Tensor,
     bias: Tensor | None,
     stride: Sequence[int],
     pads: Sequence[tuple[int, int]],
     dilation: Sequence[int],
     groups: int,
-) -> Any_:
+) -> Term:
     """A convolution of one, two or three axes, with zeros before and after each."""
     constant(weight, "has as its kernel")
     axes = weight.dim() - 2
@@ -132,6 +138,8 @@ def convolve(
             f"A kernel of shape {tuple(weight.shape)} does not fit a tensor of shape "
             f"{tuple(x.shape)}."
         )
+    if isinstance(x, Map):
+        return x.convolved(weight, bias, stride, pads, dilation, groups)
 
     def slide(t: Tensor) -> Tensor:
         return conv(F.pad(t, _flat(pads)), weight, None, stride, 0, dilation, groups)
@@ -141,12 +149,12 @@ def convolve(
 
 
 def average(
-    x: Any_,
+    x: Term,
     size: Sequence[int],
     stride: Sequence[int],
     pads: Sequence[tuple[int, int]],
     count_padding: bool,
-) -> Any_:
+) -> Term:
     """The mean over windows; over the pixels inside of the image alone unless count_padding."""
     pool: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(size)]
 
@@ -154,6 +162,8 @@ def average(
         return pool(F.pad(t, _flat(pads)), tuple(size), tuple(stride))
 
     padded = any(map(any, pads))
+    if isinstance(x, Map) and (count_padding or not padded):
+        return x.averaged(size, stride, pads)
     if not padded or count_padding:
         return linear(x, slide)
     inside = slide(torch.ones(tuple(x.shape), dtype=torch.float64))
@@ -165,13 +175,13 @@ def _flat(pads: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def batch_norm(
-    x: Any_,
+    x: Term,
     mean: Tensor,
     variance: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     epsilon: float,
-) -> Any_:
+) -> Term:
     """Evaluation with running statistics, channels on the second axis."""
     ones = [1] * (len(x.shape) - 2)
     scale = (1.0 if weight is None else weight) / torch.sqrt(variance + epsilon)
@@ -179,7 +189,7 @@ def batch_norm(
     return add(multiply(x, scale.reshape(-1, *ones)), shift.reshape(-1, *ones))
 
 
-def select(x: Any_, axis: int, index: Sequence[int]) -> Any_:
+def select(x: Term, axis: int, index: Sequence[int]) -> Term:
     """The entries of these places along an axis."""
     where = torch.as_tensor(list(index), dtype=torch.long)
     return linear(x, lambda t: t.index_select(axis % t.dim(), where))

@@ -1,4 +1,4 @@
-"""Products x · g(x) that are one activation: SiLU, GELU, Mish and Hardswish as exporters write them.
+"""Products x · g(x) that are one activation: SiLU, GELU, Mish, Hardswish, Softsign, written out.
 
 A product of two tensors that depend on the input has no bounded slopes in general. It has where one
 factor is p + q·g(s·x), with g a unit found before, and the other is that same x. Constants of the
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._elementwise import parametrised
 from ..errors import InvalidInput
-from .values import Value
+from .values import Affine
 
 CUBIC = 0.044715
 """Of GELU's form by tanh; a relative 1e-6 is allowed, which the proof of its slopes covers."""
@@ -26,12 +26,12 @@ class Gate:
     """offset + factor · σ(inner), entry by entry, with one σ for all."""
 
     name: str
-    inner: Value
+    inner: Affine
     factor: Tensor
     offset: Tensor
 
 
-def product(x: Value, y: Value) -> Value:
+def product(x: Affine, y: Affine) -> Affine:
     """x · y, entry by entry.
 
     Raises:
@@ -51,7 +51,24 @@ def product(x: Value, y: Value) -> Value:
     )
 
 
-def _gate(y: Value) -> Gate | None:
+def quotient(x: Affine, y: Affine) -> Affine:
+    """x / y, entry by entry, where that is Softsign: y = p + q |s·x|.
+
+    Raises:
+        InvalidInput: any other quotient.
+    """
+    gate = _gate(y) if x.shape == y.shape else None
+    if gate and gate.name == "abs" and bool(((gate.offset > 0) & (gate.factor > 0)).all()):
+        s = _ratio(gate.inner, x)
+        if s is not None:
+            return _activated("softsign", x, gate.factor * s / gate.offset, 1 / (gate.factor * s))
+    raise InvalidInput(
+        f"{x.network.where} divides by a tensor that depends on the input, which has no bounded "
+        "slopes in general; Softsign is known."
+    )
+
+
+def _gate(y: Affine) -> Gate | None:
     rows = y.data.reshape(len(y.columns), -1)
     single = rows != 0
     if not (single.sum(0) == 1).all():
@@ -65,7 +82,7 @@ def _gate(y: Value) -> Gate | None:
     names = set(block.names[unit.numpy()].tolist())
     if len(names) > 1 or block.slopes:
         return None
-    inner = Value(
+    inner = Affine(
         y.network,
         block.columns,
         block.data[:, unit].reshape(-1, *y.shape),
@@ -75,7 +92,7 @@ def _gate(y: Value) -> Gate | None:
     return Gate(names.pop(), inner, factor, y.offset)
 
 
-def _fused(gate: Gate, x: Value) -> Value | None:
+def _fused(gate: Gate, x: Affine) -> Affine | None:
     """x · gate, where that is one activation of x."""
     inner, low = gate.inner, not gate.offset.any()
     centred = torch.equal(gate.offset, gate.factor)
@@ -101,7 +118,7 @@ def _fused(gate: Gate, x: Value) -> Value | None:
     return None
 
 
-def _cubic_scale(inner: Value, x: Value) -> Tensor | None:
+def _cubic_scale(inner: Affine, x: Affine) -> Tensor | None:
     """The s with inner = √(2/π) (s·x + 0.044715 (s·x)³), where there is one."""
     names = {b.first: b for b in inner.network.blocks if set(b.names) == {"cube"}}
     is_cube = torch.tensor(
@@ -111,8 +128,8 @@ def _cubic_scale(inner: Value, x: Value) -> Tensor | None:
     if not is_cube.any():
         return None
     none = torch.zeros_like(inner.offset)
-    cube = _gate(Value(inner.network, inner.columns[is_cube], inner.data[is_cube], none))
-    rest = Value(inner.network, inner.columns[~is_cube], inner.data[~is_cube], inner.offset)
+    cube = _gate(Affine(inner.network, inner.columns[is_cube], inner.data[is_cube], none))
+    rest = Affine(inner.network, inner.columns[~is_cube], inner.data[~is_cube], inner.offset)
     if cube is None or (s := _ratio(rest, x)) is None or (t := _ratio(cube.inner, x)) is None:
         return None
     s = s * math.sqrt(math.pi / 2)
@@ -120,7 +137,7 @@ def _cubic_scale(inner: Value, x: Value) -> Tensor | None:
     return s if ((cube.factor * t**3 - wanted).abs() <= 1e-6 * wanted).all() else None
 
 
-def _ratio(y: Value, x: Value) -> Tensor | None:
+def _ratio(y: Affine, x: Affine) -> Tensor | None:
     """The s > 0, entry by entry, with y = s·x up to rounding; None where there is none."""
     if y.shape != x.shape:
         return None
@@ -132,9 +149,9 @@ def _ratio(y: Value, x: Value) -> Tensor | None:
     return s if ((off <= 1e-14 * ys.abs().amax(0)) & (s > 0)).all() else None
 
 
-def _activated(name: str, x: Value, inner: Tensor, outer: Tensor) -> Value:
+def _activated(name: str, x: Affine, inner: Tensor, outer: Tensor) -> Affine:
     return _scaled(_scaled(x, inner).activate(name), outer)
 
 
-def _scaled(x: Value, factor: Tensor) -> Value:
+def _scaled(x: Affine, factor: Tensor) -> Affine:
     return x.linear(lambda t: t * factor)

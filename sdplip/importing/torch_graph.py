@@ -16,9 +16,8 @@ from .._modules import check_module
 from ..errors import InvalidInput, SdplipError
 from . import operations as op
 from .checking import Normalisation, Source
-from .values import Network, Slopes, Value, join
-
-Any_ = Value | Tensor
+from .convolutions import build
+from .values import Slopes, Term, Value, join
 
 
 def _pairs(padding: int | Sequence[int], axes: int) -> list[tuple[int, int]]:
@@ -31,14 +30,14 @@ def _each(value: int | Sequence[int], axes: int) -> list[int]:
 
 
 def _conv(
-    x: Any_,
+    x: Term,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-) -> Any_:
+) -> Term:
     axes = weight.dim() - 2
     steps, spread = _each(stride, axes), _each(dilation, axes)
     if isinstance(padding, str):
@@ -50,27 +49,27 @@ def _conv(
 
 
 def _batch_norm(
-    x: Any_,
+    x: Term,
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor,
     variance: Tensor,
     momentum: float,
     epsilon: float,
-) -> list[Any_]:
+) -> list[Term]:
     return [op.batch_norm(x, mean, variance, weight, bias, epsilon)]
 
 
-def _pool(axes: int) -> Callable[..., Any_]:
+def _pool(axes: int) -> Callable[..., Term]:
     def pool(
-        x: Any_,
+        x: Term,
         kernel: int | Sequence[int],
         stride: int | Sequence[int] = (),
         padding: int | Sequence[int] = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
-    ) -> Any_:
+    ) -> Term:
         if ceil_mode or divisor_override:
             raise InvalidInput("ceil_mode and divisor_override are not translated.")
         size = _each(kernel, axes)
@@ -80,12 +79,12 @@ def _pool(axes: int) -> Callable[..., Any_]:
     return pool
 
 
-def _prelu(x: Any_, weight: Tensor) -> Any_:
+def _prelu(x: Term, weight: Tensor) -> Term:
     shape = [1, -1, *[1] * (len(x.shape) - 2)] if len(x.shape) > 1 else [-1]
     return op.prelu(x, weight.reshape(shape) if weight.numel() > 1 else weight)
 
 
-def _softplus(x: Any_, beta: float = 1.0, threshold: float = 20.0) -> Any_:
+def _softplus(x: Term, beta: float = 1.0, threshold: float = 20.0) -> Term:
     if threshold < THRESHOLD:
         raise InvalidInput(
             f"softplus has threshold = {threshold:g}, where it jumps down by exp(-threshold). "
@@ -94,27 +93,27 @@ def _softplus(x: Any_, beta: float = 1.0, threshold: float = 20.0) -> Any_:
     return op.softplus(x, beta)
 
 
-def _elu(x: Any_, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Any_:
+def _elu(x: Term, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Term:
     name = "elu" if alpha == 1 else parametrised("elu", alpha)
     y = op.activate(x if input_scale == 1 else op.multiply(x, input_scale), name)
     return y if scale == 1 else op.multiply(y, scale)
 
 
-def _dropout(x: Any_, p: float, train: bool) -> Any_:
+def _dropout(x: Term, p: float, train: bool) -> Term:
     if train and p:
         raise InvalidInput("dropout is in training mode; call model.eval().")
     return x
 
 
-def _sum(f: Callable[..., Tensor]) -> Callable[..., Any_]:
-    def reduce(x: Any_, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any_:
+def _sum(f: Callable[..., Tensor]) -> Callable[..., Term]:
+    def reduce(x: Term, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Term:
         places = list(range(len(x.shape))) if dim is None or dim == [] else dim
         return op.linear(x, lambda t: f(t, dim=places, keepdim=keepdim))
 
     return reduce
 
 
-def _add(x: Any_, y: Any, *, alpha: float = 1) -> Any_:
+def _add(x: Term, y: Any, *, alpha: float = 1) -> Term:
     return op.add(x, op.scaled(y, alpha))
 
 
@@ -124,17 +123,15 @@ def _power(x: Value, exponent: float) -> Value:
     return x if exponent == 1 else x.activate("square" if exponent == 2 else "cube")
 
 
-def _named(name: str) -> Callable[..., Any_]:
+def _named(name: str) -> Callable[..., Term]:
     return lambda x: op.activate(x, name)
 
 
-def _parametrised(family: str, *defaults: float) -> Callable[..., Any_]:
-    return lambda x, *given: op.activate(
-        x, parametrised(family, *given, *defaults[len(given) :])
-    )
+def _parametrised(family: str, *defaults: float) -> Callable[..., Term]:
+    return lambda x, *given: op.activate(x, parametrised(family, *given, *defaults[len(given) :]))
 
 
-OPERATORS: dict[str, Callable[..., Any_ | list[Any_]]] = {
+OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "_native_batch_norm_legit_no_training": _batch_norm,
     "_to_copy": lambda x, **options: x,
     "adaptive_avg_pool1d": lambda x, size: op.linear(
@@ -175,7 +172,6 @@ OPERATORS: dict[str, Callable[..., Any_ | list[Any_]]] = {
     "relu6": _named("hardtanh(0.0,6.0)"),
     "rsub": lambda x, y, alpha=1: op.add(y, op.negative(op.scaled(x, alpha))),
     "softplus": _softplus,
-    "softshrink": _parametrised("softshrink", 0.5),
     "stack": lambda parts, dim=0: join(parts, lambda tensors: torch.stack(tensors, dim)),
     "sub": lambda x, y, alpha=1: op.add(x, op.negative(op.scaled(y, alpha))),
     "sum": _sum(torch.sum),
@@ -197,6 +193,9 @@ LINEAR = {
     *("view", "view_as"),
 }
 """Operators that are exactly linear in their first argument, whatever the others are."""
+
+PLACEMENT = ("device", "layout", "memory_format")
+"""Options that say where and how a tensor is stored, not what it holds."""
 
 LISTS = {"chunk", "split", "split_with_sizes", "unbind", "tensor_split"}
 """Linear operators that return several tensors."""
@@ -228,27 +227,27 @@ def read_module(
             k: program.state_dict[v] if v in program.state_dict else program.constants[v]
             for k, v in signature.inputs_to_buffers.items()
         },
-        **{
-            k: program.constants[v]
-            for k, v in signature.inputs_to_lifted_tensor_constants.items()
-        },
+        **{k: program.constants[v] for k, v in signature.inputs_to_lifted_tensor_constants.items()},
     }
-    network = Network(tuple(example.shape))
-    entry = normalisation(network.input) if normalisation else network.input
-    values: dict[Any, Any] = {}
-    for node in graph.nodes:
-        network.where = f"{owner}: node {node.name!r} ({node.target})"
-        if node.op == "placeholder":
-            values[node] = entry if node.name == names[0] else _constant(node, known)
-        elif node.op == "call_function":
-            values[node] = _run(node, values, network, slopes)
-        elif node.op == "output":
-            output = values[node.args[0][0]]
-    if not isinstance(output, Value):
-        raise InvalidInput(f"{owner}: the output does not depend on the input.")
-    network.where = f"{owner}: the output"
-    original = ("the module in float64", 1e-9, run)
-    return Source(owner, network.system(output), tuple(example.shape), [original])
+
+    def follow(entry: Value) -> Value:
+        start = normalisation(entry) if normalisation else entry
+        values: dict[Any, Any] = {}
+        output: Any = None
+        for node in graph.nodes:
+            where = entry.network.where = f"{owner}: node {node.name!r} ({node.target})"
+            if node.op == "placeholder":
+                values[node] = start if node.name == names[0] else _constant(node, known)
+            elif node.op == "call_function":
+                values[node] = _run(node, values, where, slopes)
+            elif node.op == "output":
+                output = values[node.args[0][0]]
+        if not isinstance(output, Value):
+            raise InvalidInput(f"{owner}: the output does not depend on the input.")
+        return output
+
+    shape = tuple(example.shape)
+    return Source(owner, build(shape, follow), shape, [("the module in float64", 1e-9, run)])
 
 
 def _exported(module: Any, example: Tensor) -> tuple[Any, Callable[[Tensor], Tensor]]:
@@ -291,16 +290,20 @@ def _constant(node: Any, known: Mapping[str, Any]) -> Tensor:
     return value.double()
 
 
-def _run(node: Any, values: Any, network: Network, slopes: Mapping[str, Slopes]) -> Any:
+def _part(target: Any, place: int, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
+    return lambda t: target(t, *args, **kwargs)[place]
+
+
+def _run(node: Any, values: Any, where: str, slopes: Mapping[str, Slopes]) -> Any:
     def value(argument: Any) -> Any:
         return torch.fx.node.map_arg(argument, lambda other: values[other])
 
     args, kwargs = value(node.args), value(node.kwargs)
-    where, target = network.where, node.target
+    target = node.target
     if target is operator.getitem:
         return args[0][args[1]]
     tags = getattr(target, "tags", ())
-    name = getattr(target, "_schema", None) and target._schema.name.removeprefix("aten::")
+    name = target.name().removeprefix("aten::").split(".")[0] if tags else str(target)
     first = args[0] if args else None
     flat, _ = torch.utils._pytree.tree_flatten((args, kwargs))
     try:
@@ -308,16 +311,14 @@ def _run(node: Any, values: Any, network: Network, slopes: Mapping[str, Slopes])
             if torch.Tag.nondeterministic_seeded in tags:
                 raise InvalidInput("it draws random numbers.")
             return target(*args, **kwargs)
-        options = {k: v for k, v in kwargs.items() if k not in ("memory_format", "device", "layout")}
+        options = {k: v for k, v in kwargs.items() if k not in PLACEMENT}
         if name in OPERATORS:
             return OPERATORS[name](*args, **options)
         if name in LINEAR and isinstance(first, Value):
             return first.linear(lambda t: target(t, *args[1:], **kwargs))
         if name in LISTS and isinstance(first, Value):
             count = len(target(first.offset, *args[1:], **kwargs))
-            return [
-                first.linear(lambda t, i=i: target(t, *args[1:], **kwargs)[i]) for i in range(count)
-            ]
+            return [first.linear(_part(target, i, args[1:], kwargs)) for i in range(count)]
         if name in slopes and isinstance(first, Value):
             return first.activate("unknown", slopes[name])
     except SdplipError as error:

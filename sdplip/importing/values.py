@@ -1,16 +1,18 @@
 """Tensors of a network as affine functions of its input and hidden units.
 
-Every entry of every tensor is offset + Σ coefficient · variable, where the variables are the input's
-entries, then the units in the order in which they appear. Whatever is linear acts on the
+Every entry of every tensor is offset + Σ coefficient · variable; the variables are the entries of
+the input, then the units in the order in which they appear. Whatever is linear acts on the
 coefficients; an activation turns its argument into rows of the system and its result into new
 variables. So a skip connection of any shape needs no thought.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from ..activations import elementwise
 from ..errors import InvalidInput
-from ..system import UNKNOWN, System
+from ..system import System
 
 LIMIT = 1 << 27
 """The most numbers that one tensor of coefficients may hold: 1 GiB."""
@@ -47,36 +49,48 @@ class Block:
     where: str
 
 
-class Network:
-    """The variables of a system while it is read: inputs, then blocks of units.
+class Reading:
+    """A network while it is read.
 
     Attributes:
         where: the node being read, for messages.
     """
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.inputs, self.units, self.blocks, self.where = prod(shape), 0, list[Block](), "input"
+    where = "the input"
+
+
+class Network(Reading):
+    """The variables of a system while it is read: inputs, then blocks of units.
+
+    Args:
+        shape: of the input.
+        most: the most variables.
+    """
+
+    def __init__(self, shape: Sequence[int], most: float = math.inf) -> None:
+        self.inputs, self.units, self.blocks, self.most = prod(shape), 0, list[Block](), most
         if not self.inputs:
             raise InvalidInput(f"The input has shape {tuple(shape)}, which holds nothing.")
         self.input = self._fresh(self.inputs, shape, 0)
 
-    def _fresh(self, count: int, shape: Sequence[int], first: int) -> Value:
+    def _fresh(self, count: int, shape: Sequence[int], first: int) -> Affine:
         self.fits(count * count)
         data = torch.eye(count, dtype=torch.float64).reshape(count, *shape)
         offset = torch.zeros(tuple(shape), dtype=torch.float64)
-        return Value(self, torch.arange(first, first + count), data, offset)
+        return Affine(self, torch.arange(first, first + count), data, offset)
 
     def fits(self, numbers: int) -> None:
         if numbers > LIMIT:
             raise TooLarge(
                 f"At {self.where} the unrolled system needs arrays of {numbers:,} numbers; the "
-                f"limit is {LIMIT:,}. Convolutions in a chain can stay convolutions: see "
-                "ConvSystem. Otherwise verify smaller images or a part of the network."
+                f"limit is {LIMIT:,}. Verify smaller images or a part of the network."
             )
 
-    def add_units(self, v: Value, names: str | NDArray[np.str_], slopes: Slopes | None) -> Value:
+    def add_units(self, v: Affine, names: str | NDArray[np.str_], slopes: Slopes | None) -> Affine:
         """σ(v) as new variables; slopes are given where the function is unknown."""
         count, first = v.offset.numel(), self.inputs + self.units
+        if first + count > self.most:
+            raise TooLarge(f"At {self.where} the system has {first + count:,} inputs and units.")
         every = np.broadcast_to(np.asarray(names, dtype=np.str_), tuple(v.shape)).reshape(-1)
         rows = v.data.reshape(len(v.columns), count)
         fresh = self._fresh(count, v.shape, first)
@@ -90,7 +104,7 @@ class Network:
         found = [block for block in self.blocks if block.first <= variable]
         return found[-1] if found else None
 
-    def system(self, y: Value) -> System:
+    def system(self, y: Affine) -> System:
         """The system with output y, without the units that do not reach it."""
         outputs = y.data.reshape(len(y.columns), -1)
         used = torch.zeros(self.inputs + self.units, dtype=torch.bool)
@@ -126,7 +140,10 @@ class Network:
         inner, outer = torch.cat(kept), rows(y.columns, outputs)
         alpha, beta = np.array(slopes, dtype=np.float64).reshape(n, 2).T
         return System(
-            *(part.numpy() for part in (inner[:, m:], inner[:, :m], outer[:, m:], outer[:, :m])),
+            inner[:, m:].numpy(),
+            inner[:, :m].numpy(),
+            outer[:, m:].numpy(),
+            outer[:, :m].numpy(),
             torch.cat(offsets).numpy(),
             y.offset.reshape(-1).numpy(),
             alpha,
@@ -140,8 +157,29 @@ def _own(name: str) -> Slopes:
     return found.alpha, found.beta
 
 
-@dataclass(frozen=True, eq=False)
 class Value:
+    """A tensor of the network being read, in one of two forms: `Affine`, or `convolutions.Map`."""
+
+    network: Reading
+
+    @property
+    def shape(self) -> torch.Size:
+        raise NotImplementedError
+
+    def linear(self, f: Callable[[Tensor], Tensor]) -> Value:
+        """f of this tensor, where f is exactly linear: no constant term."""
+        raise NotImplementedError
+
+    def plus(self, other: Term) -> Value:
+        raise NotImplementedError
+
+    def activate(self, names: str | NDArray[np.str_], slopes: Slopes | None = None) -> Value:
+        """An elementwise function; slopes are given where it is unknown."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Value):
     """A tensor: data[k] are the coefficients of variable columns[k], each of the tensor's shape."""
 
     network: Network
@@ -153,20 +191,19 @@ class Value:
     def shape(self) -> torch.Size:
         return self.offset.shape
 
-    def linear(self, f: Callable[[Tensor], Tensor]) -> Value:
-        """f of this tensor, where f is exactly linear: no constant term."""
+    def linear(self, f: Callable[[Tensor], Tensor]) -> Affine:
         offset = f(self.offset)
         self.network.fits(len(self.columns) * offset.numel())
-        return Value(self.network, self.columns, torch.vmap(f)(self.data), offset)
+        return Affine(self.network, self.columns, torch.vmap(f)(self.data), offset)
 
-    def plus(self, other: Value | Tensor) -> Value:
+    def plus(self, other: Term) -> Affine:
         if isinstance(other, Value):
             return join([self, other], lambda parts: parts[0] + parts[1])
         offset = self.offset + other
         data = self.data
         if offset.shape != self.shape:
             data = torch.vmap(lambda t: t.expand(offset.shape))(data)
-        return Value(self.network, self.columns, data, offset)
+        return Affine(self.network, self.columns, data, offset)
 
     def widened(self, columns: Tensor) -> Tensor:
         """The coefficients of a sorted superset of this tensor's columns."""
@@ -177,24 +214,28 @@ class Value:
         out[torch.searchsorted(columns, self.columns)] = self.data
         return out
 
-    def activate(self, names: str | NDArray[np.str_], slopes: Slopes | None = None) -> Value:
+    def activate(self, names: str | NDArray[np.str_], slopes: Slopes | None = None) -> Affine:
         return self.network.add_units(self, names, slopes)
 
 
-def join(parts: Sequence[Value | Tensor], f: Callable[[list[Tensor]], Tensor]) -> Value | Tensor:
+Term = Value | Tensor
+
+
+def join(parts: Sequence[Term], f: Callable[[list[Tensor]], Tensor]) -> Any:
     """f of several tensors, where f is exactly linear in all of them together."""
-    values = [part for part in parts if isinstance(part, Value)]
+    if any(isinstance(part, Value) and not isinstance(part, Affine) for part in parts):
+        raise InvalidInput("images are joined other than by a sum.")
+    values = [part for part in parts if isinstance(part, Affine)]
     if not values:
         return f([torch.as_tensor(part) for part in parts])
     columns = torch.cat([value.columns for value in values]).unique()
-    offsets = [p.offset if isinstance(p, Value) else p.to(torch.float64) for p in parts]
+    offsets = [p.offset if isinstance(p, Affine) else p.to(torch.float64) for p in parts]
     offset, network = f(offsets), values[0].network
     network.fits(len(columns) * offset.numel())
     data = [
         p.widened(columns)
-        if isinstance(p, Value)
+        if isinstance(p, Affine)
         else torch.zeros(1, *p.shape, dtype=torch.float64).expand(len(columns), *p.shape)
         for p in parts
     ]
-    return Value(network, columns, torch.vmap(lambda *t: f(list(t)))(*data), offset)
-
+    return Affine(network, columns, torch.vmap(lambda *t: f(list(t)))(*data), offset)

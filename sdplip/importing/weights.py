@@ -1,4 +1,4 @@
-"""Weights without a network around them: state dicts of linear layers, and LipSDP's `.mat` cells."""
+"""Weights without a network around them: state dicts of linear layers, LipSDP's `.mat` cells."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from .._tensors import certainly, full_precision
+from .._tensors import certainly_at_most, full_precision
 from ..activations import Activation, activation
 from ..errors import InvalidInput, ShapeError
 from ..system import System
@@ -185,7 +185,7 @@ def shown(x: Tensor) -> str:
 
 def saturate(X: Tensor, limit: float | Tensor) -> Tensor:
     """X shrunk to Frobenius norm `limit` where it is larger: a huge one would only cost digits."""
-    if certainly(torch.linalg.vector_norm(X.detach()) <= limit):  # if it overflows, it is not
+    if certainly_at_most(torch.linalg.vector_norm(X.detach()), limit):  # if it overflows, it is not
         return X
     norm = partial(torch.linalg.vector_norm, dim=(-2, -1), keepdim=True)
     Y = X.double()

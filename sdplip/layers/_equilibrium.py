@@ -61,7 +61,12 @@ class Equilibrium(Layer):
     def _accepted(self, activation: str | Activation) -> str | Activation:
         return slopes_in_unit_interval(type(self).__name__, activation)
 
-    def _find(self, A: Operator, v: Tensor, metric: Tensor) -> Tensor:
+    def _settled(self) -> bool:
+        """Whether the next solve needs no metric: its step is known."""
+        name = "peaceman_rachford"
+        return self.training and self.method in (name, "auto") and self._tuning.knows(name)
+
+    def _find(self, A: Operator, v: Tensor, metric: Tensor | None) -> Tensor:
         """The equilibria of the rows v (batch, units), differentiable."""
         return implicit(
             A,
@@ -74,7 +79,7 @@ class Equilibrium(Layer):
             **self._solver(metric),
         )
 
-    def _step(self, A: Operator, metric: Tensor) -> float | None:
+    def _step(self, A: Operator, metric: Tensor | None) -> float | None:
         """The step in evaluation, of the weights as they are; None where it is kept with them."""
         if not torch.is_grad_enabled() or self.method == "newton" or not certainly_finite(A.values):
             return None
@@ -92,7 +97,7 @@ class Equilibrium(Layer):
         """A lower bound on the modulus of I - A in this metric, or None to compute it."""
         return None
 
-    def _solver(self, metric: Tensor) -> dict[str, Any]:
+    def _solver(self, metric: Tensor | None) -> dict[str, Any]:
         usual = TRAINING_TOL if self.training else EVALUATION_TOL
         return {
             "metric": metric,
@@ -187,7 +192,8 @@ class EquilibriumLayer(Equilibrium):
         self._check(x)
         with full_precision(x):
             w = self._current()
-            z = self._find(self._operator(w), self._drive(x, w["B"]), self._metric(w))
+            metric = None if self._settled() else self._kept_metric(w)
+            z = self._find(self._operator(w), self._drive(x, w["B"]), metric)
             y = self._read(w, z, x)
         return y.to(x.dtype)
 
@@ -200,21 +206,24 @@ class EquilibriumLayer(Equilibrium):
         self._check(x)
         with torch.no_grad(), full_precision(x):
             w = self._current()
-            return self._solution(self._operator(w), self._drive(x, w["B"]), self._metric(w), z0)
+            v, metric = self._drive(x, w["B"]), self._kept_metric(w)
+            return self._solution(self._operator(w), v, metric, z0)
 
     def solve_output(self, x: Tensor) -> tuple[Tensor, Tensor]:
         found = self.solve(x)
         with torch.no_grad(), full_precision(x):
             w = self._current()
             y = self._read(w, found.z, x).to(x.dtype)
-            return y, left_open(found, w["C"], self._metric(w))
+            return y, left_open(found, w["C"], self._kept_metric(w))
 
     def _operator(self, w: dict[str, Any]) -> Operator:
         return Dense(w["A"], kept=w["kept"])
 
     def _current(self) -> dict[str, Any]:
+        """As in `Layer`; to be called with autocast off."""
+
         def compute() -> dict[str, Any]:
-            return self._tensors() | cast(dict[str, Any], {"kept": {}})
+            return self._closed_form() | cast(dict[str, Any], {"kept": {}})
 
         return self._cache.get(self, self._options, compute)
 
@@ -250,6 +259,11 @@ class EquilibriumLayer(Equilibrium):
     def _metric(self, w: dict[str, Tensor]) -> Tensor:
         """The diagonal Λ (n,) in which I - A is strongly monotone."""
         raise NotImplementedError
+
+    def _kept_metric(self, w: dict[str, Any]) -> Tensor:
+        if "metric" not in w:
+            w["metric"] = self._metric(w)
+        return cast(Tensor, w["metric"])
 
     def _drive(self, x: Tensor, B: Tensor) -> Tensor:
         return F.linear(wide(x), B, _wide(self.bias))

@@ -79,4 +79,6 @@ def agree(owner: str, own: Mapping[str, object], found: Mapping[str, object]) ->
 
 def wide(x: Tensor) -> Tensor:
     """x in float32 or better: closed forms are not evaluated in half precision."""
+    if x.dtype is torch.float32:
+        return x  # to say so takes a tenth of asking
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -31,7 +31,7 @@ CONTRACTION = 10.0
 
 
 def witness(
-    psi: Tensor,
+    psi: Tensor | None,
     V: Tensor,
     S: Tensor,
     B: Tensor,
@@ -45,7 +45,7 @@ def witness(
     The free matrices saturate first, see LIMIT; `solution` is the closed form itself.
 
     Args:
-        psi: (*batch, n). V, S: (*batch, n, n). B: (*batch, n, m). C: (*batch, p, n).
+        psi: (*batch, n), or None for zeros. V, S: (*batch, n, n). B: (*batch, n, m). C: (*batch, p, n).
         D: the free X (*batch, p, m), or None for no direct path.
         gamma: a number, or a finite scalar; inf drops the bound and keeps well-posedness, and D is
             X itself.
@@ -76,7 +76,7 @@ def unbounded(gamma: float | Tensor) -> bool:
 
 
 def solution(
-    psi: Tensor,
+    psi: Tensor | None,
     V: Tensor,
     S: Tensor,
     B: Tensor,
@@ -99,36 +99,47 @@ def solution(
         A, Lam = _Plain.apply(psi, V, S, B, C, gamma, eps)
         D = C.new_zeros(len(C), B.shape[-1])
     else:
-        Lam = soft_bound(-psi, SPREAD).exp()
-        target = V.mH @ V + S - S.mH
+        if psi is None:
+            Lam = V.new_ones(V.shape[-1], dtype=V.dtype.to_real())
+        else:
+            Lam = soft_bound(-psi, SPREAD).exp()
+        target = _plus_gram(S - S.mH, V)
         if unbounded(gamma):
             D = C.new_zeros(*C.shape[:-1], B.shape[-1]) if X is None else X
         else:
-            D, bound = _bound(Lam, B, C, X, gamma)
-            target = target + bound * (0.5 / gamma)
+            D, rows = _bound(Lam, B, C, X, gamma)
+            for Y in rows:
+                target = _plus_gram(target, Y, 0.5 / gamma)
         # Rounding of A must not eat up ε, so it grows with what is rounded.
         size = frobenius(target.detach()) + Lam.detach().amax(dim=-1)
         shift = eps + 8 * torch.finfo(V.dtype).eps * size
-        weights = Lam.reciprocal().unsqueeze(-1)
-        A = torch.diag_embed(1 - shift[..., None] / Lam) - target * weights
+        A = target / -Lam.unsqueeze(-1)
+        A.diagonal(dim1=-2, dim2=-1).add_(1 - shift[..., None] / Lam)
     multiplier = Lam if unbounded(gamma) else gamma * Lam
     rho = gamma.square() if isinstance(gamma, Tensor) else Lam.new_full((), gamma**2)
     return {"A": A, "B": B, "C": C, "D": D, "Lam": multiplier, "rho": rho}
 
 
+def _plus_gram(target: Tensor, Y: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """target + scale·YᴴY."""
+    if Y.ndim == 2 and not isinstance(scale, Tensor):
+        return torch.addmm(target, Y.mT, Y, alpha=scale)
+    return target + scale * (Y.mH @ Y)
+
+
 def _bound(
     Lam: Tensor, B: Tensor, C: Tensor, X: Tensor | None, gamma: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """D and CᴴC + NR⁻¹Nᴴ."""
+) -> tuple[Tensor, list[Tensor]]:
+    """D, and rows whose grams add up to CᴴC + NR⁻¹Nᴴ."""
     N = Lam.unsqueeze(-1) * B
     if X is None:
-        return C.new_zeros(*C.shape[:-1], B.shape[-1]), C.mH @ C + N @ N.mH
+        return C.new_zeros(*C.shape[:-1], B.shape[-1]), [C, N.mH]
     identity = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
     L = torch.linalg.cholesky_ex(identity + X @ X.mH).L  # cholesky raises on NaN
     K = torch.linalg.solve_triangular(L, X, upper=False)
     N = N + C.mH @ K
     P = N @ X.mH
-    return gamma * K, C.mH @ C + N @ N.mH + P @ P.mH
+    return gamma * K, [C, N.mH, P.mH]
 
 
 class _Plain(torch.autograd.Function):
@@ -138,7 +149,7 @@ class _Plain(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx,
-        psi: Tensor,
+        psi: Tensor | None,
         V: Tensor,
         S: Tensor,
         B: Tensor,
@@ -159,23 +170,23 @@ class _Plain(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         V, B, C, A, Lam = ctx.saved_tensors  # type: ignore[attr-defined]
         half: float = ctx.half  # type: ignore[attr-defined]
-        by_psi = by_V = by_S = by_B = by_C = None
-        column = Lam.unsqueeze(-1)
+        by_psi = by_V = by_S = by_B = by_C = by_N = None
+        column, learned = Lam.unsqueeze(-1), ctx.needs_input_grad[0]  # type: ignore[attr-defined]
         if by_A is not None:
             G = by_A / -column  # by Λ(I - A)
             turned = G.mT
             twice, by_S = G + turned, G - turned
             by_V = V @ twice
-            # Λ(I - A) divided by Λ, and the bound in it.
-            moved = (G * A).sum(dim=-1) - G.diagonal()
             if half:
-                twice = half * twice
-                by_C = C @ twice
-                by_N = twice @ (column * B)
+                by_C = half * (C @ twice)
+                by_N = twice @ (half * column * B)
                 by_B = column * by_N
-                moved = moved + (by_N * B).sum(dim=-1)
-            by_Lam = moved if by_Lam is None else by_Lam + moved
-        if by_Lam is not None and ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+            if learned:  # Λ(I - A) is divided by Λ, and Λ is in N
+                moved = (G * A).sum(dim=-1) - G.diagonal()
+                if by_N is not None:
+                    moved = moved + (by_N * B).sum(dim=-1)
+                by_Lam = moved if by_Lam is None else by_Lam + moved
+        if by_Lam is not None and learned:
             by_psi = by_Lam * Lam * ((Lam.log() / SPREAD).square() - 1)
         return by_psi, by_V, by_S, by_B, by_C, None, None
 
@@ -189,10 +200,10 @@ class Bounded(Equilibrium):
         "must be in [1e-9, 1e9] or inf. Give a bound such as 1.0, or inf for none.",
     )
     eps = Constant(lambda eps: 0 < eps <= 1e9, "must be in (0, 1e9]. Use e.g. 1.0.")
-    psi: nn.Parameter
+    psi: nn.Parameter | None
 
     def _set_bound(self, gamma: float, learn_gamma: bool, eps: float) -> None:
-        """Like psi, the logarithm is a parameter of its device and dtype."""
+        """The logarithm is a parameter like the others."""
         self.gamma, self.eps = gamma, eps
         if learn_gamma and math.isinf(self.gamma):
             raise InvalidInput(
@@ -200,10 +211,12 @@ class Bounded(Equilibrium):
                 "Give a bound such as 1.0, or learn_gamma=False."
             )
         if learn_gamma:
-            self.log_gamma = nn.Parameter(self.psi.new_empty(()))
+            like = next(self.parameters())
+            self.log_gamma = nn.Parameter(like.new_empty(()))
 
     def _reset_bound(self) -> None:
-        nn.init.zeros_(self.psi)
+        if self.psi is not None:
+            nn.init.zeros_(self.psi)
         if hasattr(self, "log_gamma"):
             nn.init.constant_(self.log_gamma, math.log(self.gamma))
 
@@ -308,6 +321,6 @@ class LBENLinear(Bounded, EquilibriumLayer):
         self._reset_bound()
 
     def _closed_form(self) -> dict[str, Tensor]:
-        psi, V, S, B, C = (wide(p) for p in (self.psi, self.V, self.S, self.B, self.C))
-        D = None if self.D is None else wide(self.D)
+        V, S, B, C = (wide(p) for p in (self.V, self.S, self.B, self.C))
+        psi, D = (None if p is None else wide(p) for p in (self.psi, self.D))
         return witness(psi, V, S, B, C, D, self._gamma(), self.eps)

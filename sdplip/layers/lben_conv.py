@@ -98,7 +98,7 @@ class LBENConv2d(Bounded, EquilibriumConv2d):
 
     def _symbols(self, size: Pair) -> dict[str, Tensor]:
         gamma = self._gamma()
-        scale, outer = limits(len(self.psi), gamma)
+        scale, outer = limits(len(self.V), gamma)
         origin, pooled = self.geometry.before, self.readout == "pool"
 
         def limited(K: Tensor, limit: float | Tensor) -> Tensor:
@@ -113,5 +113,6 @@ class LBENConv2d(Bounded, EquilibriumConv2d):
         if self.D is not None:
             free = unbounded(gamma)
             X = read(wide(self.D) if free else limited(self.D, CONTRACTION))
-        w = solution(wide(self.psi), V, S, B, C, X, gamma, self.eps)
+        psi = None if self.psi is None else wide(self.psi)
+        w = solution(psi, V, S, B, C, X, gamma, self.eps)
         return w | {"metric": w["Lam"].detach()}

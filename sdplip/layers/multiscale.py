@@ -221,7 +221,7 @@ class MultiscaleLBEN(Bounded, EquilibriumConv2d):
                 X = at_zero(D.repeat_interleave(sides[0] ** 2, dim=-1) / sides[0], size)
             else:
                 X = block(D, sides[0], sides[0])
-        psi = self._per_unit(wide(self.psi))
+        psi = None if self.psi is None else self._per_unit(wide(self.psi))
         B = torch.cat(outward("B", block), dim=-2)
         w = solution(psi, square("V"), square("S"), B, C, X, gamma, self.eps)
         return w | {"metric": w["Lam"].detach()}

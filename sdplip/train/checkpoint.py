@@ -17,6 +17,8 @@ from .models import ModelConfig, build
 
 FORMAT = "sdplip-model-1"
 MODEL_FILE = "model.safetensors"
+STATES = ("next.ckpt", "last.ckpt", "previous.ckpt")
+"""Training states of an unfinished run, newest first."""
 
 
 def to_json(document: Any) -> str:

@@ -29,7 +29,9 @@ class TrainConfig:
     the losses with a margin, `linf_penalty` weighs NEMON's differentiable ℓ∞ bound in the loss.
     `augment` names one of AUGMENTATIONS. With `precision` "bf16-mixed" products are in bfloat16
     while training; what is measured afterwards never is. `train_images` restricts the training
-    images, see `Splits.first`. `of_epochs` is the recipe's number of epochs where a run is shorter.
+    images, see `Splits.first`. The optimiser steps after every `accumulate` batches; with
+    `ema` > 0 the result is the exponential moving average of the weights, with that decay.
+    `of_epochs` is the recipe's number of epochs where a run is shorter.
     """
 
     data: str = "digits"
@@ -52,6 +54,8 @@ class TrainConfig:
     precision: str = "32"
     train_images: int | None = None
     of_epochs: int | None = None
+    accumulate: int = 1
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         check_types("train", self)
@@ -72,7 +76,13 @@ class TrainConfig:
                     f"train: {name} is {getattr(self, name)!r}, but must be one of "
                     f"{', '.join(values)}."
                 )
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("train_images", 1)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("seed", 0),
+            ("train_images", 1),
+            ("accumulate", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InvalidInput(f"train: {name} is {value!r}, but must be an integer ≥ {least}.")
@@ -88,6 +98,7 @@ class TrainConfig:
         for name, shares in (
             ("betas", self.betas),
             ("momentum", (self.momentum,)),
+            ("ema", (self.ema,)),
             ("milestones", self.milestones),
         ):
             if not all(0 <= share < 1 for share in shares):

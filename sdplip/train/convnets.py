@@ -226,7 +226,7 @@ def _conv(config: ModelConfig, width: int, kernel: int, channels: int | None = N
     if config.layer == UNCONSTRAINED:
         return nn.Conv2d(channels, width, kernel, padding="same")
     family: Callable[..., nn.Module] = CONVOLUTIONS[config.layer]
-    offered = {"hidden": config.hidden, "activation": config.activation}
+    offered = _offered(config) | {"hidden": config.hidden}
     return family(channels, width, kernel, **_accepted(family, offered))
 
 
@@ -236,11 +236,15 @@ def _dense(
     if config.layer == UNCONSTRAINED:
         return nn.Linear(features, outputs)
     family: Callable[..., nn.Module] = LAYERS[config.layer]
-    offered = {"hidden": hidden or None, "activation": config.activation}
+    offered = _offered(config) | {"hidden": hidden or None}
     accepted = _accepted(family, offered)
     if "features" in inspect.signature(family).parameters:
         return family(features, **accepted)
     return family(features, outputs, **accepted)
+
+
+def _offered(config: ModelConfig) -> dict[str, object]:
+    return {"activation": config.activation, "products": config.products}
 
 
 def _accepted(family: Callable[..., object], offered: Mapping[str, object]) -> dict[str, object]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +18,23 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
-from .._arrays import write_atomically
-from ..errors import InvalidInput, NotConverged
+from ..errors import InvalidInput
 from .augment import Augmentation
 from .config import RunConfig
 from .data import Splits, pixels
 from .loss import lipschitz_margin, margin_cross_entropy, multi_margin
 from .models import build, linf_bounds, logit_scale, norm_product
 from .optim import optimizer, schedule
+from .state import Average, Batches, KeepState, OnEpoch, Recorder, check_finite
 
-RESUME_FILE = "last.ckpt"
 CHECKED = 50
 """Every so many steps the loss is looked at, which waits for the device."""
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16-mixed": "bf16-mixed"}
-OnEpoch = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -81,29 +80,40 @@ def train(
     device: str = "auto",
     resume_dir: Path | None = None,
     on_epoch: OnEpoch | None = None,
+    tensorboard: Path | None = None,
 ) -> RunResult:
     """Train the model that `config` describes on `splits.train`.
 
-    With `resume_dir`, the state is kept there after every epoch, and a run found there continues
-    where it stopped, to the same result. `on_epoch(epoch, metrics)` is called after each epoch.
+    With `resume_dir`, the state is kept there after every epoch and when interrupted, and a run
+    found there continues where it stopped, to the same result. `on_epoch(epoch, metrics)` is called
+    after each epoch. `tensorboard` is a directory for TensorBoard's records. Under torchrun every
+    batch is shared by the processes, to the result of one process, up to rounding.
 
-    Raises NotConverged when the loss stops being finite, KeyboardInterrupt when interrupted.
+    Raises NotConverged when the loss stops being finite, KeyboardInterrupt when interrupted: a
+    first SIGINT lets the batch finish.
     """
     target = pick_device(device)
     chosen = splits.first(config.train.train_images)
     model = build(config.model, seed=config.train.seed)
     module = _Classifier(model, config, tuple(t.to(target) for t in chosen.train))
-    recorder = _Recorder(module, on_epoch)
-    callbacks: list[Callback] = [recorder]
-    resume = None
-    if resume_dir is not None:
-        callbacks.append(_KeepState(resume_dir / RESUME_FILE))
-        resume = resume_dir / RESUME_FILE if (resume_dir / RESUME_FILE).is_file() else None
+    keep = None if resume_dir is None else KeepState(resume_dir)
+    recorder = Recorder(module, on_epoch, keep)
+    average = Average(model, config.train.ema) if config.train.ema else None
+    callbacks: list[Callback] = [c for c in (average, recorder, keep) if c is not None]
+    resume = None if keep is None else keep.latest()
+    logger = None
+    if tensorboard is not None:
+        logger = TensorBoardLogger(tensorboard.parent, name="", version=tensorboard.name)
+    processes, nodes = together()
     started = time.perf_counter()
     with _quiet():
         trainer = pl.Trainer(
             accelerator="gpu" if target.type == "cuda" else "cpu",
-            devices=[target.index or 0] if target.type == "cuda" else 1,
+            devices=_devices(target, processes),
+            num_nodes=nodes,
+            strategy="ddp" if processes * nodes > 1 else "auto",
+            use_distributed_sampler=False,
+            accumulate_grad_batches=config.train.accumulate,
             max_epochs=config.train.epochs,
             precision=_PRECISIONS[config.train.precision],
             reload_dataloaders_every_n_epochs=1,
@@ -111,10 +121,15 @@ def train(
             enable_checkpointing=resume_dir is not None,
             enable_progress_bar=False,
             enable_model_summary=False,
-            logger=False,
+            logger=logger or False,
             default_root_dir=resume_dir,
         )
-        _fit(trainer, module, resume)
+        with recorder.on_interrupt():
+            _fit(trainer, module, resume)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if average is not None:
+        average.give(model)
     return RunResult(
         model.cpu().eval(),
         recorder.history,
@@ -122,6 +137,20 @@ def train(
         recorder.earlier_seconds + time.perf_counter() - started,
         str(target),
     )
+
+
+def together() -> tuple[int, int]:
+    """How many processes share this training on this machine, and on how many machines: as
+    torchrun says, else (1, 1)."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    return local, max(world // local, 1)
+
+
+def _devices(target: torch.device, processes: int) -> list[int] | int:
+    if target.type == "cuda" and processes == 1:
+        return [target.index or 0]
+    return processes
 
 
 def steps(config: RunConfig, splits: Splits, device: str = "auto") -> Iterator[None]:
@@ -165,48 +194,34 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class _Batches:
-    """Shuffled batches of tensors that already lie on the device; the order is the seed's."""
-
-    def __init__(self, data: tuple[Tensor, Tensor], size: int, seed: int) -> None:
-        self.data, self.size, self.seed = data, size, seed
-
-    def __len__(self) -> int:
-        return -(-len(self.data[0]) // self.size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Images, labels and a seed for what is random about this batch."""
-        x, y = self.data
-        generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(x), generator=generator).to(x.device)
-        seeds = torch.randint(2**62, (len(self),), generator=generator).tolist()
-        for part, seed in zip(order.split(self.size), seeds, strict=True):
-            yield x[part], y[part], seed
-
-
 class _Classifier(pl.LightningModule):
     def __init__(self, model: nn.Sequential, config: RunConfig, data: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.model, self.config, self.data = model, config.train, data
-        self.accuracy = MulticlassAccuracy(num_classes=config.model.num_classes, average="micro")
         self.losses: list[Tensor] = []
+        self.hits = torch.zeros((), dtype=torch.int64, device=data[0].device)
+        self.seen = 0
         self.scale = logit_scale(model, config.model)
         self.augment = Augmentation(
             config.train.augment, config.model.input_shape, config.model.mean
         )
 
-    def train_dataloader(self) -> _Batches:
+    def train_dataloader(self) -> Batches:
         # The order depends on seed and epoch alone, so that a resumed run sees the same batches.
         x, y = self.data
-        return _Batches(
-            (x, y), self.config.batch_size, self.config.seed * 100_003 + self.current_epoch
-        )
+        seed = self.config.seed * 100_003 + self.current_epoch
+        return Batches((x, y), self.config.batch_size, seed, self.seen, *self._part())
+
+    def _part(self) -> tuple[int, int]:
+        """This process, and how many share every batch."""
+        trainer = self._trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         return batch
 
-    def training_step(self, batch: tuple[Tensor, Tensor, int], index: int) -> Tensor:
-        x, y, seed = batch
+    def training_step(self, batch: tuple[Tensor, Tensor, int, float], index: int) -> Tensor:
+        x, y, seed, share = batch
         logits = self.model(self.augment(pixels(x), seed)).float()
         config = self.config
         if config.loss == "margin":
@@ -227,24 +242,35 @@ class _Classifier(pl.LightningModule):
         if config.linf_penalty:
             loss = loss + config.linf_penalty * sum(linf_bounds(self.model))
         if index % CHECKED == 0:
-            _check_finite(float(loss.detach()), self.current_epoch + 1)
+            check_finite(float(loss.detach()), self.current_epoch + 1)
+        loss = share * loss
         self.losses.append(loss.detach())
-        self.accuracy.update(logits.detach(), y)
+        self.hits += (logits.detach().argmax(-1) == y).sum() * bool(share)
+        self.seen += 1
         return loss
 
     def epoch_metrics(self) -> dict[str, float]:
         """Mean loss and accuracy since the last call."""
-        metrics = {
-            "loss": float(torch.stack(self.losses).double().mean()),
-            "accuracy": float(self.accuracy.compute()),
-        }
-        self.losses.clear()
-        self.accuracy.reset()
-        return metrics
+        loss, hits = torch.stack(self.losses).double().mean(), self.hits.double()
+        if self._part()[1] > 1:
+            loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
+            hits = self.trainer.strategy.reduce(hits, reduce_op="sum")
+        self.losses, self.hits, self.seen = [], torch.zeros_like(self.hits), 0
+        return {"loss": float(loss), "accuracy": float(hits) / len(self.data[0])}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        losses = torch.stack(self.losses) if self.losses else torch.zeros(0)
+        checkpoint["epoch_so_far"] = {"seen": self.seen, "losses": losses, "hits": self.hits}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        so_far = checkpoint["epoch_so_far"]
+        self.seen, self.losses = so_far["seen"], list(so_far["losses"].to(self.hits.device))
+        self.hits = so_far["hits"].to(self.hits.device)
 
     def configure_optimizers(self) -> Any:
         chosen = optimizer(self.model.parameters(), self.config)
-        steps = len(self.train_dataloader()) * self.config.epochs
+        batches = -(-len(self.data[0]) // self.config.batch_size)
+        steps = -(-batches // self.config.accumulate) * self.config.epochs
         return {
             "optimizer": chosen,
             "lr_scheduler": {
@@ -252,60 +278,3 @@ class _Classifier(pl.LightningModule):
                 "interval": "step",
             },
         }
-
-
-def _check_finite(loss: float, epoch: int) -> None:
-    if not math.isfinite(loss):
-        raise NotConverged(
-            f"training: the loss is {loss} in epoch {epoch}. "
-            "Lower --lr, or for an equilibrium layer raise the solver's max_steps."
-        )
-
-
-class _Recorder(Callback):
-    """Epoch metrics and step times; part of the saved state, so that a resumed run keeps them."""
-
-    def __init__(self, module: _Classifier, on_epoch: OnEpoch | None) -> None:
-        self.module, self.on_epoch = module, on_epoch
-        self.history: list[dict[str, float]] = []
-        self.step_ms: list[float] = []
-        self.earlier_seconds = 0.0
-        self._started = time.perf_counter()
-        self._step = 0.0
-
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-        self._step = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int
-    ) -> None:
-        if self.module.device.type == "cuda":
-            torch.cuda.synchronize(self.module.device)
-        self.step_ms.append(1e3 * (time.perf_counter() - self._step))
-
-    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        metrics = self.module.epoch_metrics()
-        epoch = len(self.history) + 1
-        _check_finite(metrics["loss"], epoch)
-        self.history.append(metrics)
-        if self.on_epoch is not None:
-            self.on_epoch(epoch, metrics)
-
-    def state_dict(self) -> dict[str, Any]:
-        seconds = self.earlier_seconds + time.perf_counter() - self._started
-        return {"history": self.history, "step_ms": self.step_ms[-1000:], "seconds": seconds}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = [dict(entry) for entry in state["history"]]
-        self.step_ms = list(state["step_ms"])
-        self.earlier_seconds = state["seconds"]
-
-
-class _KeepState(Checkpoint):
-    """The whole training state after every epoch; Lightning runs a `Checkpoint` last."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        write_atomically(self.path, trainer.save_checkpoint)

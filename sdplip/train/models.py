@@ -31,6 +31,7 @@ from ..layers import (
     OrthogonalLinear,
     lipschitz_bound,
 )
+from ..layers._products import PRODUCTS
 from . import convnets
 
 BASELINES = (convnets.UNCONSTRAINED, "torch-spectral")
@@ -56,7 +57,7 @@ class ModelConfig:
     some. `gamma` is LBEN's and MON's bound for the normalised input, None for no bound. `normalise`
     subtracts `mean` (one, or one per channel) and, for "std", divides by `std`, inside the model:
     bounds per raw pixel are then 1/std times those of the rest. `tol` is the equilibrium solver's
-    tolerance while training, None for the layers' own, 1e-2.
+    tolerance while training, None for the layers' own, 1e-2. `products` are SLL's and AOL's.
     """
 
     layer: str
@@ -74,6 +75,7 @@ class ModelConfig:
     hidden: int | None = None
     dense_depth: int = 0
     dense_width: int = 0
+    products: str = "exact"
 
     def __post_init__(self) -> None:
         check_types("model", self)
@@ -107,7 +109,8 @@ class ModelConfig:
                 f"model: mean has {len(means)} entries, but must be one number, or one per "
                 f"channel of {self.input_shape}."
             )
-        for name, known in (("normalise", NORMALISE), ("architecture", ARCHITECTURES)):
+        choices = {"normalise": NORMALISE, "architecture": ARCHITECTURES, "products": PRODUCTS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InvalidInput(
                     f"model: {name} is {getattr(self, name)!r}, but must be one of "
@@ -243,7 +246,12 @@ def _body(config: ModelConfig, features: int) -> list[nn.Module]:
     # MON passes LBEN's arguments on.
     accepted = inspect.signature(LAYERS["lben"] if layer == "mon" else family).parameters
     gamma = math.inf if config.gamma is None else config.gamma
-    offered = {"gamma": gamma, "activation": config.activation, "tol": config.tol}
+    offered = {
+        "gamma": gamma,
+        "activation": config.activation,
+        "tol": config.tol,
+        "products": config.products,
+    }
     options = {name: value for name, value in offered.items() if name in accepted}
     if {"hidden", "out_features"} <= accepted.keys():
         return [family(features, width, classes, **options)]

@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import InvalidInput
-from .checkpoint import MODEL_FILE, read_json, save_model, write_json
+from .checkpoint import MODEL_FILE, STATES, read_json, save_model, write_json
 from .config import RunConfig
 from .data import Splits, pixels
 from .evaluate import evaluate
 from .insight import insight
+from .manifest import manifest
+from .models import parameters
 from .report import document
 from .row import Row
 
@@ -37,7 +37,8 @@ LOCK = ".lock"
 CERTIFICATES = {2.0: "certificate-2.json", math.inf: "certificate-inf.json"}
 INSIDE = 128
 """Test images on which a model's inside is looked at."""
-RUN_FILES = ("metrics.json", MODEL_FILE, *CERTIFICATES.values(), "last.ckpt", "config.json")
+TENSORBOARD = "tensorboard"
+RUN_FILES = ("metrics.json", MODEL_FILE, *CERTIFICATES.values(), *STATES, "config.json")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def run(
     on_epoch: OnEpoch | None = None,
     variant: str = "",
     published: dict[str, float] | None = None,
+    tensorboard: bool = False,
 ) -> Finished:
     """Train and evaluate one model in the directory `out`.
 
@@ -75,9 +77,14 @@ def run(
     prepare(config, out, force=force, resume=resume)
     if (out / "metrics.json").is_file():
         return Finished(read_rows(out), out, already=True)
-    from .fit import RESUME_FILE, pick_device, train
+    from .fit import pick_device, train
+    from .state import KeepState
 
-    out.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") != "0":
+        # Under torchrun one process measures and writes.
+        train(config, splits, device=device, resume_dir=out)
+        return Finished([], out, already=False)
+    _make_room(config, out)
     with _claimed(out):
         write_json(out / "config.json", config.to_dict())
         result = train(
@@ -86,6 +93,7 @@ def run(
             device=device,
             resume_dir=out,
             on_epoch=None if on_epoch is None else lambda k, metrics: on_epoch(config, k, metrics),
+            tensorboard=out / TENSORBOARD if tensorboard else None,
         )
         save_model(out / MODEL_FILE, result.model, config.model)
         rows = evaluate(
@@ -105,13 +113,10 @@ def run(
             "rows": [row.to_dict() for row in rows],
             "history": result.history,
             "insight": insight(result.model, pixels(splits.test[0][:INSIDE])),
-            "device": result.device,
-            "threads": torch.get_num_threads(),
-            "versions": {name: version(name) for name in ("sdplip", "torch", "lightning")}
-            | {"python": platform.python_version()},
+            **manifest(splits, result.device),
         }
         write_json(out / "metrics.json", metrics)
-        (out / RESUME_FILE).unlink(missing_ok=True)
+        KeepState(out).clear()
     return Finished(rows, out, already=False)
 
 
@@ -220,6 +225,25 @@ def _completed(stored: Any) -> Any:
         return RunConfig.from_dict(stored).to_dict()
     except InvalidInput:
         return stored
+
+
+def _make_room(config: RunConfig, out: Path) -> None:
+    """Create `out`; InvalidInput where nothing can be written, or too little fits."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InvalidInput(
+            f"{out} cannot be written to ({error.strerror}). Give --out another directory."
+        ) from error
+    # The model, and three training states with weights and up to two moments each.
+    needed, free = 40 * parameters(config.model), shutil.disk_usage(out).free
+    if free < needed:
+        raise InvalidInput(
+            f"{out} has {free / 1e6:.0f} MB left, but the run may need {needed / 1e6:.0f} MB. "
+            "Make room, or give --out another directory."
+        )
 
 
 def _differences(stored: Any, wanted: Any, path: str = "") -> str:

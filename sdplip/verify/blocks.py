@@ -8,9 +8,11 @@ entered is a lower bound of the optimum for all.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +31,8 @@ class Blocks:
         e: (v, d) real, the diagonal parts.
         P, Q: (F, r, d) complex, of the r variables `rows`.
         G: (F, d, d) Hermitian.
-        plain: P begins with the n × n identity in its last n columns, so that products skip it.
+        plain: this many rows of P begin with the identity in the last columns and make PᴴQ lower
+            triangular; products need not be formed for them.
     """
 
     e: Tensor
@@ -58,6 +61,19 @@ class Blocks:
 
     def __call__(self, v: Tensor) -> Tensor:
         return self.combine(v) - self.G
+
+    def holds(self, v: Tensor) -> Tensor:
+        """Mask (F,) of the blocks that are ≻ 0 at v."""
+        if self.plain < self.P.shape[1] or not self.plain:
+            S = self(v)
+        else:
+            # Cholesky reads the lower triangle.
+            S = -self.G
+            S[:, -self.plain :].addcmul_(self.Q, v[self.rows, None].to(S))
+            diagonal = v @ self.e
+            diagonal[-self.plain :] += v[self.rows]
+            S.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+        return torch.linalg.cholesky_ex(S)[1] == 0
 
     def left(self, K: Tensor) -> Tensor:
         """PK."""
@@ -92,7 +108,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class _State:
-    """The blocks that have entered: X, S with the inverse of its factor, and Z = S⁻¹."""
+    """The blocks of a family that have entered: X, S, the inverse of S's factor, and Z = S⁻¹."""
 
     blocks: Blocks
     X: Tensor
@@ -101,7 +117,7 @@ class _State:
     Z: Tensor
 
     @classmethod
-    def at(cls, blocks: Blocks, v: Tensor, X: Tensor | None, mu: float = 0.0) -> _State | None:
+    def at(cls, blocks: Blocks, v: Tensor, X: Tensor | None, mu: float = 1.0) -> _State | None:
         """The state at v, None where a block is not ≻ 0; X of None is μZ."""
         S = blocks(v)
         inverse = _inverse_factor(S)
@@ -111,12 +127,99 @@ class _State:
         return cls(blocks, mu * Z if X is None else X, S, inverse, Z)
 
     def joined(self, other: _State) -> _State:
-        blocks, new = self.blocks, other.blocks
-        both = replace(
-            blocks, **{k: torch.cat([getattr(blocks, k), getattr(new, k)]) for k in "PQG"}
-        )
+        both = {k: torch.cat([getattr(self.blocks, k), getattr(other.blocks, k)]) for k in "PQG"}
         names = ("X", "S", "inverse", "Z")
-        return _State(both, *(torch.cat([getattr(self, k), getattr(other, k)]) for k in names))
+        parts = [torch.cat([getattr(self, k), getattr(other, k)]) for k in names]
+        return _State(replace(self.blocks, **both), *parts)
+
+
+@dataclass(frozen=True)
+class _Direction:
+    v: Tensor
+    w: Tensor
+    S: list[Tensor]
+    X: list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Point:
+    """An iterate: v, the dual w of v ≥ 0 (where `signed`), and the blocks that have entered."""
+
+    v: Tensor
+    w: Tensor
+    signed: Tensor
+    states: list[_State]
+
+    @property
+    def count(self) -> int:
+        return sum(s.X.shape[0] * s.X.shape[1] for s in self.states) + int(self.signed.sum())
+
+    @property
+    def mu(self) -> float:
+        inner = sum((s.X * s.S.conj()).real.sum() for s in self.states) + self.w @ self.v
+        return float(inner) / self.count
+
+    @property
+    def target(self) -> Tensor:
+        """tr(A_0 X) = 1 and tr(A_i X) + w_i = 0: the constraints of the dual problem."""
+        return torch.eye(len(self.v), dtype=self.v.dtype, device=self.v.device)[0]
+
+    def dual(self) -> tuple[float, float]:
+        """The dual value, and what X still violates priced at v."""
+        gap: Any = sum(s.blocks.traces(s.X) for s in self.states)
+        value = sum((s.blocks.G * s.X.conj()).real.sum() for s in self.states)
+        return float(value), float((gap + self.w - self.target).abs() @ self.v.abs())
+
+    def newton(self) -> Callable[[Tensor], Tensor] | None:
+        schur: Any = sum(s.blocks.schur(s.X, s.Z) for s in self.states)
+        return _solver(schur + torch.diag(self.w / self.v * self.signed))
+
+    def direction(
+        self, solve: Callable[[Tensor], Tensor], aim: float, first: _Direction | None = None
+    ) -> _Direction:
+        """The HKM step towards XS = aim·I, with the second-order terms of a first one."""
+        fixed = [aim * s.Z for s in self.states]
+        linear: Any = 0.0
+        if first is not None:
+            terms = zip(fixed, first.X, first.S, self.states, strict=True)
+            fixed = [K - X @ S @ s.Z for K, X, S, s in terms]
+            linear = first.w * first.v
+        traces: Any = sum(s.blocks.traces(K) for s, K in zip(self.states, fixed, strict=True))
+        rhs = traces - self.target
+        step = solve(torch.where(self.signed, rhs + (aim - linear) / self.v, rhs))
+        dS = [s.blocks.combine(step) for s in self.states]
+        terms = zip(fixed, self.states, dS, strict=True)
+        dX = [_hermitian(K - s.X @ S @ s.Z) - s.X for K, s, S in terms]
+        dw = torch.where(self.signed, (aim - linear - self.w * step) / self.v - self.w, 0.0)
+        return _Direction(step, dw, dS, dX)
+
+    def lengths(
+        self, factors: list[Tensor], step: _Direction, share: float, effort: int
+    ) -> tuple[float, float]:
+        """Steps for X and S, at most 1 and this share of what is possible."""
+        X = [_reach(f, d, effort) for f, d in zip(factors, step.X, strict=True)]
+        S = [_reach(s.inverse, d, effort) for s, d in zip(self.states, step.S, strict=True)]
+        X.append(_ratio(self.w[self.signed], step.w[self.signed]))
+        S.append(_ratio(self.v[self.signed], step.v[self.signed]))
+        return min(1.0, share * min(X)), min(1.0, share * min(S))
+
+    def after(self, step: _Direction, a_x: float, a_s: float) -> float:
+        """⟨X, S⟩ + ⟨w, v⟩ after a step."""
+        terms = zip(self.states, step.X, step.S, strict=True)
+        inner: Any = sum(((s.X + a_x * X) * (s.S + a_s * S).conj()).real.sum() for s, X, S in terms)
+        return float(inner + (self.w + a_x * step.w) @ (self.v + a_s * step.v))
+
+    def moved(self, step: _Direction, a_x: float, a_s: float) -> _Point | None:
+        """The point after a step, None where rounding leaves no S ≻ 0."""
+        for _ in range(30):
+            v = self.v + a_s * step.v
+            terms = zip(self.states, step.X, strict=True)
+            states = [_State.at(s.blocks, v, s.X + a_x * X) for s, X in terms]
+            if all(states):
+                w = self.w + a_x * step.w
+                return replace(self, v=v, w=w, states=[s for s in states if s is not None])
+            a_s *= 0.5
+        return None
 
 
 @dataclass(frozen=True)
@@ -142,6 +245,9 @@ def minimise(
 ) -> Found:
     """Minimise v₀ from a strictly feasible v.
 
+    HKM direction with Mehrotra's predictor and corrector; stops at a relative gap of `tol`, or
+    where rounding ends progress.
+
     Args:
         families: blocks of one size each.
         entered: per family the indices of the blocks to begin with.
@@ -152,128 +258,68 @@ def minimise(
     Raises:
         CertificationError: the start is not strictly feasible.
     """
-    states: list[_State] = []
-    outside = []
-    for blocks, first in zip(families, entered, strict=True):
-        state = _State.at(blocks[first], v, None, 1.0)
-        rest = torch.ones(len(blocks), dtype=torch.bool, device=v.device)
+    starts = [_State.at(b[first], v, None) for b, first in zip(families, entered, strict=True)]
+    if not all(starts) or not all(bool(b.holds(v).all()) for b in families):
+        raise CertificationError(
+            "The interior point method was given a start that is not strictly feasible."
+        )
+    states = [s for s in starts if s is not None]
+    size: Any = sum(s.blocks.traces(s.Z)[0] for s in states)
+    states = [replace(s, X=s.X / size) for s in states]
+    point = _Point(v, torch.where(signed, 1 / (size * v), 0.0), signed, states)
+    outside = [torch.ones(len(b), dtype=torch.bool, device=v.device) for b in families]
+    for rest, first in zip(outside, entered, strict=True):
         rest[first] = False
-        outside.append(rest)
-        if state is None or not _holds(blocks(v)).all():
-            raise CertificationError(
-                "The interior point method was given a start that is not strictly feasible."
-            )
-        states.append(state)
-    scale = 1 / sum(float((s.blocks.e[0] @ s.Z.diagonal(dim1=-2, dim2=-1).real.sum(0))) for s in states)
-    states = [replace(s, X=s.X * scale) for s in states]
-    w = torch.where(signed, scale / v, torch.zeros_like(v))
-    target = torch.zeros_like(v)
-    target[0] = 1.0
-    dual, steps = -float("inf"), 0
+    dual, steps = -math.inf, 0
 
     while True:
-        count = sum(s.X.shape[0] * s.X.shape[1] for s in states) + int(signed.sum())
-        mu = float(sum((s.X * s.S.conj()).real.sum() for s in states) + w @ v) / count
-        gap = sum(s.blocks.traces(s.X) for s in states) + w - target
-        # What X still violates is priced at the current point.
-        error = float(gap.abs() @ v.abs())
-        value = float(sum((s.blocks.G * s.X.conj()).real.sum() for s in states))
+        mu, (value, error) = point.mu, point.dual()
         dual = max(dual, value - error)
         if progress is not None:
-            progress(steps, float(v[0]), dual)
+            progress(steps, float(point.v[0]), dual)
         late = deadline is not None and time.monotonic() > deadline
-        if mu * count + error <= tol * float(v[0].abs()) or steps >= max_steps or late:
+        if mu * point.count + error <= tol * abs(float(point.v[0])) or steps >= max_steps or late:
             break
-        factors = [_inverse_factor(s.X) for s in states]
-        schur = sum(s.blocks.schur(s.X, s.Z) for s in states) + torch.diag(w / v * signed)
-        solve = _solver(schur)
-        if solve is None or any(f is None for f in factors):
+        factors = [f for s in point.states if (f := _inverse_factor(s.X)) is not None]
+        solve = point.newton()
+        if solve is None or len(factors) < len(families):
             break
-
-        def direction(
-            aim: float, correct: list[Tensor] | None = None, linear: Tensor | float = 0.0
-        ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-            """The HKM step towards XS = aim·I: Δv, ΔS, ΔX and Δw."""
-            fixed = [aim * s.Z for s in states]
-            if correct is not None:
-                fixed = [K - c for K, c in zip(fixed, correct, strict=True)]
-            rhs = sum(s.blocks.traces(K) for s, K in zip(states, fixed, strict=True)) - target
-            rhs = torch.where(signed, rhs + (aim - linear) / v, rhs)
-            step = solve(rhs)
-            dS = [s.blocks.combine(step) for s in states]
-            dX = [
-                _hermitian(K - s.X @ d @ s.Z) - s.X
-                for K, s, d in zip(fixed, states, dS, strict=True)
-            ]
-            dw = torch.where(signed, (aim - linear - w * step) / v - w, 0.0)
-            return step, dS, dX, dw
-
-        def lengths(step: Tensor, dS: list[Tensor], dX: list[Tensor], dw: Tensor) -> list[float]:
-            primal = [_reach(s.inverse, d) for s, d in zip(states, dS, strict=True)]
-            both = [_reach(f, d) for f, d in zip(factors, dX, strict=True) if f is not None]
-            return [
-                min(*both, _ratio(w[signed], dw[signed])),
-                min(*primal, _ratio(v[signed], step[signed])),
-            ]
-
-        step, dS, dX, dw = direction(0.0)
-        a_x, a_s = (min(1.0, a) for a in lengths(step, dS, dX, dw))
-        after = float(
-            sum(
-                ((s.X + a_x * x) * (s.S + a_s * d).conj()).real.sum()
-                for s, x, d in zip(states, dX, dS, strict=True)
-            )
-            + (w + a_x * dw) @ (v + a_s * step)
-        )
-        sigma = min(1.0, max((after / (mu * count)) ** 3, 1e-6)) if after > 0 else 0.1
-        correct = [x @ d @ s.Z for x, d, s in zip(dX, dS, states, strict=True)]
-        step, dS, dX, dw = direction(sigma * mu, correct, dw * step)
-        a_x, a_s = (min(1.0, 0.95 * a) for a in lengths(step, dS, dX, dw))
-        joining, a_s = _first_stopped(families, outside, v, a_s * step, a_s)
-        moved = None
-        for _ in range(30):
-            new = v + a_s * step
-            X = [s.X + a_x * x for s, x in zip(states, dX, strict=True)]
-            moved = [_State.at(s.blocks, new, x) for s, x in zip(states, X, strict=True)]
-            if all(m is not None for m in moved):
-                break
-            a_s *= 0.5
-        if moved is None or any(m is None for m in moved):
+        step = point.direction(solve, 0.0)
+        a_x, a_s = point.lengths(factors, step, 1.0, 6)
+        ahead = point.after(step, a_x, a_s) / (mu * point.count)
+        sigma = min(1.0, max(ahead**3, 1e-6)) if ahead > 0 else 0.1
+        step = point.direction(solve, sigma * mu, step)
+        a_x, a_s = point.lengths(factors, step, 0.95, 12)
+        joining, a_s = _first_stopped(families, outside, point.v, step.v, a_s)
+        moved = point.moved(step, a_x, a_s)
+        if moved is None or max(a_x, a_s) < 1e-6:
             break
-        v, w, steps = new, w + a_x * dw, steps + 1
-        states = [m for m in moved if m is not None]
-        mu = float(sum((s.X * s.S.conj()).real.sum() for s in states) + w @ v) / count
+        mu, steps = moved.mu, steps + 1
         for k, index in enumerate(joining):
-            if len(index):
-                extra = _State.at(families[k][index], v, None, mu)
-                if extra is None:
-                    raise CertificationError("A block that held no longer holds: rounding.")
-                states[k] = states[k].joined(extra)
+            extra = _State.at(families[k][index], moved.v, None, mu) if len(index) else None
+            if extra is not None:
+                moved.states[k] = moved.states[k].joined(extra)
                 outside[k][index] = False
-    return Found(v, dual, steps, sum(s.X.shape[0] for s in states))
+        point = moved
+    return Found(point.v, dual, steps, sum(len(s.X) for s in point.states))
 
 
 def _first_stopped(
     families: list[Blocks], outside: list[Tensor], v: Tensor, step: Tensor, length: float
 ) -> tuple[list[Tensor], float]:
-    """Of the blocks that have not entered: those that a·step stops first, and an a that none does.
+    """Of the blocks that have not entered: those that stop the step first, and a length without.
 
     By convexity a block that holds at both ends holds between them.
     """
-    joining: list[Tensor] = [torch.zeros(0, dtype=torch.long, device=v.device)] * len(families)
-    for k, blocks in enumerate(families):
-        index = outside[k].nonzero()[:, 0]
-        stopped = index[~_holds(blocks[index](v + length * step))]
+    joining: list[Tensor] = []
+    for blocks, rest in zip(families, outside, strict=True):
+        stopped = (rest & ~blocks.holds(v + length * step)).nonzero()[:, 0]
+        last = stopped
         while len(stopped):
-            joining[k] = stopped
-            length *= 0.8
-            stopped = stopped[~_holds(blocks[stopped](v + length * step))]
-    return [index[:: max(1, len(index) // ENTERING)] for index in joining], length
-
-
-def _holds(S: Tensor) -> Tensor:
-    """Mask (F,) of the matrices that are ≻ 0."""
-    return torch.linalg.cholesky_ex(S)[1] == 0
+            last, length = stopped, 0.8 * length
+            stopped = stopped[~blocks[stopped].holds(v + length * step)]
+        joining.append(last[:: max(1, len(last) // ENTERING)])
+    return joining, length
 
 
 def _inverse_factor(S: Tensor) -> Tensor | None:
@@ -285,7 +331,7 @@ def _inverse_factor(S: Tensor) -> Tensor | None:
     return torch.linalg.solve_triangular(factor, eye, upper=False)
 
 
-def _reach(inverse: Tensor, D: Tensor, steps: int = 12) -> float:
+def _reach(inverse: Tensor, D: Tensor, steps: int) -> float:
     """An a, close to the largest, with S + aD ⪰ 0 in every block, S⁻¹ = inverseᴴ·inverse.
 
     By the smallest Ritz value of a Lanczos run, less its residual.

@@ -2,50 +2,47 @@
 
 It imports the standard library and NumPy, nothing of sdplip, and may be copied anywhere. Of the
 certificate it uses the claim and the multipliers, which may be any numbers: weights and slopes are
-those of the model, and the claim follows from them by what is proved here, in float64 with error
-bounds, and in rational arithmetic where that fails and the network is small.
-
-Norm 2: if λ > 0 and M(bound², λ) ≻ 0 (`condition`), solutions of z = σ(Az + Bx + b), y = Cz + Dx + c
-satisfy ‖Δy‖ ≤ bound·‖Δx‖, since 2(Δz − αΔv)ᵀΛ(βΔv − Δz) ≥ 0 where σ has slopes in [α, β], and with
-cycles in A there is exactly one (Fazlyab et al., NeurIPS 2019, Theorem 2; Revay et al., arXiv
-2010.01732, Theorem 2). Norm inf: `measure` (Jafarpour et al., NeurIPS 2021, Theorem 3). Relied on:
-IEEE 754 double precision, and that NumPy's matrix products are sums of products in some order.
-
-One line is printed; exit code 0: proven, 1: not proven, 2: unreadable or not supported. sdplip's
-own proof is `rigorous.Ball`, independent of this; tests keep the two agreeing.
+the model's, and what is proved here, in float64 with error bounds or else, for a small network, in
+rational arithmetic, implies the claim. Norm 2: if λ > 0 and M ≻ 0 (`condition`), all solutions of
+z = σ(Az + Bx + b), y = Cz + Dx + c satisfy ‖Δy‖ ≤ bound·‖Δx‖, as (Δz − αΔv)ᵀΛ(βΔv − Δz) ≥ 0 for σ
+with slopes in [α, β], and with cycles in A there is exactly one (Fazlyab et al., NeurIPS 2019,
+Theorem 2; Revay et al., arXiv 2010.01732, Theorem 2). Norm inf: all `margins` > 0 (Jafarpour et
+al., NeurIPS 2021, Theorem 3). Relied on: IEEE 754 double precision, and that NumPy's matrix
+products are sums of products in some order. sdplip's own proof shares no code with this one.
+One line is printed; exit code 0: proven, 1: not proven, 2: unreadable or not supported.
 """
 
+# mypy: ignore-errors
 import hashlib
 import json
-import re
 import sys
 import zipfile
 from fractions import Fraction
+from itertools import pairwise
 from math import inf, isfinite, nextafter
 
 import numpy as np
 
-FORMAT, LARGEST, EXACT = "sdplip certificate 2", 1 << 30, 64
-FIELDS = """format bound norm multipliers proven lower optimum norm_product solver seconds inputs
-    units outputs model version kind classes region solved sha256""".split()
-SLOPES = {
-    **dict.fromkeys("relu tanh sigmoid softplus elu softsign atan asinh".split(), (0.0, 1.0)),
-    **dict.fromkeys("logsigmoid tanhshrink".split(), (0.0, 1.0)),
+FORMAT = "sdplip certificate 2"
+FIELDS = "format bound norm multipliers proven lower optimum norm_product solver seconds inputs"
+FIELDS += " units outputs model version kind classes region solved sha256"
+RISING = "relu tanh sigmoid softplus elu softsign atan asinh logsigmoid tanhshrink"
+SLOPES = dict.fromkeys(RISING.split(), (0.0, 1.0)) | {
     **{"abs": (-1.0, 1.0), "sin": (-1.0, 1.0), "cos": (-1.0, 1.0), "identity": (1.0, 1.0)},
     **{"leaky_relu": (0.01, 1.0), "erf": (0.0, 1.1283792), "silu": (-0.09985, 1.09985)},
     **{"gelu": (-0.12891, 1.12891), "gelu_tanh": (-0.129, 1.129), "mish": (-0.11253, 1.0885)},
     **{"hardswish": (-0.5, 1.5), "hardsigmoid": (0.0, nextafter(1 / 6, 1)), "selu": (0.0, 1.7581)},
     **{"leaky_relu()": lambda s: (min(s, 1.0), max(s, 1.0)), "unknown": (inf, -inf)},
     **{"elu()": lambda s: (min(s, 0.0), max(s, 1.0)), "celu()": lambda s: (0.0, 1.0 / (s > 0))},
-    **{"softplus()": lambda s: (0.0, 1.0 / (s > 0)), "softshrink()": lambda s: (0.0, 1.0 / (s >= 0))},
+    **{"softplus()": lambda s: (0.0, 1.0 / (s > 0)), "softshrink()": lambda s: (0.0, 1 / (s >= 0))},
     **{"hardtanh()": lambda a, b: (0.0, 1.0 / (a < b))},
 }
 """Of σ by name; () has parameters, as in leaky_relu(0.2); what divides by zero is refused."""
-U, TINY, WIDER = 2.0**-53, 1e-290, 1 + 1e-9
+U, TINY, LARGE, BYTES, EXACT = 2.0**-53, 1e-150, 1e40, 1 << 30, 1e6
 
 
-class NotProvenError(Exception):
-    """The claim does not follow; other exceptions say that something cannot be read."""
+class NotProven(Exception):
+    """The claim does not follow; any other exception says that something cannot be read."""
 
 
 def need(holds, message, error=ValueError):
@@ -55,20 +52,20 @@ def need(holds, message, error=ValueError):
 
 def read_certificate(path):
     with open(path, encoding="utf-8", newline="") as file:
-        text = file.read(LARGEST)
+        text = file.read(BYTES)
     content = json.loads(text)
-    need(isinstance(content, dict) and content.get("format") == FORMAT, f"it is no {FORMAT}")
-    need({*content} == {*FIELDS}, "fields are missing, or not known")
+    need(content["format"] == FORMAT and {*content} == {*FIELDS.split()}, f"it is no {FORMAT}")
     # One way to write it only: no second key of a name, no NaN, no number beyond float64.
     again = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    need(again == text, "the certificate was edited", NotProvenError)
+    need(again == text, "the certificate was edited", NotProven)
     digest = content.pop("sha256")
     bare = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    need(hashlib.sha256(bare).hexdigest() == digest, "the certificate was edited", NotProvenError)
+    need(hashlib.sha256(bare).hexdigest() == digest, "the certificate was edited", NotProven)
     numbers = [content["bound"], *content["multipliers"]]
     need(all(type(v) is float for v in numbers), "bound and multipliers must be decimals")
-    need(content["kind"] == "system", f"kind {content['kind']!r} is not supported by this checker")
     need(content["norm"] in ("2", "inf"), "norm is neither 2 nor inf")
+    global_system = content["kind"] == "system" and content["region"] is None
+    need(global_system, "convolutions and bounds on a region are for `sdplip check` itself")
     return content
 
 
@@ -76,7 +73,7 @@ def read_model(path):
     """The arrays A B C D b c alpha beta activation, from these or from W0 b0 W1 b1 …"""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    need(sum(e.file_size for e in entries) <= LARGEST, "the model unpacks to more than 1 GiB")
+    need(sum(e.file_size for e in entries) <= BYTES, "the model unpacks to more than 1 GiB")
     need(len({e.filename for e in entries}) == len(entries), "the model has two arrays of a name")
     with np.load(path, allow_pickle=False) as file:
         net = {name: file[name] for name in file.files}
@@ -90,7 +87,7 @@ def read_model(path):
     depth = sum(name[0] == "W" for name in net)
     known = [f"{k}{i}" for i in range(depth) for k in "Wb"] or [*"ABCDbc"]
     need({*net} <= {*known}, f"the model has the arrays {', '.join(net)}")
-    net = chain([net[f"W{i}"] for i in range(depth)], net) if depth else net
+    net = perceptron([net[f"W{i}"] for i in range(depth)], net) if depth else net
     size = {}
     for name, dims in {"A": "nn", "B": "nm", "C": "pn", "D": "pm"}.items():
         size |= dict(zip(dims, net[name].shape, strict=True)) if name in net else {}
@@ -99,91 +96,204 @@ def read_model(path):
         need(net.setdefault(name, np.zeros(shape)).shape == shape, f"{name} must be {shape}")
     net |= {name: np.broadcast_to(net.get(name, 0.0), k) for name, k in (("b", n), ("c", p))}
     net |= {"alpha": np.broadcast_to(low, n) * 1.0, "beta": np.broadcast_to(high, n) * 1.0}
-    ends = list(zip(net["alpha"].tolist(), net["beta"].tolist(), strict=True))
-    names = [guess(*end) for end in ends] if names is None else np.broadcast_to(names, n)
-    net["activation"] = [str(name) for name in names]
-    for name, (a, b) in zip(net["activation"], ends, strict=True):
-        family, *values = re.findall(r"^\w+|[-+.\deE]+", name) if "(" in name else [name]
-        rule = SLOPES[f"{family}()" if values else name]
-        need(all(isfinite(float(v)) for v in values), f"{name} has no slopes")
-        lowest, highest = rule(*map(float, values)) if values else rule
+    for a, b in zip(net["alpha"].tolist(), net["beta"].tolist(), strict=True):
+        leaky = f"leaky_relu({a!r})" if b == 1 and 0 < a < 1 else "unknown"
+        net.setdefault("names", []).append("relu" if (a, b) == (0, 1) else leaky)
+    net["names"] = net.get("names", []) if names is None else np.broadcast_to(names, n).tolist()
+    for name, a, b in zip(net["names"], net["alpha"], net["beta"], strict=True):
+        family, _, rest = name.partition("(")
+        values = [float(text) for text in rest[:-1].split(",")] if rest else []
+        need(rest[-1:] in ("", ")") and all(map(isfinite, values)), f"{name} is no activation")
+        lowest, highest = SLOPES[family + "()"](*values) if rest else SLOPES[name]
         need(a <= b and a <= lowest and highest <= b, f"{name} has slopes beyond [{a}, {b}]")
-    return net
-
-
-def chain(W, arrays):
-    # Adding 0.0 turns -0.0 into 0.0, as the products do by which sdplip composes layers.
-    last = {"c": arrays.get(f"b{len(W) - 1}", np.zeros(()))}
-    if len(W) == 1:
-        return {"B": np.zeros((0, W[0].shape[1])), "D": W[0]} | last
-    start = np.cumsum([0, *(len(w) for w in W[:-1])])
-    net = {"A": np.zeros((start[-1], start[-1])), "b": np.zeros(start[-1]), "c": last["c"] + 0.0}
-    net |= {"B": np.zeros((start[-1], W[0].shape[1])), "C": np.zeros((len(W[-1]), start[-1]))}
-    net["B"][: start[1]], net["C"][:, start[-2] :] = W[0] + 0.0, W[-1] + 0.0
-    for i, (first, end) in enumerate(zip(start, start[1:], strict=False)):
-        net["b"][first:end] = arrays.get(f"b{i}", 0.0) + 0.0
-        if i:
-            net["A"][first:end, start[i - 1] : first] = W[i] + 0.0
-    return net
-
-
-def guess(low, high):
-    leaky = f"leaky_relu({low!r})" if high == 1 and 0 < low < 1 else "unknown"
-    return "relu" if (low, high) == (0, 1) else leaky
-
-
-def sha256(net):
     h = hashlib.sha256(b"sdplip system 1")
     for name in ("A", "B", "C", "D", "b", "c", "alpha", "beta"):
         array = np.ascontiguousarray(net[name], dtype="<f8")
         h.update(f"{name}{array.shape}".encode() + array.tobytes())
-    h.update("\0".join(net["activation"]).encode())
-    return h.hexdigest()
+    h.update("\0".join(net["names"]).encode())
+    return net | {"sha256": h.hexdigest(), "sizes": (m, n, p)}
 
 
-class Near:
-    """All X with |X − mid| ≤ rad entrywise; results enclose the exact ones."""
-
-    __array_ufunc__ = None
-
-    def __init__(self, mid, rad=0.0):
-        self.mid = np.array(mid, dtype=np.float64)
-        self.rad = np.array(np.broadcast_to(rad, self.mid.shape))
-        self.T = self if self.mid.ndim < 2 else property
-
-    def __add__(self, other):
-        mid = self.mid + other.mid
-        return Near(mid, (self.rad + other.rad + U * abs(mid)) * WIDER)
-
-    def __sub__(self, other):
-        return self + Near(-other.mid, other.rad)
-
-    def __mul__(self, other):
-        mid = self.mid * other.mid
-        rad = abs(self.mid) * other.rad + self.rad * (abs(other.mid) + other.rad)
-        return Near(mid, (rad + U * abs(mid)) * WIDER + TINY)
-
-    def __matmul__(self, other):
-        x, y = abs(self.mid), abs(other.mid)
-        # Zeros round nothing: only as many terms count as are in a row, and in a column.
-        terms = min((x > 0).sum(-1).max(initial=0), (y > 0).sum(0).max(initial=0)) + 2
-        rad = x @ (other.rad + terms * U * y) + self.rad @ (y + other.rad)
-        return Near(self.mid @ other.mid, rad * WIDER + self.mid.shape[-1] * TINY)
-
-    def __abs__(self):
-        return Near(abs(self.mid), self.rad)
-
-    def __getitem__(self, index):
-        return Near(self.mid[index], self.rad[index])
-
-    def __setitem__(self, index, value):
-        self.mid[index], self.rad[index] = value.mid, value.rad
-
-    def transpose(self):
-        return Near(self.mid.T, self.rad.T)
-
-    def above(self):
-        return self.mid > self.rad
+def perceptron(W, arrays):
+    """As a system: [z; y] from [x; z] by a matrix with the weights along its diagonal."""
+    need(all(w.shape[1] == len(v) for v, w in pairwise(W)), "widths do not fit")
+    # Adding 0.0 turns -0.0 into 0.0, as the products do by which sdplip composes layers.
+    zero = 0.0 if len(W) > 1 else -0.0
+    n, m = sum(map(len, W[:-1])), W[0].shape[1]
+    full, row, column = np.zeros((n + len(W[-1]), m + n)), 0, 0
+    bias = [np.broadcast_to(arrays.get(f"b{i}", 0.0), len(w)) + zero for i, w in enumerate(W)]
+    for w in W:
+        full[row : row + len(w), column : column + w.shape[1]] = w + zero
+        row, column = row + len(w), column + w.shape[1]
+    net = {"A": full[:n, m:], "B": full[:n, :m], "C": full[n:, m:], "D": full[n:, :m]}
+    return net | {"b": np.concatenate(bias)[:n], "c": np.concatenate(bias)[n:]}
 
 
-exactly = np.vectorize(Fraction, otypes=[object])
+def levels(A):
+    """Units in groups that depend on earlier groups only; None where A has a cycle."""
+    left, groups = np.ones(len(A), dtype=bool), []
+    while left.any():
+        ready = left & ~(A[:, left] != 0).any(1)
+        if not ready.any():
+            return None
+        groups.append(np.flatnonzero(ready))
+        left &= ~ready
+    return groups
+
+
+def condition(R, F, low, high, lam, bound, sign):
+    """M = bound²E − [D C]ᵀ[D C] + 2RᵀαβΛR − RᵀΛ(α + β)U − Uᵀ(α + β)ΛR + 2UᵀΛU with R = [B A].
+
+    E selects the input and U = [0 I] the units from (x, z). sign is -1, or 1 to add all up."""
+    n, d = R.shape
+    x, z = np.arange(d - n), np.arange(d - n, d)
+    M = sign * (F.T @ F)
+    if ((low != 0) & (high != 0)).any():
+        M = M + R.T @ ((low * high * (lam + lam))[:, None] * R)
+    cross = sign * ((low + high) * lam)[:, None] * R
+    M[z] += cross
+    M[:, z] += cross.T
+    M[z, z] += lam + lam
+    M[x, x] += bound * bound
+    return M
+
+
+def margins(R, F, low, high, eta, bound, sign):
+    """bound − |C|η − |D|1 and η − ⌈jA⌉η − |jB|1 for j = α, β; ⌈⌉ is |·| but on the diagonal."""
+    n, d = R.shape
+    units, weights = np.arange(n), np.append(np.ones(d - n, dtype=int), eta)
+    rows = [bound + sign * (abs(F) @ weights)]
+    for slope in (low, high):
+        G = abs(slope[:, None] * R)
+        if sign < 0:
+            G[units, d - n + units] = slope * R[units, d - n + units]
+        rows.append(eta + sign * (G @ weights))
+    return np.concatenate(rows)
+
+
+def definite(S, rad):
+    """Whether all symmetric X with |X − S| ≤ rad are ≻ 0: X − LLᵀ is diagonally dominant.
+
+    L = P + Q, P in multiples of 2⁻²⁵, so that PPᵀ is exact, and Q so small that errors are, too."""
+    S, rad = (S + S.T) / 2, (rad + rad.T) / 2 + U * abs(S + S.T)
+    scale, d = np.ldexp(1.0, -(np.frexp(S.diagonal())[1] // 2)), len(S)
+    S, rad = S * scale[:, None] * scale, (rad * scale[:, None] * scale).sum(1) + d * 1e-150
+    shift = 2 * rad + d * U
+    for _ in range(4):
+        try:
+            L = np.linalg.cholesky(S - np.diag(shift))
+        except np.linalg.LinAlgError:
+            return False
+        P = np.rint(L * 2.0**25) / 2.0**25
+        Q = L - P
+        if not np.linalg.norm(P, axis=1).max() < 2:
+            return False
+        T, G = S - P @ P.T, P @ Q.T
+        G = G + G.T + Q @ Q.T
+        rest, entry = T - G, 8 * (d + 4) * U * np.linalg.norm(Q, axis=1).max() + 1e-150
+        others = abs(rest).sum(1) - abs(rest.diagonal()) + rad
+        others = (others + 4 * U * (abs(T) + abs(G)).sum(1) + d * entry) * (1 + 1e-9)
+        if (rest.diagonal() > others).all():
+            return True
+        shift = 2 * others
+    return False
+
+
+def definite_exactly(M):
+    """Whether a matrix of dyadic fractions is ≻ 0: its leading minors are positive (Bareiss)."""
+    M, last = M * max((v.denominator for v in M.flat), default=1), 1
+    M = np.vectorize(int, otypes=[object])(M)
+    while len(M):
+        if M[0, 0] <= 0:
+            return False
+        M, last = (M[0, 0] * M[1:, 1:] - np.outer(M[1:, 0], M[0, 1:])) // last, M[0, 0]
+    return True
+
+
+def substitute(R, F, slope, linear, columns, groups):
+    """R and F on (x, rest of z), without the units of one slope; and the most roundings made."""
+    if not linear.any():
+        return R[:, columns], F[:, columns], 0
+    E, steps, growth = np.zeros((R.shape[1], len(columns)), dtype=R.dtype), 0, 1.0
+    E[columns, np.arange(len(columns))] = 1
+    for units in (group[linear[group]] for group in groups):
+        rows = slope[units][:, None] * R[units]
+        E[len(E) - len(R) + units] = rows @ E
+        steps += 2 + (rows != 0).sum(1).max(initial=0)
+        growth *= abs(rows).sum(1).max(initial=1)
+    need(growth < 1e30, "linear units amplify too much", NotProven)
+    return R @ E, F @ E, 2 * (steps + R.shape[1])
+
+
+def prove(net, claim, exact):
+    """Whether the claim holds, in rational arithmetic or in float64 with error bounds.
+
+    A sum of products in float64, of k roundings in succession at most, is off by less than 1.01kU
+    times the same sum of absolute values; underflow adds less than TINY if all are below LARGE."""
+    (m, n, _), low, high, groups = net["sizes"], net["alpha"], net["beta"], levels(net["A"])
+    lift = np.vectorize(Fraction, otypes=[object]) if exact else np.asarray
+    R, F = np.hstack([net["B"], net["A"]]), lift(np.hstack([net["D"], net["C"]]))
+    if claim["classes"] is not None:
+        i, j = claim["classes"]
+        F = F[[i]] - F[[j]]
+    kept = np.ones(n, dtype=bool)
+    if groups is not None:  # Only units between input and output matter.
+        active, met = (low != 0) | (high != 0), R[:, m:] != 0
+        kept, seen = R[:, :m].any(1) & active, (F[:, m:] != 0).any(0) & active
+        for _ in groups:
+            kept, seen = kept | met @ kept & active, seen | met.T @ seen & active
+        kept &= seen
+    if not kept.any() and not (F != 0).any():
+        return True
+    linear = kept & (low == high) & (groups is not None)
+    kept &= ~linear
+    lam = np.array(claim["multipliers"])[kept]
+    if not (lam > 0).all():
+        return False
+    columns = np.append(np.arange(m), m + np.flatnonzero(kept))
+    R, low, high, lam, bound = map(lift, (R, low, high, lam, claim["bound"]))
+    f, axis, parts = (condition, 0, []) if claim["norm"] == "2" else (margins, 1, [])
+    for of, sign in ((np.asarray, -1), (abs, 1)):
+        rows, outputs, k = substitute(of(R), of(F), of(low), linear, columns, groups)
+        parts.append(f(rows[kept], outputs, of(low[kept]), of(high[kept]), lam, bound, sign))
+    if exact:
+        return definite_exactly(parts[0]) if f is condition else (parts[0] > 0).all()
+    k += 16 + (outputs != 0).sum(axis).max(initial=0)
+    if axis or ((low != 0) & (high != 0)).any():
+        k += (rows != 0).sum(axis).max(initial=0)
+    error = 1.01 * k * U * parts[1] + TINY
+    if max(np.max(abs(v), initial=0) for v in (R, F, low, high, lam, bound, rows)) >= LARGE:
+        return False
+    return definite(parts[0], error) if f is condition else (parts[0] > error).all()
+
+
+def check(certificate, model):
+    """The statement that is proven; NotProven, or any other exception for what is unreadable."""
+    claim, net = read_certificate(certificate), read_model(model)
+    need(claim["model"] == net["sha256"], "the certificate is for other weights", NotProven)
+    (m, n, p), stated = net["sizes"], (claim["inputs"], claim["units"], claim["outputs"])
+    need(stated == (m, n, p) and len(claim["multipliers"]) == n, "other sizes", NotProven)
+    pair, bound, f = claim["classes"], claim["bound"], "f"
+    if pair is not None:
+        need(all(type(k) is int and 0 <= k < p for k in pair), "classes are no outputs")
+        f = "(f_{} - f_{})".format(*pair)
+    cost = (m + n) ** 3 if claim["norm"] == "2" else n * (m + n)
+    modes = (False, True) if cost <= EXACT else (False,)
+    with np.errstate(all="ignore"):
+        holds = bound >= 0 and any(prove(net, claim, exact) for exact in modes)
+    need(holds, f"the condition is not shown at bound {bound!r}", NotProven)
+    return f"|{f}(x) - {f}(x')| <= {bound!r} |x - x'| for all x, x' in norm {claim['norm']}"
+
+
+def main(arguments):
+    try:
+        print(f"proven: {check(*arguments)}")
+    except Exception as error:  # whatever a damaged file leads to
+        known = isinstance(error, NotProven)
+        print("not proven:" if known else f"cannot be checked: {type(error).__name__}:", error)
+        return 1 if known else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

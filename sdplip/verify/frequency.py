@@ -1,56 +1,352 @@
-"""draft"""
+"""Bounds of convolutional networks by the condition at every spatial frequency of a torus.
+
+`torus` says why that is valid and what its systems are. Multipliers are one per channel (and phase,
+where there are strides), so that they are few, however large the images; the interior point method
+of `blocks` lets frequencies enter as they become active.
+
+A dense head H enters by ‖Σ_c H_c y_c‖² ≤ Σ_c t_c²‖y_c‖² with scales t, one per channel, such that
+Σ_c H_c H_cᵀ / t_c² ⪯ I; they are variables, too. That holds for every H, and is tight for none but
+the simplest; one that weighs all pixels alike (an average) is taken exactly.
+"""
+
 from __future__ import annotations
-import numpy as np, torch, math
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import conditions
+from .._arrays import Array
+from ..convolutional import ConvSystem
+from ..errors import CertificationError, InvalidInput
+from .blocks import Blocks, minimise
+from .rigorous import UNIT, Ball, positive_definite
 from .torus import Torus, torus
-from .blocks import Blocks, minimise, _holds
 
-def symbols(data, index=slice(None)):
-    c, s = data.waves(data.frequencies()[index])
-    T = len(data.taps)
-    flat = data.weights.mid.reshape(T, -1)
-    shape = (-1, *data.weights.mid.shape[1:])
-    return (c.mid @ flat + 1j * (s.mid @ flat)).reshape(shape)
+FIRST = 12
+"""Frequencies to begin with."""
+CHUNK = 1 << 22
+"""Numbers that the proof holds in one array."""
+LARGEST = 1 << 27
+"""Complex numbers in the matrices of all frequencies."""
 
-def prepare(data, device="cpu"):
-    m, n = data.inputs, data.units
-    live = data.live()
-    W = torch.as_tensor(symbols(data), device=device)
-    size = torch.ones(n, dtype=torch.float64, device=device)
-    for layer in data.layers:
-        rows = W[:, layer].clone()
-        rows[:, :, m:] *= size
-        size[layer] = float(rows.abs().square().sum((1,2)).max().sqrt()) or 1.0
-    W[:, :, m:] *= size
-    W[:, :n] /= size[:, None]
-    gain = float(torch.linalg.matrix_norm(W[:, n:]).max()) or 1.0
-    W[:, n:] /= gain
-    return W, size, gain
 
-def peel(W, data):
-    """start"""
-    m, n = data.inputs, data.units
-    Fo = W[:, n:]
-    Q = Fo.mH @ Fo
-    lam = torch.zeros(n, dtype=torch.float64, device=W.device)
-    for layer in reversed(data.layers):
-        a, b = m + layer.start, m + layer.stop
-        Qgg = Q[:, a:b, a:b]
-        size = 1.5 * max(float(torch.linalg.eigvalsh(Qgg)[:, -1].max()), 1e-200)
-        lam[layer] = size
-        al = torch.as_tensor(data.alpha[layer])[:, None]; be = torch.as_tensor(data.beta[layer])[:, None]
-        c = W[:, layer, :a]
-        cross = size * (al + be) * c + Q[:, a:b, :a]
-        inner = 2 * size * torch.eye(b - a, dtype=W.dtype) - Qgg
-        Q = Q[:, :a, :a] + cross.mH @ torch.linalg.solve(inner, cross) - 2 * size * c.mH @ (al * be * c)
-    return 1.5 * float(torch.linalg.eigvalsh(Q)[:, -1].max()), lam
+@dataclass(frozen=True)
+class ConvBound:
+    """A proven bound with the multipliers that prove it.
 
-def family(W, data):
-    m, n = data.inputs, data.units
-    d = m + n
-    V = W[:, :n]
-    units = torch.zeros(n, d, dtype=W.dtype); units[:, m:] = torch.eye(n)
-    al = torch.as_tensor(data.alpha)[:, None]; be = torch.as_tensor(data.beta)[:, None]
-    P = units - al * V; Q = units - be * V
-    Fo = W[:, n:]
-    e = torch.zeros(1 + n, d, dtype=torch.float64); e[0, :m] = 1
-    return Blocks(e, P, Q, Fo.mH @ Fo, slice(1, 1 + n), 0 if data.alpha.any() else n)
+    Attributes:
+        bound: ‖f(x) − f(x′)‖₂ ≤ bound · ‖x − x′‖₂, shown by `frequency_holds`.
+        multipliers: as `frequency_holds` takes them.
+        optimum: a value below the best bound over all such multipliers, by duality: evidence only.
+        steps, frequencies: of the interior point method, and how many frequencies entered.
+    """
+
+    bound: float
+    multipliers: Array
+    optimum: float
+    steps: int
+    frequencies: int
+    solver: str = "frequency"
+
+
+def lipschitz_conv(
+    conv: ConvSystem,
+    *,
+    tol: float = 1e-8,
+    time_limit: float | None = None,
+    progress: Callable[[int, float, float], None] | None = None,
+    device: str | torch.device = "cpu",
+) -> ConvBound:
+    """The tightest ℓ₂ bound over channelwise multipliers, proven about the stored weights.
+
+    Args:
+        tol: relative gap of the squared bound at which to stop.
+        time_limit: seconds; after them the best point so far, which is valid, is proven.
+        progress: called with the steps, the bound and the dual value so far.
+        device: where the interior point method runs; the proof runs on the processor.
+
+    Raises:
+        InvalidInput: see `torus`.
+        CertificationError: multipliers were found, but no bound could be proven with them.
+    """
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    whole = torus(conv)
+    problem = _Problem.of(whole.pruned(), device)
+    multipliers = np.zeros(multiplier_count(conv))
+    live = np.append(whole.live(), np.ones(len(multipliers) - whole.units, dtype=bool))
+    if problem.gain == 0:
+        return ConvBound(0.0, multipliers, 0.0, 0, 0)
+    families, start = problem.families(), problem.start()
+
+    def report(steps: int, upper: float, lower: float) -> None:
+        if progress is not None:
+            progress(steps, problem.bound(upper), problem.bound(lower))
+
+    count = len(families[0])
+    entered = [torch.arange(0, count, max(1, count // FIRST), device=device)]
+    entered += [torch.zeros(1, dtype=torch.long, device=device)] * (len(families) - 1)
+    found = minimise(
+        families, start, entered, problem.signed, tol=tol, deadline=deadline, progress=report
+    )
+    bound, multipliers[live] = problem.prove(families[0], found.v, start)
+    return ConvBound(bound, multipliers, problem.bound(found.dual), found.steps, found.entered)
+
+
+def multiplier_count(conv: ConvSystem) -> int:
+    """How many multipliers `frequency_holds` takes."""
+    data = torus(conv)
+    return data.units + (0 if data.head is None else data.outputs)
+
+
+def frequency_holds(conv: ConvSystem, bound: float, multipliers: Array) -> bool:
+    """Whether multipliers satisfy the condition with the bound at every frequency of the torus.
+
+    In rounding-safe arithmetic, about the weights as they are stored.
+
+    Args:
+        multipliers: Λ, in the order of the layers of units (`Torus.layers`), 0 for units that cannot
+            matter; then, if there is a head, its scales t.
+    """
+    data = torus(conv)
+    multipliers = np.asarray(multipliers, dtype=np.float64)
+    if multipliers.shape != (data.units + (0 if data.head is None else data.outputs),):
+        return False
+    live = np.append(data.live(), np.ones(len(multipliers) - data.units, dtype=bool))
+    return _holds(data.pruned(), bound, multipliers[live])
+
+
+def _holds(data: Torus, bound: float, kept: Array, order: NDArray[np.intp] | None = None) -> bool:
+    lam, scales = kept[: data.units], Ball(kept[data.units :, None])
+    if not (math.isfinite(bound) and bound >= 0 and np.isfinite(kept).all() and (kept > 0).all()):
+        return False
+    W, n = data.weights, data.units
+    if n == 0 and not (W.mid.any() or W.rad.any()):
+        return True
+    if data.head is not None and not _head_holds(data.head, scales.mid):
+        return False
+    # ρ is below bound², so what is proved for √ρ holds for the bound.
+    rho = Ball(float((Ball(bound) * Ball(bound)).lower))
+    k = data.frequencies()
+    k = k if order is None else k[order]
+    flat = Ball(W.mid.reshape(len(W.mid), -1), W.rad.reshape(len(W.rad), -1))
+    for part in np.array_split(k, math.ceil(len(k) * flat.shape[1] / CHUNK)):
+        cos, sin = (wave @ flat for wave in data.waves(part))
+        for i in range(len(part)):
+            real, imaginary = (
+                Ball(X.mid[i].reshape(W.shape[1:]), X.rad[i].reshape(W.shape[1:]))
+                for X in (cos, sin)
+            )
+            if data.head is not None or (data.mean and part[i].any()):
+                weights = Ball(0.0) if data.mean else scales
+                real, imaginary = (_scaled(X, n, weights) for X in (real, imaginary))
+            V, F = (_embedded(real[rows], imaginary[rows]) for rows in (slice(n), slice(n, None)))
+            M = _condition(V, F, rho, lam, data.alpha, data.beta)
+            if not positive_definite(M):
+                return False
+    return True
+
+
+def _condition(V: Ball, F: Ball, rho: Ball, lam: Array, alpha: Array, beta: Array) -> Ball:
+    """`conditions.lipschitz` of one frequency, real parts before imaginary parts.
+
+    The same matrix, without products by diagonal matrices, of which there are hundreds. V and F
+    are real systems of twice the size, [Re, −Im; Im, Re], whose halves share their multipliers.
+    """
+    n, d = len(lam), V.shape[1] // 2
+    units = np.concatenate([np.arange(d - n, d), np.arange(2 * d - n, 2 * d)])
+    twice = Ball(np.tile(lam, 2)[:, None])
+    low, high = (Ball(np.tile(slope, 2)[:, None]) for slope in (alpha, beta))
+    crossed = V * ((low + high) * twice)
+    mid, rad = np.zeros((2, 2 * d, 2 * d))
+    mid[units], rad[units] = crossed.mid, crossed.rad
+    half = Ball(mid, rad)
+    M = (F.swapaxes(0, 1) @ F + half + half.swapaxes(0, 1)) * -1.0
+    if ((alpha != 0) & (beta != 0)).any():
+        M = M + V.swapaxes(0, 1) @ (V * (low * high * twice * 2.0))
+    diagonal = np.full(2 * d, float(rho.mid))
+    diagonal[units] = 2 * np.tile(lam, 2)
+    return M + Ball(np.diag(diagonal))
+
+
+def _embedded(real: Ball, imaginary: Ball) -> Ball:
+    return Ball(
+        np.block([[real.mid, -imaginary.mid], [imaginary.mid, real.mid]]),
+        np.block([[real.rad, imaginary.rad], [imaginary.rad, real.rad]]),
+    )
+
+
+def _scaled(X: Ball, n: int, scales: Ball) -> Ball:
+    """The symbol with its output rows multiplied by the head's scales."""
+    outputs = X[n:] * scales
+    return Ball(np.vstack([X.mid[:n], outputs.mid]), np.vstack([X.rad[:n], outputs.rad]))
+
+
+def _head_holds(head: Array, scales: Array) -> bool:
+    """Whether Σ_c H_c H_cᵀ / t_c² ⪯ I, H (q, p, pixels), t (p, 1)."""
+    inverse = (1 + 8 * UNIT) / scales
+    if not ((Ball(inverse) * Ball(scales)).lower >= 1).all():
+        return False
+    D = Ball(head.transpose(1, 2, 0)) * Ball(inverse[:, None])
+    flat = Ball(D.mid.reshape(-1, len(head)), D.rad.reshape(-1, len(head)))
+    return positive_definite(conditions.linear(D=flat, rho=Ball(1.0)))
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The systems of all frequencies, scaled to gains of about 1.
+
+    W is (F, n + p, m + n), complex; unit (n,) and gain lead back to the original.
+    """
+
+    data: Torus
+    W: Tensor
+    unit: Tensor
+    gain: float
+    head: Tensor | None
+    head_gain: float
+
+    @classmethod
+    def of(cls, data: Torus, device: str | torch.device) -> _Problem:
+        k, shape = data.frequencies(), data.weights.shape[1:]
+        if len(k) * shape[0] * shape[1] > LARGEST:
+            raise InvalidInput(
+                f"The torus has {len(k)} frequencies with matrices of order {shape[1]}, which take "
+                "too much memory. Verify it on smaller images, or with fewer channels."
+            )
+        cos, sin = (torch.as_tensor(wave.mid, device=device) for wave in data.waves(k))
+        flat = torch.as_tensor(data.weights.mid, device=device).flatten(1)
+        W = torch.complex(cos @ flat, sin @ flat).unflatten(1, shape)
+        n, m = data.units, data.inputs
+        W[torch.as_tensor(k.any(1) & data.mean), n:] = 0
+        unit = torch.ones(n, dtype=torch.float64, device=device)
+        for layer in data.layers:
+            rows = W[:, layer].clone()
+            rows[:, :, m:] *= unit
+            unit[layer] = _largest(rows)
+        W[:, :, m:] *= unit
+        W[:, :n] /= unit[:, None]
+        gain, head, head_gain = _largest(W[:, n:]), None, 1.0
+        W[:, n:] /= gain
+        if data.head is not None:
+            head = torch.as_tensor(data.head.copy(), device=device)
+            head_gain = _largest(head)
+            head = head / head_gain
+        dead = not W[:, n:].any() or (head is not None and not head.any())
+        return cls(data, W, unit, 0.0 if dead else gain * head_gain, head, head_gain)
+
+    @property
+    def signed(self) -> Tensor:
+        """Which variables (ρ, λ, g) must be bounded below by 0: where M ⪰ 0 alone does not."""
+        mask = torch.zeros(len(self.start()), dtype=torch.bool, device=self.W.device)
+        mask[1 : 1 + self.data.units] = bool((self.data.alpha * self.data.beta).any())
+        return mask
+
+    def bound(self, rho: float) -> float:
+        return self.gain * math.sqrt(max(rho, 0.0))
+
+    def families(self) -> list[Blocks]:
+        """M(ω) for every ω and, with a head, [I, H; Hᵀ, diag(g)] in the coordinates H has."""
+        n, m, W = self.data.units, self.data.inputs, self.W
+        d, p = m + n, W.shape[1] - n
+        alpha, beta = self._slopes
+        V, F = W[:, :n], W[:, n:]
+        units = torch.eye(d, dtype=W.dtype, device=W.device)[m:].expand(len(W), n, d)
+        plain = not self.data.alpha.any()
+        P, Q = units if plain else units - alpha * V, units - beta * V
+        e = torch.zeros(1 + n, d, dtype=torch.float64, device=W.device)
+        e[0, :m] = 1
+        if self.head is None:
+            return [Blocks(e, P, Q, F.mH @ F, slice(1, 1 + n), plain * n)]
+        e = torch.cat([e, e.new_zeros(p, d)])
+        P, Q = torch.cat([P, -F / 2], 1), torch.cat([Q, F], 1)
+        first = Blocks(e, P, Q, torch.zeros_like(F.mH @ F), slice(1, 1 + n + p), plain * n)
+        parts = [torch.linalg.qr(H.mT, mode="r")[1].mT for H in self.head.unbind(1)]
+        side, order = len(self.head), len(self.head) + sum(part.shape[1] for part in parts)
+        e = torch.zeros(1 + n + p, order, dtype=torch.float64, device=W.device)
+        place = side
+        for c, part in enumerate(parts):
+            e[1 + n + c, place : place + part.shape[1]] = 1
+            place += part.shape[1]
+        G = torch.zeros(order, order, dtype=W.dtype, device=W.device)
+        G[:side, side:] = -torch.cat(parts, 1)
+        G = G + G.mH - torch.diag((torch.arange(order) < side).to(G))
+        none = torch.zeros(1, 0, order, dtype=W.dtype, device=W.device)
+        return [first, Blocks(e, none, none, G[None], slice(1, 1))]
+
+    @property
+    def _slopes(self) -> tuple[Tensor, Tensor]:
+        low, high = (
+            torch.as_tensor(s.copy(), device=self.W.device)[:, None]
+            for s in (self.data.alpha, self.data.beta)
+        )
+        return low, high
+
+    def start(self) -> Tensor:
+        """A strictly feasible (ρ, λ, g): one multiplier per layer, last layer first, as `reduce`."""
+        n, m, W = self.data.units, self.data.inputs, self.W
+        alpha, beta = self._slopes
+        F = W[:, n:]
+        g = torch.zeros(0, dtype=torch.float64, device=W.device)
+        if self.head is not None:
+            g = torch.full((F.shape[1],), 1.5 * float(_top(self.head.flatten(1))) ** 2).to(W.real)
+            F = g.sqrt()[:, None] * F
+        R = F.mH @ F
+        lam = torch.zeros(n, dtype=torch.float64, device=W.device)
+        rest = torch.arange(m + n, device=W.device)
+        for layer in reversed(self.data.layers):
+            inside = torch.isin(rest, torch.as_tensor(m + layer, device=W.device))
+            low, high = alpha[layer], beta[layer]
+            corner, c = R[:, inside][:, :, inside], W[:, layer][:, :, rest[~inside]]
+            size = 1.5 * max(float(torch.linalg.eigvalsh(corner)[:, -1].max()), 1e-9)
+            lam[layer] = size
+            cross = size * (low + high) * c + R[:, inside][:, :, ~inside]
+            inner = 2 * size * torch.eye(len(layer), dtype=W.dtype, device=W.device) - corner
+            R = R[:, ~inside][:, :, ~inside] + cross.mH @ torch.linalg.solve(inner, cross)
+            R = R - 2 * size * c.mH @ (low * high * c)
+            rest = rest[~inside]
+        rho = 1.5 * torch.linalg.eigvalsh(R)[:, -1].max().clamp_min(1e-9)
+        return torch.cat([rho[None], lam, g])
+
+    def prove(self, blocks: Blocks, v: Tensor, start: Tensor) -> tuple[float, Array]:
+        """The best bound that v proves, or what lies between it and the start; the multipliers."""
+        n = self.data.units
+        for share in (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0):
+            u = (1 - share) * v + share * start
+            least = _least(blocks, u, self.data.inputs).cpu().numpy()
+            lam = u[1 : 1 + n] * (self.gain / self.unit).square()
+            kept = torch.cat([lam, self.head_gain * u[1 + n :].sqrt()]).cpu().numpy()
+            for power in range(-13, -5) if np.isfinite(least).all() else ():
+                bound = self.bound(float(least.max())) * (1 + 10.0**power)
+                if _holds(self.data, bound, kept, np.argsort(-least)):
+                    return bound, kept
+        raise CertificationError(
+            f"Multipliers were found, but no bound could be proven with them in float64 ({n} units "
+            "per pixel of the coarsest grid). Rescale the weights."
+        )
+
+
+def _least(blocks: Blocks, v: Tensor, inputs: int) -> Tensor:
+    """The least ρ (F,) with M(ω) ⪰ 0 at the other variables of v; infinite where there is none."""
+    M = blocks(torch.cat([torch.zeros_like(v[:1]), v[1:]]))
+    factor, info = torch.linalg.cholesky_ex(M[:, inputs:, inputs:])
+    half = torch.linalg.solve_triangular(factor, M[:, inputs:, :inputs], upper=False)
+    rest = half.mH @ half - M[:, :inputs, :inputs]
+    rest[info != 0] = 0
+    least = torch.linalg.eigvalsh(rest)[:, -1].clamp_min(0)
+    return torch.where(info == 0, least, float("inf"))
+
+
+def _largest(rows: Tensor) -> float:
+    """The largest Frobenius norm, 1 where all are 0."""
+    return float(torch.linalg.vector_norm(rows.flatten(1), dim=1).max()) or 1.0
+
+
+def _top(matrix: Tensor) -> Tensor:
+    return torch.linalg.matrix_norm(matrix, 2)

@@ -91,6 +91,11 @@ class _Inputs:
     def radius(self) -> float:
         return self.region.radius or 0.0
 
+    @property
+    def extended(self) -> bool:
+        """Whether the region is more than a point."""
+        return bool(self.radius > 0 or (self.half > TINY + 1e-15 * abs(self.centre)).any())
+
     @cached_property
     def largest(self) -> Array:
         return _above(abs(self.centre) + self.half + self.radius)
@@ -117,7 +122,7 @@ def _through_levels(system: System, inputs: _Inputs) -> tuple[Array, Array]:
         A, names = system.A[np.ix_(level, known)], system.activation[level]
         forward = _sum(inputs.image(system.B[level]), A, z_low[known], z_high[known])
         low[level], high[level] = _interval(forward + system.b[level])
-        if k:
+        if k and inputs.extended:
             back = _backward(system, inputs, k, bounds, (low, high, z_low, z_high))
             low[level] = np.maximum(low[level], back[0])
             high[level] = np.minimum(high[level], back[1])
@@ -175,7 +180,7 @@ def _around_cycles(system: System, inputs: _Inputs) -> tuple[Array, Array]:
     v = system.A @ z + system.B @ inputs.centre + system.b
     low, high = value_range(names, v, v)
     # σ(v) is exactly the equilibrium of the input v − Aσ(v); the others are this far from it.
-    away = _sum(inputs.image(system.B) + system.b, -system.A, low, high) + -v
+    away = _sum(inputs.image(system.B) + system.b, system.A, low, high) + -v
     move = _above(abs(away.mid) + away.rad)
     if not np.isfinite(move).all():
         return np.full(system.units, -np.inf), np.full(system.units, np.inf)

@@ -12,17 +12,21 @@ from numpy.typing import NDArray
 from .._arrays import Array, finite
 from ..errors import ShapeError
 from ..system import UNKNOWN, System
+from .exact import exact_gain
 from .local import preactivations
 from .network import Network
 from .ranges import slope_range
 from .region import Region
 from .rigorous import TINY, UNIT, Ball
 
-EFFORT = 3e10
-"""Floating-point operations of a search, about: two seconds of one core."""
+EFFORT = 1e10
+"""Floating-point operations of a search, about: a second of one core."""
 
 EXACT_OUTPUTS = 256
 """Up to this many, a Jacobian is formed; above, its norm comes from power iterations."""
+
+EXACT_SIZE = 200_000
+"""Up to this many weights, a gain lost to rounding errors is computed exactly instead."""
 
 CYCLIC_SLACK = 1e-6
 """Taken off where equilibria are only known in floating point, to 1e-12 and their conditioning."""
@@ -64,8 +68,12 @@ def lower_bound(
         return None
     with np.errstate(all="ignore"):
         search = _Search(system, norm, region, seed, math.inf if deadline is None else deadline)
-        x, w = search.climb(_data(points, system.inputs), samples, steps)
-        return max(_attained(system, norm, *pair) for pair in zip(x, w, strict=True))
+        x, w, gain = search.climb(_data(points, system.inputs), samples, steps)
+        found = max(_attained(system, norm, *pair) for pair in zip(x, w, strict=True))
+        small = np.count_nonzero(system.A) + np.count_nonzero(system.B) < EXACT_SIZE
+        if system.levels is not None and small and found < (1 - 1e-9) * gain:
+            found = max(found, exact_gain(system, norm, x[0], w[0]))
+        return found
 
 
 def _data(points: Any, inputs: int) -> Array:
@@ -101,14 +109,15 @@ class _Search:
 
     def climb(
         self, data: Array, samples: int | None, steps: int | None
-    ) -> tuple[Array, Array]:
-        """The best points and their directions."""
+    ) -> tuple[Array, Array, float]:
+        """The best points, best first, their directions and the best gain."""
         net, m = self.net, self.system.inputs
-        flops = 10.0 * net.cost
-        if samples is None:
-            samples = int(np.clip(EFFORT / flops / 60, 4, 32 if net.levels else 8))
-        if steps is None:
-            steps = int(np.clip(EFFORT / flops / samples, 8, 60 if net.levels else 25))
+        depth = len(net.levels)
+        # Long ascents find more than many; a cycle costs an equilibrium and two solves per step.
+        most = (8, 25) if self.system.levels is None else (24, min(100 * depth, 300))
+        flops = 20.0 * net.cost
+        samples = samples or int(np.clip(EFFORT / flops / max(most[1], 1), 4, most[0]))
+        steps = steps or int(np.clip(EFFORT / flops / samples, min(8, most[1]), most[1]))
         x, scale = self._starts(samples)
         if len(data):
             data = self.project(data)
@@ -141,7 +150,7 @@ class _Search:
             x, w = np.concatenate([x, cloud]), np.concatenate([w, directions])
             gains = np.concatenate([gains, more])
         top = np.argsort(-gains)[:3]
-        return x[top], self._directions(x[top], w[top])
+        return x[top], self._directions(x[top], w[top]), float(gains[top[0]])
 
     def _starts(self, samples: int) -> tuple[Array, Array]:
         """Points (k, m) and how far the search may step from each (k, m)."""
@@ -178,12 +187,10 @@ class _Search:
         slope, bend = (high - low) / (2 * half), (high_slope - low_slope) / (2 * half)
         moved, z = net.push(slope, w)
         u = self._ascent(net.output(z, w))
-        on_z = net.output_adjoint(u)
-        on_v = net.pull(slope, on_z)
+        on_z, on_v = net.pull(slope, net.output_adjoint(u))
         w = self._input_direction(net.input_adjoint(on_v, u))
-        # σ bends at v, which changes the gain of this unit and, through z, those behind it.
-        total = np.divide(on_v, slope, out=np.zeros_like(on_v), where=slope != 0)
-        on_v = net.pull(net.sigma(v)[1], np.zeros_like(on_z), bend * moved * total)
+        # σ bends at v, which changes the gain of this unit and, through z, of those behind it.
+        on_v = net.pull(net.sigma(v)[1], np.zeros_like(v), bend * moved * on_z)[1]
         return net.input_adjoint(on_v), w
 
     def gains(self, x: Array, w: Array | None, rounds: int) -> tuple[Array, Array]:
@@ -193,7 +200,7 @@ class _Search:
         w = self.rng.normal(size=x.shape) * self.free if w is None else w
         for _ in range(rounds):
             u = self._ascent(net.output(net.push(slope, w)[1], w))
-            on_v = net.pull(slope, net.output_adjoint(u))
+            on_v = net.pull(slope, net.output_adjoint(u))[1]
             w = self._input_direction(net.input_adjoint(on_v, u))
         y = net.output(net.push(slope, w)[1], w)
         gains = np.linalg.norm(y, self.norm, axis=1) / np.linalg.norm(w, self.norm, axis=1)
@@ -222,7 +229,7 @@ class _Search:
         for slope in net.sigma(net.preactivations(x))[1]:
             slopes = np.tile(slope, (net.outputs, 1))
             u = np.eye(net.outputs)
-            on_v = net.pull(slopes, net.output_adjoint(u))
+            on_v = net.pull(slopes, net.output_adjoint(u))[1]
             J = net.input_adjoint(on_v, u) * self.free
             if self.norm == 2:
                 best.append(np.linalg.svd(np.nan_to_num(J), full_matrices=False)[2][0])
@@ -243,15 +250,27 @@ def _attained(system: System, norm: float, x: Array, w: Array) -> float:
         return _attained_in_floats(system, norm, x, w)
     a, b = slope_range(system.activation, *preactivations(system, Region.ball(x, 0.0)))
     S = Ball((a + b) / 2, (b - a) * (0.5 + 4 * UNIT))[:, None]
-    column = w[:, None]
+    column = Ball(w[:, None])
     mid, rad = np.zeros((system.units, 1)), np.zeros((system.units, 1))
     for level in system.levels:
-        rows = S[level] * (system.B[level] @ Ball(column) + system.A[level] @ Ball(mid, rad))
+        rows = S[level] * (system.B[level] @ column + system.A[level] @ Ball(mid, rad))
         mid[level], rad[level] = rows.mid, rows.rad
     # Wide enough for rows that are differences rounded to float64.
     C, D = (Ball(X, UNIT * abs(X)) for X in (system.C, system.D))
-    y = C @ Ball(mid, rad) + D @ Ball(column)
+    y = C @ Ball(mid, rad) + D @ column
     least = np.maximum(abs(y.mid) - y.rad, 0.0)[:, 0]
     slack = 4 * (system.inputs + system.outputs + 8) * UNIT
     gain = np.linalg.norm(least, norm) / (np.linalg.norm(w, norm) + TINY) * (1 - slack)
     return float(gain) if math.isfinite(gain) else 0.0
+
+
+def _attained_in_floats(system: System, norm: float, x: Array, w: Array) -> float:
+    net = Network(system)
+    v = net.preactivations(x[None])
+    room = 1e-7 * np.maximum(1.0, abs(v))
+    a, b = slope_range(system.activation, (v - room)[0], (v + room)[0])
+    if (b - a > 1e-4).any():
+        return 0.0
+    y = net.output(net.push(net.sigma(v)[1], w[None])[1], w[None])[0]
+    gain = np.linalg.norm(y, norm) / (np.linalg.norm(w, norm) + TINY)
+    return float(gain * (1 - CYCLIC_SLACK)) if math.isfinite(gain) else 0.0

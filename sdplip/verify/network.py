@@ -49,7 +49,8 @@ class Network:
     def level_means(self, v: Array) -> Array:
         """(k, n) with the mean of v over each level in place of its entries."""
         means = np.empty_like(v)
-        for here in [here for here, _, _ in self.levels] or [slice(None)]:
+        whole = [slice(None)] if self.system.levels is None else []
+        for here in whole or [here for here, _, _ in self.levels]:
             means[:, here] = v[:, here].mean(axis=1, keepdims=True)
         return means
 
@@ -89,18 +90,20 @@ class Network:
             z[:, here] = slope[:, here] * v[:, here]
         return v, z
 
-    def pull(self, slope: Array, on_z: Array, on_v: Array | None = None) -> Array:
-        """Sensitivity (k, n) to the pre-activations, from those to z and, directly, to them."""
-        on_v = np.zeros_like(slope) if on_v is None else on_v
+    def pull(
+        self, slope: Array, on_z: Array, on_v: Array | float = 0.0
+    ) -> tuple[Array, Array]:
+        """Whole sensitivities (k, n) to units and pre-activations, from the direct ones."""
+        on_v = np.broadcast_to(on_v, slope.shape)
         if self.system.levels is None:
             inner = self._inner(slope).swapaxes(1, 2)
-            total = np.linalg.solve(inner, (on_z + on_v @ self.A)[..., None])[..., 0]
-            return slope * total + on_v
-        total, result = on_z.copy(), np.zeros_like(slope)
+            on_z = np.linalg.solve(inner, (on_z + on_v @ self.A)[..., None])[..., 0]
+            return on_z, slope * on_z + on_v
+        on_z, on_v = on_z.copy(), on_v.copy()
         for here, before, block in reversed(self.levels):
-            result[:, here] = slope[:, here] * total[:, here] + on_v[:, here]
-            total[:, before] += result[:, here] @ block
-        return result
+            on_v[:, here] += slope[:, here] * on_z[:, here]
+            on_z[:, before] += on_v[:, here] @ block
+        return on_z, on_v
 
     def output(self, z: Array, w: Array) -> Array:
         """Cz + Dw, (k, p)."""

@@ -33,16 +33,16 @@ PEAKED = ("tanh", "sigmoid", "atan", "asinh", "erf", "softsign")
 
 CURVATURE = {
     "cos": (1.0, np.inf),
-    "gelu": (0.8, np.inf),
+    "gelu": (0.799, np.inf),
     "gelu_tanh": (0.82, np.inf),
     "hardsigmoid": (1e-12, 6.0),
     "hardswish": (0.34, 6.0),
     "logsigmoid": (0.25, np.inf),
     "mish": (0.7, np.inf),
     "selu": (1.7581, np.inf),
-    "silu": (0.5, np.inf),
+    "silu": (0.501, np.inf),
     "sin": (1.0, np.inf),
-    "tanhshrink": (0.77, np.inf),
+    "tanhshrink": (0.771, np.inf),
 }
 """The most that the slope changes by per unit of v, but for jumps, and how far apart these are."""
 
@@ -83,9 +83,11 @@ def _by_name(
     high: Array,
 ) -> tuple[Array, ...]:
     distinct = np.unique(names)
-    if len(distinct) == 1:
-        return rule(elementwise(str(distinct[0])), low, high)
-    parts = {name: rule(elementwise(str(name)), low, high) for name in distinct}
+    # What overflows becomes infinite, or NaN, which counts as unknown.
+    with np.errstate(all="ignore"):
+        if len(distinct) < 2:
+            return rule(elementwise(str(distinct[0]) if distinct.size else "relu"), low, high)
+        parts = {name: rule(elementwise(str(name)), low, high) for name in distinct}
     choice = [names == name for name in distinct]
     columns = zip(*(parts[name] for name in distinct), strict=True)
     return tuple(np.select(choice, list(column)) for column in columns)
@@ -110,6 +112,8 @@ def _slope_range(sigma: Elementwise, low: Array, high: Array) -> tuple[Array, Ar
         a, b = slopes.min(axis=0) - change * cell, slopes.max(axis=0) + change * cell
         # Two jumps in one cell would hide the slope between them.
         a, b = (np.where(cell < apart, end, np.nan) for end in (a, b))
+        if change == 0:
+            return np.fmax(a, sigma.alpha), np.fmin(b, sigma.beta)
     # On a grid, so that machines that round differently give the same slopes.
     a, b = np.floor((a - ERROR) * GRID) / GRID, np.ceil((b + ERROR) * GRID) / GRID
     return np.fmax(a, sigma.alpha), np.fmin(b, sigma.beta)

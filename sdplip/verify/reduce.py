@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
@@ -140,12 +140,13 @@ def _peel(problem: Problem) -> Array:
         columns = m + level
         rest[columns] = False
         Qgg, c = Q[np.ix_(columns, columns)], rows[level][:, rest]
-        size = 1.5 * max(_norm(Qgg), 1e-9 * _norm(Q), 1e-200)
-        lam[level] = size
+        weight = np.sqrt(np.maximum(Qgg.diagonal(), 1e-3 * Qgg.diagonal().max() + 1e-200))
+        size = 0.9 * _norm(Qgg / np.sqrt(np.outer(weight, weight))) * weight[:, None]
+        lam[level] = size[:, 0]
         a, b = problem.alpha[level][:, None], problem.beta[level][:, None]
         cross = size * (a + b) * c + Q[np.ix_(columns, rest)]
-        schur = cross.T @ np.linalg.solve(2 * size * np.eye(len(level)) - Qgg, cross)
-        Q[np.ix_(rest, rest)] += schur - 2 * size * c.T @ (a * b * c)
+        schur = cross.T @ np.linalg.solve(np.diag(2 * lam[level]) - Qgg, cross)
+        Q[np.ix_(rest, rest)] += schur - 2 * c.T @ (size * a * b * c)
     return lam
 
 
@@ -154,7 +155,7 @@ def _wellposed(problem: Problem) -> Array:
     n = len(problem.A)
     zero = np.zeros((n, 0))
     part = form(problem.A, zero, np.zeros((0, n)), np.zeros((0, 0)), problem.alpha, problem.beta)
-    search = Form(np.ones(n), part.P, part.Q, np.eye(n), implied=False)
+    search = replace(part, e=np.ones(n), G=np.eye(n), implied=False)
     lam = np.full(n, 1e-3)
     first = search(0.0, lam)
     lowest = np.linalg.eigvalsh(first)[0]

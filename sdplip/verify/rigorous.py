@@ -72,9 +72,9 @@ class Ball:
         inner = (x.any(axis=0) | dx.any(axis=0)) & (y.any(axis=1) | dy.any(axis=1))
         if not inner.all():
             x, dx, y, dy = x[:, inner], dx[:, inner], y[inner], dy[inner]
-        terms = int(inner.sum())
-        size, other_size = abs(x), abs(y)
-        spread = _gamma(terms) * (size @ other_size)
+        size, other_size, terms = abs(x), abs(y), int(inner.sum())
+        rounded = min((x != 0).sum(axis=1).max(initial=0), (y != 0).sum(axis=0).max(initial=0))
+        spread = _gamma(int(rounded)) * (size @ other_size)
         if dy.any():
             spread = spread + size @ dy
         if dx.any():
@@ -192,10 +192,10 @@ def positive_definite(matrix: Ball) -> bool:
     diagonal = mid.diagonal()
     if not (diagonal > 0).all():
         return False
-    # Powers of two: the scaling rounds nothing unless it underflows, which TINY covers.
+    # Powers of two: the scaling rounds nothing but what underflows, by less than 1e-160 in the end.
     scale = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
     mid = mid * scale[:, None] * scale
-    distance = _up((rad * scale[:, None] * scale).sum(axis=1), n + 4) + n * TINY
+    distance = _up((rad * scale[:, None] * scale).sum(axis=1), n + 4) + n * 1e-150
     del rad
     bands = _bands(mid)
     if bands is None:

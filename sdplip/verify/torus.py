@@ -26,6 +26,7 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .._arrays import Array
 from ..convolutional import (
@@ -60,18 +61,20 @@ class Torus:
         taps, weights: τ (T, 2) and W_τ, a Ball (T, n + p, m + n), with m inputs, n units and p
             outputs per coarse pixel.
         alpha, beta: (n,) slopes, widened where the torus needs it.
-        layers: the units of every layer; each depends on earlier ones only.
+        layers: the units of every layer, which depend on earlier layers only.
         head: (q, p, pixels): outputs are Σ_c head[:, c] y_c; None is y itself.
+        mean: the outputs see the frequency 0 only: a head that weighs all pixels alike.
     """
 
     size: Pair
-    taps: Array
+    taps: NDArray[np.intp]
     weights: Ball
     inputs: int
     alpha: Array
     beta: Array
-    layers: list[slice]
+    layers: list[NDArray[np.intp]]
     head: Array | None
+    mean: bool
 
     @property
     def units(self) -> int:
@@ -81,7 +84,7 @@ class Torus:
     def outputs(self) -> int:
         return self.weights.shape[1] - self.units
 
-    def live(self) -> np.ndarray:
+    def live(self) -> NDArray[np.bool_]:
         """Mask (n,) of the units on a path from an input to an output, at any frequency."""
         W, n, m = self.weights, self.units, self.inputs
         met = (abs(W.mid) + W.rad).max(0) > 0
@@ -90,9 +93,24 @@ class Torus:
         for _ in self.layers:
             forward |= met[:n, m:] @ forward & active
             backward |= met[:n, m:].T @ backward & active
-        return np.asarray(forward & backward)
+        return forward & backward
 
-    def frequencies(self) -> Array:
+    def pruned(self) -> Torus:
+        """The same map without the units that are not live."""
+        live = self.live()
+        rows = np.append(np.flatnonzero(live), self.units + np.arange(self.outputs))
+        columns = np.append(np.arange(self.inputs), self.inputs + np.flatnonzero(live))
+        place = np.cumsum(live) - 1
+        layers = [place[layer[live[layer]]] for layer in self.layers]
+        return replace(
+            self,
+            weights=self.weights[:, rows][:, :, columns],
+            alpha=self.alpha[live],
+            beta=self.beta[live],
+            layers=[layer for layer in layers if len(layer)],
+        )
+
+    def frequencies(self) -> NDArray[np.intp]:
         """(F, 2) whole numbers k, ω = 2πk/size: one of each pair ω, −ω, whose M are conjugate."""
         height, width = self.size
         k = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1)
@@ -100,7 +118,7 @@ class Torus:
         mirror = -k % np.asarray(self.size)
         return k[k[:, 0] * width + k[:, 1] <= mirror[:, 0] * width + mirror[:, 1]]
 
-    def waves(self, k: Array) -> tuple[Ball, Ball]:
+    def waves(self, k: NDArray[np.intp]) -> tuple[Ball, Ball]:
         """cos ω·τ and sin ω·τ (F, T), enclosed, for frequencies k (F, 2)."""
         turns = [k[:, [axis]] * self.taps[:, axis] % n for axis, n in enumerate(self.size)]
         (c, s), (c_, s_) = (
@@ -168,18 +186,31 @@ def torus(conv: ConvSystem) -> Torus:
             different strides, or too many units per pixel of the coarsest grid.
     """
     fine = _strides(conv.stages)
-    width = conv.channels * fine[0] * fine[1]
+    width = conv.channels * math.prod(fine)
     size = _smallest(conv, fine)
     layers: list[_Layer] = []
     last = _chain(conv.stages, _Signal(conv.start, fine, {0: None}), size, layers)
-    ends = [0, *np.cumsum([width, *(len(layer.alpha) for layer in layers), last.width]).tolist()]
+    head, mean = None, False
+    if isinstance(conv.stages[-1], Head):
+        head = conv.stages[-1].weight.reshape(-1, last.width, math.prod(last.shape[1:]))
+        mean = head.shape[2] > 1 and bool((head == head[:, :, :1]).all())
+    if mean:
+        last = _restricted(last, layers)
+    total, outputs = last.total, last.width
+    if head is not None and (mean or head.shape[2] == 1):
+        # The sum over a torus is its frequency 0 times the root of its size, which may round.
+        root = math.sqrt(math.prod(size)) if mean else 1.0
+        weight = Ball(head[:, :, 0]) * Ball(root, UNIT * root)
+        total = {k: _product({(0, 0): weight}, kernel) for k, kernel in total.items()}
+        head, outputs = None, len(head)
+    ends = [0, *np.cumsum([width, *(len(layer.alpha) for layer in layers), outputs]).tolist()]
     columns, rows = ends[-2], ends[-1] - width
     if columns > WIDEST:
         raise InvalidInput(
             f"The network has {columns} inputs and units per pixel of its coarsest grid, strides "
             f"multiply them; at most {WIDEST} are possible. Use fewer channels or strides."
         )
-    blocks = [layer.kernels for layer in layers] + [last.total]
+    blocks = [layer.kernels for layer in layers] + [total]
     taps = sorted({tau for row in blocks for kernel in row.values() for tau in kernel} | {(0, 0)})
     mid, rad = np.zeros((2, len(taps), rows, columns))
     for k, row in enumerate(blocks):
@@ -191,7 +222,6 @@ def torus(conv: ConvSystem) -> Torus:
                     ends[source] : ends[source + 1],
                 ]
                 mid[place], rad[place] = block.mid, block.rad
-    head = conv.stages[-1] if isinstance(conv.stages[-1], Head) else None
     return Torus(
         size=size,
         taps=np.asarray(taps),
@@ -199,14 +229,13 @@ def torus(conv: ConvSystem) -> Torus:
         inputs=width,
         alpha=np.concatenate([np.zeros(0), *(layer.alpha for layer in layers)]),
         beta=np.concatenate([np.zeros(0), *(layer.beta for layer in layers)]),
-        layers=[slice(a - width, b - width) for a, b in pairwise(ends[1:-1])],
-        head=None if head is None else head.weight.reshape(len(head.weight), last.width, -1),
+        layers=[np.arange(a, b) - width for a, b in pairwise(ends[1:-1])],
+        head=head,
+        mean=mean,
     )
 
 
-def _chain(
-    stages: Sequence[Stage], signal: _Signal, size: Pair, layers: list[_Layer]
-) -> _Signal:
+def _chain(stages: Sequence[Stage], signal: _Signal, size: Pair, layers: list[_Layer]) -> _Signal:
     """The signal after these stages; their units are appended to `layers`."""
     for stage in stages:
         match stage:
@@ -263,9 +292,7 @@ def _polyphase(stage: Convolve, fine: Pair, out: Pair) -> Kernel:
     kernel: dict[tuple[int, int], Array] = {}
     for phase in np.ndindex(*out):
         for tap in np.ndindex(*taps):
-            reached = [
-                phase[a] * stage.stride[a] + tap[a] - stage.padding[2 * a] for a in range(2)
-            ]
+            reached = [phase[a] * stage.stride[a] + tap[a] - stage.padding[2 * a] for a in range(2)]
             tau = (reached[0] // fine[0], reached[1] // fine[1])
             block = kernel.setdefault(tau, np.zeros((p, *out, c, *fine)))
             met = (reached[0] % fine[0], reached[1] % fine[1])

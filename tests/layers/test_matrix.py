@@ -24,6 +24,10 @@ CASES += [
     for family in CONVOLUTIONS
     for mode in conv_cases.MODES
 ]
+CASES += [
+    pytest.param(kind, family, {"products": "bfloat16"}, id=f"{family} {kind} bfloat16")
+    for kind, family in (("linear", "sll"), ("conv", "aol"))
+]
 
 
 def make(kind, family, dtype, options):
@@ -32,7 +36,7 @@ def make(kind, family, dtype, options):
         options = options | conv_cases.units_on(family)
         return conv_cases.make(family, "3", (2, 3), dtype, bias=False, **options)
     if "activation" in inspect.signature(LAYERS[family]).parameters:
-        options = {"activation": "identity"}
+        options = options | {"activation": "identity"}
     return layer_cases.make(LAYERS[family], "tall", dtype, bias=False, **options)
 
 

@@ -10,8 +10,9 @@ from torch import nn
 from sdplip.errors import InvalidInput, NotConverged
 from sdplip.train import load, override, preset, train
 from sdplip.train.config import SCHEDULES, EvalConfig, RunConfig, TrainConfig
-from sdplip.train.fit import RESUME_FILE, pick_device
+from sdplip.train.fit import pick_device
 from sdplip.train.optim import schedule
+from sdplip.train.state import PREVIOUS_FILE, RESUME_FILE
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_interrupted_and_resumed_equals_straight_bit_for_bit(layer, splits, tmp_
 def test_state_on_disk_holds_no_code(splits, tmp_path):
     train(short("sll", splits), splits, resume_dir=tmp_path)
     torch.load(tmp_path / RESUME_FILE, weights_only=True)
-    assert [p.name for p in tmp_path.iterdir()] == [RESUME_FILE]
+    assert {p.name for p in tmp_path.iterdir()} == {RESUME_FILE, PREVIOUS_FILE}
 
 
 def test_divergence_is_an_error_that_names_the_epoch(splits):

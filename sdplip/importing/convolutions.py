@@ -1,0 +1,220 @@
+"""Tensors of a network as chains of convolutions, for networks too large to unroll."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .._arrays import Array
+from ..convolutional import Activate, Add, Convolve, ConvSystem, Head, Pool, Stage
+from ..errors import InvalidInput
+from ..system import UNKNOWN, System
+from .values import LIMIT, Affine, Network, Reading, Slopes, Term, TooLarge, Value
+
+COMFORTABLE = 6000
+"""From more inputs and units on, a chain of convolutions is kept as one."""
+CHUNK = 256
+"""How many pixels go through a dense layer at a time, to read off its weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Map(Value):
+    """An image (1, c, h, w) after the stages from the input, or the output of a dense head.
+
+    Attributes:
+        before: the image before the last stage; None at the input.
+        stage: the last stage.
+        size: the shape of this tensor, whatever the order of its entries is that of the image.
+        image: (c, h, w); of what the head is applied to, where there is one.
+    """
+
+    network: Reading
+    before: Map | None
+    stage: Stage | None
+    size: torch.Size
+    image: tuple[int, int, int]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.size
+
+    def then(self, stage: Stage) -> Map:
+        if isinstance(self.stage, Head) or tuple(self.size[-3:]) != self.image:
+            self._refuse("needs an image")
+        image = stage.shape(self.image)
+        return Map(self.network, self, stage, torch.Size((*self.size[:-3], *image)), image)
+
+    def linear(self, f: Callable[[Tensor], Tensor]) -> Map:
+        """A change of shape alone, or a dense head."""
+        if not isinstance(self.stage, Head):
+            generator = torch.Generator().manual_seed(0)
+            probe = torch.randn(self.size, dtype=torch.float64, generator=generator)
+            out = f(probe)
+            # A linear map that keeps a random vector is the identity.
+            if torch.equal(out.reshape(-1), probe.reshape(-1)):
+                return replace(self, size=out.shape)
+        head, count = self.stage if isinstance(self.stage, Head) else None, prod(self.image)
+        out = f(torch.tensor(head.bias if head else np.zeros(count)).reshape(self.size))
+        if count * max(out.numel(), CHUNK) > LIMIT:
+            raise TooLarge(f"At {self.network.where} a dense layer is too large.")
+        parts = []
+        for first in range(0, count, CHUNK):
+            pixels = np.arange(first, min(first + CHUNK, count))
+            rows = head.weight.T[pixels] if head else np.equal.outer(pixels, np.arange(count))
+            part = torch.tensor(rows, dtype=torch.float64).reshape(-1, *self.size)
+            parts.append(torch.vmap(f)(part).reshape(len(pixels), -1))
+        matrix = torch.cat(parts).mT
+        before = self.before if isinstance(self.stage, Head) else self
+        stage = Head(matrix.numpy(), out.reshape(-1).numpy())
+        return Map(self.network, before, stage, out.shape, self.image)
+
+    def plus(self, other: Term) -> Map:
+        if isinstance(other, Map):
+            return self._sum(other)
+        if isinstance(other, Value):
+            self._refuse("adds what is no image")
+        if isinstance(self.stage, Head):
+            bias = torch.tensor(self.stage.bias).reshape(self.size) + other
+            if bias.shape != self.size:
+                self._refuse("adds a larger tensor")
+            stage = Head(self.stage.weight, bias.reshape(-1).numpy())
+            return replace(self, stage=stage)
+        return self._scaled(np.ones(self.image[0]), self._per_channel(other))
+
+    def times(self, factor: Tensor | float) -> Map:
+        if isinstance(self.stage, Head):
+            return self.linear(lambda t: t * factor)
+        return self._scaled(self._per_channel(factor), np.zeros(self.image[0]))
+
+    def _per_channel(self, value: Tensor | float) -> Array:
+        full = torch.as_tensor(value, dtype=torch.float64).expand(self.size)
+        flat = full.reshape(self.image[0], -1)
+        if tuple(self.size[-3:]) != self.image or not torch.equal(
+            flat, flat[:, :1].expand_as(flat)
+        ):
+            self._refuse("has a constant that differs between the pixels")
+        return flat[:, 0].numpy()
+
+    def _scaled(self, factor: Array, shift: Array) -> Map:
+        """factor · x + shift by channel: in the convolution before, or as one of a single pixel."""
+        last = self.stage
+        if isinstance(last, Convolve) and self.before is not None:
+            weight = factor[:, None, None, None] * last.weight
+            bias = factor * last.bias + shift
+            return replace(self, stage=replace(last, weight=weight, bias=bias))
+        return self.then(Convolve(np.diag(factor)[:, :, None, None], shift))
+
+    def convolved(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Sequence[int],
+        pads: Sequence[tuple[int, int]],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Map:
+        if weight.dim() != 4:
+            self._refuse("is no convolution of images")
+        out, inner, *taps = weight.shape
+        spread = [d * (k - 1) + 1 for d, k in zip(dilation, taps, strict=True)]
+        kernel = torch.zeros(out, inner * groups, *spread, dtype=torch.float64)
+        each = out // groups
+        for g in range(groups):
+            rows = slice(g * each, (g + 1) * each)
+            columns = slice(g * inner, (g + 1) * inner)
+            kernel[rows, columns, :: dilation[0], :: dilation[1]] = weight[rows]
+        shift = None if bias is None else bias.numpy()
+        padding = (*pads[0], *pads[1])
+        return self.then(Convolve(kernel.numpy(), shift, tuple(stride), padding))  # type: ignore[arg-type]
+
+    def averaged(
+        self, size: Sequence[int], stride: Sequence[int], pads: Sequence[tuple[int, int]]
+    ) -> Map:
+        exact = not any(map(any, pads)) and (
+            list(size) == list(stride) or tuple(size) == self.image[1:]
+        )
+        if exact and len(size) == 2:
+            return self.then(Pool(tuple(size)))  # type: ignore[arg-type]
+        taps = torch.full((self.image[0], 1, *size), 1 / prod(size), dtype=torch.float64)
+        return self.convolved(taps, None, stride, pads, [1] * len(size), self.image[0])
+
+    def activate(self, names: str | NDArray[np.str_], slopes: Slopes | None = None) -> Map:
+        distinct = np.unique(names)
+        if len(distinct) > 1:
+            self._refuse("has an activation that differs between units")
+        name = str(distinct[0])
+        if slopes is None:
+            return self.then(Activate(name))
+        return self.then(Activate(UNKNOWN, np.array(slopes[0]), np.array(slopes[1])))
+
+    def stages(self) -> tuple[Stage, ...]:
+        """From the input to here."""
+        return tuple(step.stage for step in self._path() if step.stage is not None)
+
+    def _path(self) -> list[Map]:
+        return [*(self.before._path() if self.before else []), self]
+
+    def _sum(self, other: Map) -> Map:
+        """Both as chains from where they part."""
+        mine, theirs = self._path(), other._path()
+        common = {id(step) for step in theirs}
+        fork = [step for step in mine if id(step) in common][-1]
+        body = tuple(step.stage for step in mine[mine.index(fork) + 1 :])
+        skip = tuple(step.stage for step in theirs[theirs.index(fork) + 1 :])
+        if self.size != other.size or any(isinstance(s, Head) for s in (*body, *skip)):
+            self._refuse("adds tensors that are no images of one size")
+        return fork.then(Add(body, skip))  # type: ignore[arg-type]
+
+    def _refuse(self, what: str) -> None:
+        raise InvalidInput(f"{self.network.where} {what}, which a chain of convolutions cannot.")
+
+
+def image(size: tuple[int, int, int], shape: Sequence[int] | None = None) -> Map:
+    """The input of a network of convolutions."""
+    return Map(Reading(), None, None, torch.Size(size if shape is None else shape), size)
+
+
+def build(shape: Sequence[int], follow: Callable[[Value], Value]) -> System | ConvSystem:
+    """The system of what `follow` does to the input: dense, or convolutions where too large.
+
+    Args:
+        shape: of the input; (1, c, h, w) or (c, h, w) for convolutions.
+        follow: reads the network, from the input to its output.
+
+    Raises:
+        TooLarge: too large to unroll, and no chain of convolutions.
+    """
+    try:
+        return _dense(shape, follow, COMFORTABLE)
+    except TooLarge:
+        pass
+    try:
+        return _convolutions(shape, follow)
+    except InvalidInput as error:
+        reason = str(error)
+    try:
+        return _dense(shape, follow, float("inf"))
+    except TooLarge as error:
+        raise TooLarge(f"{error} It cannot stay a chain of convolutions: {reason}") from None
+
+
+def _dense(shape: Sequence[int], follow: Callable[[Value], Value], most: float) -> System:
+    network = Network(shape, most)
+    y = follow(network.input)
+    assert isinstance(y, Affine)
+    return network.system(y)
+
+
+def _convolutions(shape: Sequence[int], follow: Callable[[Value], Value]) -> ConvSystem:
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[0] != 1):
+        raise InvalidInput(f"the input, of shape {tuple(shape)}, is no image.")
+    c, h, w = shape[-3:]
+    y = follow(image((c, h, w), shape))
+    assert isinstance(y, Map)
+    return ConvSystem(y.stages(), c, (h, w))  # type: ignore[arg-type]
