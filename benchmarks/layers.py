@@ -104,10 +104,14 @@ def cases() -> list[Case]:
             rows.append(Case(label, make, shape, limits={"bare": limit} if name == "sll" else {}))
             limits = {"bare": 1.1} if name == "aol" and small else {}
             rows.append(Case(label, make, shape, "nn.Conv2d", plain, limits))
-    images = (BATCH, 3, 32, 32)
-    for products, limits in (("exact", {}), ("bfloat16", {"bare": 1.8})):
+    for row in list(rows):
+        if row.name in ROUNDED and row.other is None:
+            make = functools.partial(row.module, products="bfloat16")
+            rows.append(Case(f"{row.name}, bfloat16", make, row.shape))
+    for label, products in (("", "exact"), (", bfloat16", "bfloat16")):
         network = functools.partial(small_network, products)
-        rows.append(Case(f"network sll-small, {products} products", network, images, limits=limits))
+        shape = (BATCH, 3, 32, 32)
+        rows.append(Case(f"network sll-small{label}", network, shape, limits={"bare": 1.8}))
     return rows + peers()
 
 
@@ -116,6 +120,11 @@ LIMITS = {
     ("sll", "2880, B 64"): {"step": 13.0},
     ("orthogonal", "2048, B 256"): {"step": 12.0, "eval": 1.1},
 }
+
+
+ROUNDED = [f"sll {label}" for label in DENSE]
+ROUNDED += [f"{name} {size}" for name in ("aol", "sll") for size in ("256 ch 8x8", "512 ch 4x4")]
+"""Also measured with products in bfloat16."""
 
 
 def small_network(products: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""System files: `.npz` archives of the arrays of a system, of a perceptron's or of convolutions."""
+"""System files: `.npz` archives of the arrays of a system, a perceptron's or convolutions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ._arrays import finite, read_npz, vector
-from .convolutional import Activate, Convolve, ConvSystem, Pair, Stage, unpack
+from ._stages import Activate, Convolve, Pair, Stage
+from .convolutional import ConvSystem, unpack
 from .errors import InvalidInput, ShapeError
 from .system import UNKNOWN, System
-
 
 DEFAULT_SIZE = (28, 28)
 
@@ -48,10 +48,10 @@ def _convolutions(arrays: dict[str, Any], size: Pair | None) -> ConvSystem:
     if "stages" in arrays:
         try:
             content = json.loads(str(arrays.pop("stages")[()]))
-            stages = unpack(content.pop("stages"), arrays)
+            described = unpack(content.pop("stages"), arrays)
             if arrays:
                 raise KeyError(f"arrays beside the stages: {', '.join(arrays)}")
-            return ConvSystem(tuple(stages), **content)
+            return ConvSystem(tuple(described), **content)
         except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
             raise InvalidInput(f"its stages are no description of the network: {error}.") from error
         except ValueError as error:
@@ -73,7 +73,7 @@ def _convolutions(arrays: dict[str, Any], size: Pair | None) -> ConvSystem:
     stages: list[Stage] = []
     for i in range(count):
         stages += [Activate(name, low, high)] * (i > 0)
-        stages.append(Convolve(arrays[f"K{i}"], arrays.get(f"b{i}")))
+        stages.append(Convolve(arrays[f"K{i}"], arrays.get(f"b{i}", np.zeros(()))))
     return ConvSystem(tuple(stages), arrays["K0"].shape[1], (stored[0], stored[-1]))
 
 

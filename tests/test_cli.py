@@ -85,7 +85,7 @@ def test_verify_as_text(cli, net, norm):
     result = cli("verify", net[0], "--norm", norm)
     assert result.exit_code == 0
     words = [line.split()[0] for line in result.stdout.splitlines()]
-    assert words[:2] == ["bound", "lower"] and "solver" in words
+    assert words[:2] == ["bound", "lower"] and "method" in words
 
 
 def test_check_refuses_another_model_and_an_edited_certificate(cli, net, tmp_path):
@@ -113,7 +113,7 @@ def test_a_network_without_an_equilibrium_has_no_bound(cli, tmp_path):
     "arguments, said",
     [
         (["verify", "nowhere.npz"], "nowhere.npz"),
-        (["verify", "nowhere"], "no trained model"),
+        (["verify", "nowhere"], "does not exist"),
         (["check", "nowhere.json", "nowhere.npz"], "nowhere"),
         (["train", "--layer", "resnet"], "resnet"),
         (["compare", "--layers", "sll,resnet"], "resnet"),
@@ -317,9 +317,9 @@ def test_the_module_runs_and_help_needs_no_heavy_import():
 
 def test_a_solver_that_gives_up_exits_with_3(cli, net):
     """A solver of linear programs cannot take the semidefinite one."""
-    result = cli("verify", net[0], "--solver", "HIGHS")
+    result = cli("verify", net[0], "--method", "HIGHS")
     assert result.exit_code == 3
-    assert "solver='interior'" in result.stderr
+    assert "method='interior'" in result.stderr
 
 
 def test_an_edited_certificate_is_refused_in_json_too(cli, net, tmp_path):

@@ -14,7 +14,7 @@ ORDER = [
     {"lmi"},
     {"conditions", "activations"},
     {"equilibrium"},
-    {"system", "_modules", "_files"},
+    {"system", "_modules", "_files", "_stages", "convolutional"},
     {"importing"},
     {"verify"},
     {"layers"},

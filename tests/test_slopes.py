@@ -197,11 +197,13 @@ def test_every_function_of_the_tables_is_proved():
 
 
 @given(
-    st.sampled_from(sorted(PLAIN)) | st.builds("leaky_relu({})".format, st.floats(-5, 5))
-    | st.builds("elu({})".format, st.floats(-3, 3)) | st.builds("celu({})".format, st.floats(0.1, 9)),
+    st.sampled_from(sorted(PLAIN))
+    | st.builds("leaky_relu({})".format, st.floats(-5, 5))
+    | st.builds("elu({})".format, st.floats(-3, 3))
+    | st.builds("celu({})".format, st.floats(0.1, 9)),
     st.floats(-20, 20),
     st.floats(-20, 20),
-)  # fmt: skip
+)
 def test_difference_quotients_lie_in_the_range(name, a, b):
     sigma, u = elementwise(name), torch.tensor([a, b], dtype=torch.float64)
     rise, run = float(sigma(u).diff()), float(u.diff())

@@ -11,23 +11,17 @@ import sys
 import traceback
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from ..errors import CertificationError, InvalidInput, NotConverged, NotWellPosed, SdplipError
-from ._console import BAD_INPUT, DEFECT, DOES_NOT_HOLD, INTERRUPTED, UNDECIDED, Json, fail, listing
+from ..errors import InvalidInput, SdplipError
+from ._console import DEFECT, DOES_NOT_HOLD, INTERRUPTED, Json, fail, listing, worst
 from ._derive import derive, has_kind, read, replayed
 from ._report import report
 from ._train import compare, train
-
-if TYPE_CHECKING:
-    from ..system import System
-
-
-LOOSE = 1e-3
-"""From this relative gap on, `verify` says that its bound is not the tightest."""
+from ._verify import certified, verify
 
 
 class _Group(TyperGroup):
@@ -36,12 +30,8 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (NotWellPosed, NotConverged) as error:
-            raise fail(error, DOES_NOT_HOLD) from error
-        except CertificationError as error:
-            raise fail(error, UNDECIDED) from error
         except (SdplipError, OSError) as error:
-            raise fail(error, BAD_INPUT) from error
+            raise fail(error, worst(error)) from error
         except KeyboardInterrupt as error:
             raise fail("interrupted", INTERRUPTED) from error
 
@@ -103,52 +93,6 @@ def conditions(as_json: Json = False) -> None:
 
 
 @app.command()
-def verify(
-    model: Annotated[Path, typer.Argument(help="A .npz system, or a run's model or directory.")],
-    norm: Annotated[str, typer.Option(help="2 or inf.")] = "2",
-    solver: Annotated[str, typer.Option(help="auto, or a solver's name.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Write the certificate here.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Find the tightest Lipschitz bound of a network, and a lower bound beside it."""
-    if norm not in ("2", "inf"):
-        raise InvalidInput(f"--norm is {norm!r}, but must be 2 or inf.")
-    from ..train.checkpoint import to_json
-    from ..verify import lipschitz
-
-    if out is not None and not out.parent.is_dir():
-        raise InvalidInput(f"--out is {out}, but {out.parent} is no directory. Create it first.")
-    certificate = lipschitz(_system(model), norm=float(norm), solver=solver)
-    if out is not None:
-        certificate.save(out)
-    values = {
-        "bound": certificate.bound,
-        "lower": certificate.lower,
-        "norm": norm,
-        "norm_product": certificate.norm_product,
-        "optimum": certificate.optimum,
-        "proven": certificate.proven,
-        "solver": certificate.solver,
-        "seconds": round(certificate.seconds, 3),
-        "units": certificate.units,
-        "certificate": None if out is None else str(out),
-    }
-    if as_json:
-        typer.echo(to_json(values))
-        return
-    if (certificate.gap or 0.0) > LOOSE:
-        typer.echo(
-            f"warning: the solver stopped early; the bound is at most {certificate.gap:.1%} above "
-            "the best one",
-            err=True,
-        )
-    # All digits: a bound that is rounded for display may be rounded down.
-    for key, value in values.items():
-        if value is not None:
-            typer.echo(f"{key:<13}{str(value).lower() if isinstance(value, bool) else value}")
-
-
-@app.command()
 def check(
     file: Annotated[
         Path,
@@ -173,46 +117,13 @@ def check(
             f"sdplip check {file} NETWORK"
         )
     else:
-        result, said = _certified(file, model)
+        result, said = certified(file, model)
     typer.echo(to_json(result) if as_json else said)
     if not result["holds"]:
         raise typer.Exit(DOES_NOT_HOLD)
 
 
-def _certified(certificate: Path, model: Path) -> tuple[dict[str, Any], str]:
-    """What a certificate shows about a network: JSON values, and a sentence."""
-    from ..verify import Certificate
-    from ..verify import check as check_certificate
-
-    system = _system(model)
-    try:
-        loaded = Certificate.load(certificate)
-        check_certificate(loaded, system)
-    except CertificationError as error:
-        return {"holds": False, "bound": None, "reason": str(error)}, f"does not hold: {error}"
-    said = f"holds: bound {loaded.bound!r} in norm {loaded.norm:g}"
-    return {"holds": True, "bound": loaded.bound, "reason": None}, said
-
-
-def _system(path: Path) -> System:
-    from ..system import System
-
-    if path.suffix == ".npz":
-        return System.load(path)
-    import math
-
-    from ..train.checkpoint import load_model
-    from ..train.evaluate import exact_copy
-
-    model, config = load_model(path)
-    if config.architecture != "dense":
-        raise InvalidInput(
-            f"{path} is a convolutional network, too large for a semidefinite program. Its bound "
-            "and certified accuracies are in the metrics.json of its run."
-        )
-    return System.from_module(exact_copy(model), features=math.prod(config.input_shape))
-
-
+app.command()(verify)
 app.command()(derive)
 app.command()(train)
 app.command()(compare)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ..errors import CertificationError, NotConverged, NotWellPosed
+
 if TYPE_CHECKING:
     from ..train.config import RunConfig
     from ..train.row import Row
@@ -18,6 +20,13 @@ DOES_NOT_HOLD, BAD_INPUT, UNDECIDED, DEFECT, INTERRUPTED = 1, 2, 3, 70, 130
 QUIET_SECONDS = 30
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
+
+
+def worst(error: Exception) -> int:
+    """The exit code that an exception means."""
+    if isinstance(error, NotWellPosed | NotConverged):
+        return DOES_NOT_HOLD
+    return UNDECIDED if isinstance(error, CertificationError) else BAD_INPUT
 
 
 def fail(error: object, code: int) -> typer.Exit:

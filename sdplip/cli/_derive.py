@@ -103,7 +103,7 @@ def read(path: Path) -> Any:
 
 def has_kind(content: Any) -> bool:
     """Whether this is what `derive` wrote; certificates have a format instead."""
-    return isinstance(content, dict) and "kind" in content
+    return isinstance(content, dict) and "kind" in content and "format" not in content
 
 
 def replayed(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], str]:

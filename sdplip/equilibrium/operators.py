@@ -318,7 +318,7 @@ def from_spectrum(moved: Tensor, size: tuple[int, int]) -> Tensor:
     """The inverse of `spectrum` for images of this size."""
     if not moved.numel():
         return moved.real.new_zeros(*moved.shape[2:], *size)
-    return torch.fft.irfft2(moved.permute(2, 3, 0, 1).contiguous(), s=size)
+    return torch.fft.irfft2(moved.permute(2, 3, 0, 1), s=size)
 
 
 def as_operator(A: Tensor | Operator) -> Operator:

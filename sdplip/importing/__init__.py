@@ -77,7 +77,8 @@ def load(
         return checked(read_onnx(path, input_shape, normalisation, declared), normalisation, sample)
     system: System | ConvSystem
     if kind == ".npz":
-        system = _files.load(path, None if input_shape is None else tuple(input_shape[-2:]))
+        size = None if input_shape is None else (input_shape[-2], input_shape[-1])
+        system = _files.load(path, size)
     elif kind in KINDS:
         system = _weights(path, kind, activation, _range(slopes), transposed)
     else:

@@ -19,6 +19,7 @@ from .values import LIMIT, Affine, Network, Reading, Slopes, Term, TooLarge, Val
 
 COMFORTABLE = 6000
 """From more inputs and units on, a chain of convolutions is kept as one."""
+MOST_PIXELS = 1 << 22
 CHUNK = 256
 """How many pixels go through a dense layer at a time, to read off its weights."""
 
@@ -46,7 +47,7 @@ class Map(Value):
 
     def then(self, stage: Stage) -> Map:
         if isinstance(self.stage, Head) or tuple(self.size[-3:]) != self.image:
-            self._refuse("needs an image")
+            raise self._refused("needs an image")
         image = stage.shape(self.image)
         return Map(self.network, self, stage, torch.Size((*self.size[:-3], *image)), image)
 
@@ -77,12 +78,11 @@ class Map(Value):
     def plus(self, other: Term) -> Map:
         if isinstance(other, Map):
             return self._sum(other)
-        if isinstance(other, Value):
-            self._refuse("adds what is no image")
+        assert not isinstance(other, Value)
         if isinstance(self.stage, Head):
             bias = torch.tensor(self.stage.bias).reshape(self.size) + other
             if bias.shape != self.size:
-                self._refuse("adds a larger tensor")
+                raise self._refused("adds a larger tensor")
             stage = Head(self.stage.weight, bias.reshape(-1).numpy())
             return replace(self, stage=stage)
         return self._scaled(np.ones(self.image[0]), self._per_channel(other))
@@ -92,13 +92,18 @@ class Map(Value):
             return self.linear(lambda t: t * factor)
         return self._scaled(self._per_channel(factor), np.zeros(self.image[0]))
 
+    def gated(self, other: Map) -> Map:
+        """x · y, which is SiLU where one is the sigmoid of the other."""
+        for x, y in ((self, other), (other, self)):
+            if y.before is x and isinstance(y.stage, Activate) and y.stage.name == "sigmoid":
+                return x.then(Activate("silu"))
+        raise self._refused("multiplies images")
+
     def _per_channel(self, value: Tensor | float) -> Array:
         full = torch.as_tensor(value, dtype=torch.float64).expand(self.size)
         flat = full.reshape(self.image[0], -1)
-        if tuple(self.size[-3:]) != self.image or not torch.equal(
-            flat, flat[:, :1].expand_as(flat)
-        ):
-            self._refuse("has a constant that differs between the pixels")
+        if tuple(self.size[-3:]) != self.image or bool((flat != flat[:, :1]).any()):
+            raise self._refused("has a constant that differs between the pixels")
         return flat[:, 0].numpy()
 
     def _scaled(self, factor: Array, shift: Array) -> Map:
@@ -120,7 +125,7 @@ class Map(Value):
         groups: int,
     ) -> Map:
         if weight.dim() != 4:
-            self._refuse("is no convolution of images")
+            raise self._refused("is no convolution of images")
         out, inner, *taps = weight.shape
         spread = [d * (k - 1) + 1 for d, k in zip(dilation, taps, strict=True)]
         kernel = torch.zeros(out, inner * groups, *spread, dtype=torch.float64)
@@ -147,7 +152,7 @@ class Map(Value):
     def activate(self, names: str | NDArray[np.str_], slopes: Slopes | None = None) -> Map:
         distinct = np.unique(names)
         if len(distinct) > 1:
-            self._refuse("has an activation that differs between units")
+            raise self._refused("has an activation that differs between units")
         name = str(distinct[0])
         if slopes is None:
             return self.then(Activate(name))
@@ -168,11 +173,11 @@ class Map(Value):
         body = tuple(step.stage for step in mine[mine.index(fork) + 1 :])
         skip = tuple(step.stage for step in theirs[theirs.index(fork) + 1 :])
         if self.size != other.size or any(isinstance(s, Head) for s in (*body, *skip)):
-            self._refuse("adds tensors that are no images of one size")
+            raise self._refused("adds tensors that are no images of one size")
         return fork.then(Add(body, skip))  # type: ignore[arg-type]
 
-    def _refuse(self, what: str) -> None:
-        raise InvalidInput(f"{self.network.where} {what}, which a chain of convolutions cannot.")
+    def _refused(self, what: str) -> InvalidInput:
+        return InvalidInput(f"{self.network.where} {what}, which a chain of convolutions cannot.")
 
 
 def image(size: tuple[int, int, int], shape: Sequence[int] | None = None) -> Map:
@@ -214,7 +219,9 @@ def _dense(shape: Sequence[int], follow: Callable[[Value], Value], most: float) 
 def _convolutions(shape: Sequence[int], follow: Callable[[Value], Value]) -> ConvSystem:
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[0] != 1):
         raise InvalidInput(f"the input, of shape {tuple(shape)}, is no image.")
+    if prod(shape) > MOST_PIXELS:
+        raise InvalidInput(f"the input, of shape {tuple(shape)}, is too large an image.")
     c, h, w = shape[-3:]
     y = follow(image((c, h, w), shape))
     assert isinstance(y, Map)
-    return ConvSystem(y.stages(), c, (h, w))  # type: ignore[arg-type]
+    return ConvSystem(y.stages(), c, (h, w))

@@ -165,15 +165,6 @@ def _clip(
     return op.clip(x, _number(ends[0], "minimum"), _number(ends[1], "maximum"))
 
 
-def _least(x: Term, y: Term) -> Term:
-    return op.negative(_greatest(op.negative(x), op.negative(y)))
-
-
-def _greatest(x: Term, y: Term) -> Term:
-    """max(x, y) = y + relu(x - y)."""
-    return op.add(op.activate(op.add(x, op.negative(y)), "relu"), y)
-
-
 def _shrink(x: Term, *, bias: float = 0.0, lambd: float = 0.5) -> Term:
     if bias != lambd:
         raise InvalidInput(f"Shrink with bias {bias:g} and lambd {lambd:g} jumps.")
@@ -238,8 +229,8 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "HardSwish": _named("hardswish"),
     "LeakyRelu": lambda x, *, alpha=0.01: op.activate(x, parametrised("leaky_relu", alpha)),
     "MatMul": op.matmul,
-    "Max": _greatest,
-    "Min": _least,
+    "Max": op.greatest,
+    "Min": op.least,
     "Mul": op.multiply,
     "Neg": op.negative,
     "PRelu": op.prelu,

@@ -43,6 +43,8 @@ def scaled(x: Term | float, factor: float) -> Term:
 def multiply(x: Term | float, y: Term | float) -> Term:
     if isinstance(x, Affine) and isinstance(y, Affine):
         return product(x, y)
+    if isinstance(x, Map) and isinstance(y, Map):
+        return x.gated(y)
     if isinstance(y, Value):
         x, y = y, x
     constant(y, "multiplies")
@@ -105,6 +107,15 @@ def clip(x: Term, low: float | None, high: float | None) -> Term:
     if high is not None:
         return negative(add(activate(add(negative(x), high), "relu"), -high))
     return x
+
+
+def greatest(x: Term, y: Term) -> Term:
+    """max(x, y) = y + relu(x - y)."""
+    return add(activate(add(x, negative(y)), "relu"), y)
+
+
+def least(x: Term, y: Term) -> Term:
+    return negative(greatest(negative(x), negative(y)))
 
 
 def softplus(x: Term, sharpness: float = 1.0) -> Term:

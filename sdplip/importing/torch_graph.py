@@ -79,6 +79,12 @@ def _pool(axes: int) -> Callable[..., Term]:
     return pool
 
 
+def _converted(x: Term, *, dtype: torch.dtype | None = None, **others: Any) -> Term:
+    if dtype not in (None, torch.float32, torch.float64):
+        raise InvalidInput(f"a tensor that depends on the input is rounded to {dtype}.")
+    return x
+
+
 def _prelu(x: Term, weight: Tensor) -> Term:
     shape = [1, -1, *[1] * (len(x.shape) - 2)] if len(x.shape) > 1 else [-1]
     return op.prelu(x, weight.reshape(shape) if weight.numel() > 1 else weight)
@@ -133,7 +139,7 @@ def _parametrised(family: str, *defaults: float) -> Callable[..., Term]:
 
 OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "_native_batch_norm_legit_no_training": _batch_norm,
-    "_to_copy": lambda x, **options: x,
+    "_to_copy": _converted,
     "adaptive_avg_pool1d": lambda x, size: op.linear(
         x, lambda t: nn.functional.adaptive_avg_pool1d(t, size)
     ),
@@ -163,7 +169,9 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "linear": op.dense,
     "log_sigmoid": _named("logsigmoid"),
     "matmul": op.matmul,
+    "maximum": op.greatest,
     "mean": _sum(torch.mean),
+    "minimum": op.least,
     "mm": op.matmul,
     "mul": op.multiply,
     "neg": op.negative,
@@ -238,7 +246,8 @@ def read_module(
             where = entry.network.where = f"{owner}: node {node.name!r} ({node.target})"
             if node.op == "placeholder":
                 values[node] = start if node.name == names[0] else _constant(node, known)
-            elif node.op == "call_function":
+            # Assertions have no users.
+            elif node.op == "call_function" and node.users:
                 values[node] = _run(node, values, where, slopes)
             elif node.op == "output":
                 output = values[node.args[0][0]]
@@ -317,7 +326,7 @@ def _run(node: Any, values: Any, where: str, slopes: Mapping[str, Slopes]) -> An
         if name in LINEAR and isinstance(first, Value):
             return first.linear(lambda t: target(t, *args[1:], **kwargs))
         if name in LISTS and isinstance(first, Value):
-            count = len(target(first.offset, *args[1:], **kwargs))
+            count = len(target(torch.zeros(first.shape).double(), *args[1:], **kwargs))
             return [first.linear(_part(target, i, args[1:], kwargs)) for i in range(count)]
         if name in slopes and isinstance(first, Value):
             return first.activate("unknown", slopes[name])

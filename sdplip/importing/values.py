@@ -229,7 +229,7 @@ def join(parts: Sequence[Term], f: Callable[[list[Tensor]], Tensor]) -> Any:
     if not values:
         return f([torch.as_tensor(part) for part in parts])
     columns = torch.cat([value.columns for value in values]).unique()
-    offsets = [p.offset if isinstance(p, Affine) else p.to(torch.float64) for p in parts]
+    offsets = [p.offset if isinstance(p, Affine) else torch.as_tensor(p).double() for p in parts]
     offset, network = f(offsets), values[0].network
     network.fits(len(columns) * offset.numel())
     data = [

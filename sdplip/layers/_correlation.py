@@ -56,14 +56,15 @@ def rounded_sums(K: Tensor, q: Tensor) -> Tensor:
     for every s > 0, since the difference is (√s (H + L) - E/√s)(√s (H + L) - E/√s)ᵀ. Of
     (H + L)(H + L)ᵀ all but L Lᵀ is one product, whose entries are rounded once. Row sums dominate
     it, and |L| |L|ᵀ and |E| |E|ᵀ, for which vectors are enough: |E| ≤ 2⁻⁸ |K - H|. Subnormal
-    numbers may count as zero, which no T above 1e-30 notices. The derivative takes K for H.
+    numbers may count as zero, far below what a T above 1e-12 notices. The derivative takes K for H;
+    its own products are in bfloat16 too, within 1 % in norm.
 
     Args:
         K: (*batch, n, m, k₁, k₂), float32 or float64. q: (*batch, n).
 
     Returns:
         (*batch, n): 0.5 % above `correlation_sums` for normal entries, 0.8 % for 2048 orthogonal
-        rows.
+        rows. Not finite where squares exceed float32.
     """
     flat, weights = _flat(K, q)
     H, m = flat.to(torch.bfloat16).contiguous(), K.shape[-3]
@@ -75,7 +76,7 @@ def rounded_sums(K: Tensor, q: Tensor) -> Tensor:
     rest = rest.abs_() if rest.ndim == 3 else rest.abs_().sum(dim=(2, 3))
     lost = (1 + HALF_ULP) ** 2 * _times(rest, _times(rest.mT, weights))
     # Each of the summands of an entry may have been rounded to float32.
-    sums = (1 + HALF_ULP + 3 * math.prod(K.shape[-3:]) * FLOAT_HALF_ULP) * sums + lost
+    sums = (1 + HALF_ULP + 4 * math.prod(K.shape[-3:]) * FLOAT_HALF_ULP) * sums + lost
     with torch.no_grad():
         # The best s where both have the same ratio everywhere.
         least = torch.finfo(q.dtype).tiny

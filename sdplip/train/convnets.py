@@ -38,6 +38,9 @@ UNCONSTRAINED = "unconstrained"
 BLOCKS = 5
 """Of a convnet: each halves the image, so that its side must be a multiple of 2^BLOCKS."""
 
+WIDE = 512
+"""Channels from which products in bfloat16 are cheaper than exact ones."""
+
 PATCH = 4
 """The side of a patchwise network's patches, and of a residual network's pooling windows."""
 
@@ -227,6 +230,8 @@ def _conv(config: ModelConfig, width: int, kernel: int, channels: int | None = N
         return nn.Conv2d(channels, width, kernel, padding="same")
     family: Callable[..., nn.Module] = CONVOLUTIONS[config.layer]
     offered = _offered(config) | {"hidden": config.hidden}
+    if min(channels, config.hidden or width) < WIDE:
+        del offered["products"]
     return family(channels, width, kernel, **_accepted(family, offered))
 
 

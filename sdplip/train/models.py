@@ -57,7 +57,8 @@ class ModelConfig:
     some. `gamma` is LBEN's and MON's bound for the normalised input, None for no bound. `normalise`
     subtracts `mean` (one, or one per channel) and, for "std", divides by `std`, inside the model:
     bounds per raw pixel are then 1/std times those of the rest. `tol` is the equilibrium solver's
-    tolerance while training, None for the layers' own, 1e-2. `products` are SLL's and AOL's.
+    tolerance while training, None for the layers' own, 1e-2. `products` are SLL's and AOL's;
+    those of convolutions of fewer than `convnets.WIDE` channels stay exact.
     """
 
     layer: str

@@ -2,6 +2,22 @@
 
 from .bound import lipschitz, norm_product
 from .certificate import Certificate, as_system, check
+from .descent import chain_bound
+from .local import restrict
 from .lower import lower_bound
+from .margins import MarginBounds, margin_bounds
+from .region import Region
 
-__all__ = ["Certificate", "as_system", "check", "lipschitz", "lower_bound", "norm_product"]
+__all__ = [
+    "Certificate",
+    "MarginBounds",
+    "Region",
+    "as_system",
+    "chain_bound",
+    "check",
+    "lipschitz",
+    "lower_bound",
+    "margin_bounds",
+    "norm_product",
+    "restrict",
+]

@@ -127,7 +127,9 @@ class _State:
         return cls(blocks, mu * Z if X is None else X, S, inverse, Z)
 
     def joined(self, other: _State) -> _State:
-        both = {k: torch.cat([getattr(self.blocks, k), getattr(other.blocks, k)]) for k in "PQG"}
+        both: dict[str, Any] = {
+            k: torch.cat([getattr(self.blocks, k), getattr(other.blocks, k)]) for k in "PQG"
+        }
         names = ("X", "S", "inverse", "Z")
         parts = [torch.cat([getattr(self, k), getattr(other, k)]) for k in names]
         return _State(replace(self.blocks, **both), *parts)
@@ -181,8 +183,8 @@ class _Point:
         fixed = [aim * s.Z for s in self.states]
         linear: Any = 0.0
         if first is not None:
-            terms = zip(fixed, first.X, first.S, self.states, strict=True)
-            fixed = [K - X @ S @ s.Z for K, X, S, s in terms]
+            second = zip(fixed, first.X, first.S, self.states, strict=True)
+            fixed = [K - X @ S @ s.Z for K, X, S, s in second]
             linear = first.w * first.v
         traces: Any = sum(s.blocks.traces(K) for s, K in zip(self.states, fixed, strict=True))
         rhs = traces - self.target

@@ -72,9 +72,8 @@ class Certificate:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON; numbers are exact (shortest text that reads back the same)."""
-        write_atomically(
-            Path(path), lambda scratch: scratch.write_text(_text(self.to_json()), "utf-8")
-        )
+        content = _text(self.to_json()).encode()
+        write_atomically(Path(path), lambda scratch: scratch.write_bytes(content))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document: the fields (norm as text), the format and a hash over them."""
@@ -93,7 +92,7 @@ class Certificate:
             CertificationError: edited since it was written.
         """
         try:
-            text = Path(path).read_text("utf-8")
+            text = Path(path).read_bytes().decode()
             content = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             raise InvalidInput(f"{path} is no readable certificate ({error}).") from error
@@ -299,15 +298,15 @@ def prove(
 ) -> float | None:
     """About the smallest bound that `holds`, from what a solver says is the least.
 
-    least·(1 + 10⁻ᵏ) for k = 14, 13, … up to `most`, then once more, so that other checkers, whose
-    arithmetic may be coarser, can show it, too. None where none is shown.
+    least·(1 + 10⁻ᵏ) for k = 14, 13, … up to `most`, then ten times that excess, so that other
+    checkers, whose arithmetic may be coarser, can show it, too. None where none is shown.
     """
     for excess in 10.0 ** np.arange(-14, 0):
         if excess > most:
             break
         if holds(system, norm, float(least * (1 + excess)), multipliers, classes):
             # The condition is monotone in the bound.
-            return float(least * (1 + 3 * excess))
+            return float(least * (1 + 10 * excess))
     return None
 
 

@@ -195,7 +195,7 @@ def minimise(
             stopped = "steps"
         elif deadline is not None and began + spent > deadline:
             stopped = "time"
-        elif idle > 10:
+        elif idle > 25:
             stopped = "rounding"
         else:
             stopped = ""

@@ -26,7 +26,7 @@ import numpy as np
 FORMAT = "sdplip certificate 2"
 FIELDS = "format bound norm multipliers proven lower optimum norm_product solver seconds inputs"
 FIELDS += " units outputs model version kind classes region solved sha256"
-RISING = "relu tanh sigmoid softplus elu softsign atan asinh logsigmoid tanhshrink"
+RISING = "relu tanh softplus elu softsign atan asinh logsigmoid tanhshrink"
 SLOPES = dict.fromkeys(RISING.split(), (0.0, 1.0)) | {
     **{"abs": (-1.0, 1.0), "sin": (-1.0, 1.0), "cos": (-1.0, 1.0), "identity": (1.0, 1.0)},
     **{"leaky_relu": (0.01, 1.0), "erf": (0.0, 1.1283792), "silu": (-0.09985, 1.09985)},
@@ -35,7 +35,7 @@ SLOPES = dict.fromkeys(RISING.split(), (0.0, 1.0)) | {
     **{"leaky_relu()": lambda s: (min(s, 1.0), max(s, 1.0)), "unknown": (inf, -inf)},
     **{"elu()": lambda s: (min(s, 0.0), max(s, 1.0)), "celu()": lambda s: (0.0, 1.0 / (s > 0))},
     **{"softplus()": lambda s: (0.0, 1.0 / (s > 0)), "softshrink()": lambda s: (0.0, 1 / (s >= 0))},
-    **{"hardtanh()": lambda a, b: (0.0, 1.0 / (a < b))},
+    **{"hardtanh()": lambda a, b: (0.0, 1.0 / (a < b)), "sigmoid": (0.0, 0.25)},
 }
 """Of σ by name; () has parameters, as in leaky_relu(0.2); what divides by zero is refused."""
 U, TINY, LARGE, BYTES, EXACT = 2.0**-53, 1e-150, 1e40, 1 << 30, 1e6
@@ -178,8 +178,8 @@ def definite(S, rad):
     S, rad = (S + S.T) / 2, (rad + rad.T) / 2 + U * abs(S + S.T)
     scale, d = np.ldexp(1.0, -(np.frexp(S.diagonal())[1] // 2)), len(S)
     S, rad = S * scale[:, None] * scale, (rad * scale[:, None] * scale).sum(1) + d * 1e-150
-    shift = 2 * rad + d * U
-    for _ in range(4):
+    shift = 1.1 * rad + 16 * U
+    for _ in range(5):
         try:
             L = np.linalg.cholesky(S - np.diag(shift))
         except np.linalg.LinAlgError:
@@ -195,7 +195,7 @@ def definite(S, rad):
         others = (others + 4 * U * (abs(T) + abs(G)).sum(1) + d * entry) * (1 + 1e-9)
         if (rest.diagonal() > others).all():
             return True
-        shift = 2 * others
+        shift = 1.5 * others
     return False
 
 
@@ -258,7 +258,7 @@ def prove(net, claim, exact):
         parts.append(f(rows[kept], outputs, of(low[kept]), of(high[kept]), lam, bound, sign))
     if exact:
         return definite_exactly(parts[0]) if f is condition else (parts[0] > 0).all()
-    k += 16 + (outputs != 0).sum(axis).max(initial=0)
+    k += 10 + (outputs != 0).sum(axis).max(initial=0)
     if axis or ((low != 0) & (high != 0)).any():
         k += (rows != 0).sum(axis).max(initial=0)
     error = 1.01 * k * U * parts[1] + TINY

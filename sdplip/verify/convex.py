@@ -17,7 +17,7 @@ def require(solver: str, own: str) -> None:
 
     if solver not in cp.installed_solvers():
         raise InvalidInput(
-            f"solver = {solver!r} is not known; choose {own} or, through CVXPY, "
+            f"method = {solver!r} is not known; choose {own} or, through CVXPY, "
             f"{', '.join(cp.installed_solvers())}."
         )
 
@@ -33,7 +33,7 @@ def solve(problem: Problem, solver: str) -> Array:
 
     from .. import conditions
 
-    require(solver, "auto, interior, recursion")
+    require(solver, "auto, interior, chain, descent, layerwise, product")
     lam = cp.Variable(len(problem.A), nonneg=True)
     rho = cp.Variable(nonneg=True)
     M = conditions.lipschitz(
@@ -46,9 +46,9 @@ def solve(problem: Problem, solver: str) -> Array:
             warnings.simplefilter("ignore")
             task.solve(solver=solver)
     except cp.SolverError as error:
-        raise CertificationError(f"{solver} failed: {error} Try solver='interior'.") from error
+        raise CertificationError(f"{solver} failed: {error} Try method='interior'.") from error
     if lam.value is None:
         raise CertificationError(
-            f"{solver} stopped at {task.status!r} without multipliers. Try solver='interior'."
+            f"{solver} stopped at {task.status!r} without multipliers. Try method='interior'."
         )
     return np.maximum(np.asarray(lam.value, dtype=np.float64), 0.0)

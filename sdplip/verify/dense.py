@@ -73,8 +73,10 @@ def longest(factor: Array, step: Array, accuracy: float, enough: float) -> float
             )
             margin = beta * abs(vectors[-1, 0])
             lowest = float(values[0] - margin)
-            # Settled, or far enough from what would shorten the step.
-            if margin <= accuracy * abs(values[0]) or (k >= 12 and lowest * enough > -0.9):
+            # Settled, or far enough from what would shorten the step; a cluster hides what is
+            # lowest for some iterations.
+            settled = margin <= accuracy * abs(values[0]) or lowest * enough > -0.9
+            if k >= 12 and settled:
                 break
         if beta == 0:
             break

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from ..system import System
 from .ranges import STRAIGHT
 
 
-class Dyadic(NamedTuple):
+@dataclass(frozen=True)
+class Dyadic:
     """The numbers integers · 2^-places."""
 
     integers: NDArray[Any]
@@ -32,11 +34,11 @@ class Dyadic(NamedTuple):
         flat = np.array([i << s for i, s in pairs] + [None], dtype=object)[:-1]
         return cls(flat.reshape(array.shape), places)
 
-    def __add__(self, other: Dyadic) -> Dyadic:  # type: ignore[override]
+    def __add__(self, other: Dyadic) -> Dyadic:
         places = max(self.places, other.places)
         return Dyadic(self.to(places) + other.to(places), places)
 
-    def __mul__(self, other: Dyadic) -> Dyadic:  # type: ignore[override]
+    def __mul__(self, other: Dyadic) -> Dyadic:
         return Dyadic(self.integers * other.integers, self.places + other.places)
 
     def __matmul__(self, other: Dyadic) -> Dyadic:
@@ -45,7 +47,7 @@ class Dyadic(NamedTuple):
     def __abs__(self) -> Dyadic:
         return Dyadic(abs(self.integers), self.places)
 
-    def __getitem__(self, index: Any) -> Dyadic:  # type: ignore[override]
+    def __getitem__(self, index: Any) -> Dyadic:
         return Dyadic(self.integers[index], self.places)
 
     def to(self, places: int) -> NDArray[Any]:

@@ -28,9 +28,9 @@ class Folded:
     @property
     def system(self) -> System:
         """In floating point, for a solver: what it proposes is proved for `arrays`."""
-        matrices = [self.arrays[name].mid for name in "ABCD"]
+        A, B, C, D = (self.arrays[name].mid for name in "ABCD")
         slopes = {name: self.arrays[name] for name in ("alpha", "beta")}
-        return System(*matrices, **slopes, activation=UNKNOWN)
+        return System(A, B, C, D, **slopes, activation=np.full(len(A), UNKNOWN))
 
 
 def fold(system: System, C: Ball | None = None, D: Ball | None = None) -> Folded | None:

@@ -26,7 +26,7 @@ from .._arrays import Array
 from ..convolutional import ConvSystem
 from ..errors import CertificationError, InvalidInput
 from .blocks import Blocks, minimise
-from .rigorous import UNIT, Ball, positive_definite
+from .rigorous import TINY, UNIT, Ball, positive_definite
 from .torus import Torus, torus
 
 FIRST = 12
@@ -78,11 +78,11 @@ def lipschitz_conv(
     """
     deadline = None if time_limit is None else time.monotonic() + time_limit
     whole = torus(conv)
-    problem = _Problem.of(whole.pruned(), device)
-    multipliers = np.zeros(multiplier_count(conv))
+    pruned, multipliers = whole.pruned(), np.zeros(whole.multipliers)
     live = np.append(whole.live(), np.ones(len(multipliers) - whole.units, dtype=bool))
-    if problem.gain == 0:
+    if _holds(pruned, 0.0, multipliers[live]):
         return ConvBound(0.0, multipliers, 0.0, 0, 0)
+    problem = _Problem.of(pruned, device)
     families, start = problem.families(), problem.start()
 
     def report(steps: int, upper: float, lower: float) -> None:
@@ -101,8 +101,7 @@ def lipschitz_conv(
 
 def multiplier_count(conv: ConvSystem) -> int:
     """How many multipliers `frequency_holds` takes."""
-    data = torus(conv)
-    return data.units + (0 if data.head is None else data.outputs)
+    return torus(conv).multipliers
 
 
 def frequency_holds(conv: ConvSystem, bound: float, multipliers: Array) -> bool:
@@ -111,12 +110,12 @@ def frequency_holds(conv: ConvSystem, bound: float, multipliers: Array) -> bool:
     In rounding-safe arithmetic, about the weights as they are stored.
 
     Args:
-        multipliers: Λ, in the order of the layers of units (`Torus.layers`), 0 for units that cannot
-            matter; then, if there is a head, its scales t.
+        multipliers: Λ in the order of `Torus.layers`, 0 for units that cannot matter; then the
+            scales t of a head, if there is one that weighs pixels differently.
     """
     data = torus(conv)
     multipliers = np.asarray(multipliers, dtype=np.float64)
-    if multipliers.shape != (data.units + (0 if data.head is None else data.outputs),):
+    if multipliers.shape != (data.multipliers,):
         return False
     live = np.append(data.live(), np.ones(len(multipliers) - data.units, dtype=bool))
     return _holds(data.pruned(), bound, multipliers[live])
@@ -131,6 +130,15 @@ def _holds(data: Torus, bound: float, kept: Array, order: NDArray[np.intp] | Non
         return True
     if data.head is not None and not _head_holds(data.head, scales.mid):
         return False
+    # What overflows is no number, which proves nothing.
+    with np.errstate(all="ignore"):
+        return _all_hold(data, bound, lam, scales, order)
+
+
+def _all_hold(
+    data: Torus, bound: float, lam: Array, scales: Ball, order: NDArray[np.intp] | None
+) -> bool:
+    W, n = data.weights, data.units
     # ρ is below bound², so what is proved for √ρ holds for the bound.
     rho = Ball(float((Ball(bound) * Ball(bound)).lower))
     k = data.frequencies()
@@ -143,10 +151,10 @@ def _holds(data: Torus, bound: float, kept: Array, order: NDArray[np.intp] | Non
                 Ball(X.mid[i].reshape(W.shape[1:]), X.rad[i].reshape(W.shape[1:]))
                 for X in (cos, sin)
             )
-            if data.head is not None or (data.mean and part[i].any()):
-                weights = Ball(0.0) if data.mean else scales
-                real, imaginary = (_scaled(X, n, weights) for X in (real, imaginary))
-            V, F = (_embedded(real[rows], imaginary[rows]) for rows in (slice(n), slice(n, None)))
+            if data.head is not None:
+                real, imaginary = (_scaled(X, n, scales) for X in (real, imaginary))
+            rows = slice(n, n if data.mean and part[i].any() else None)
+            V, F = (_embedded(real[r], imaginary[r]) for r in (slice(n), rows))
             M = _condition(V, F, rho, lam, data.alpha, data.beta)
             if not positive_definite(M):
                 return False
@@ -238,8 +246,11 @@ class _Problem:
             head = torch.as_tensor(data.head.copy(), device=device)
             head_gain = _largest(head)
             head = head / head_gain
-        dead = not W[:, n:].any() or (head is not None and not head.any())
-        return cls(data, W, unit, 0.0 if dead else gain * head_gain, head, head_gain)
+        if not (W.isfinite().all() and math.isfinite(gain * head_gain)):
+            raise CertificationError(
+                "The gains of the network leave the range of float64. Rescale the weights."
+            )
+        return cls(data, W, unit, gain * head_gain, head, head_gain)
 
     @property
     def signed(self) -> Tensor:
@@ -289,7 +300,7 @@ class _Problem:
         return low, high
 
     def start(self) -> Tensor:
-        """A strictly feasible (ρ, λ, g): one multiplier per layer, last layer first, as `reduce`."""
+        """A strictly feasible (ρ, λ, g): one multiplier per layer, as in `reduce.start`."""
         n, m, W = self.data.units, self.data.inputs, self.W
         alpha, beta = self._slopes
         F = W[:, n:]
@@ -304,14 +315,15 @@ class _Problem:
             inside = torch.isin(rest, torch.as_tensor(m + layer, device=W.device))
             low, high = alpha[layer], beta[layer]
             corner, c = R[:, inside][:, :, inside], W[:, layer][:, :, rest[~inside]]
-            size = 1.5 * max(float(torch.linalg.eigvalsh(corner)[:, -1].max()), 1e-9)
+            floor = 1e-9 * float(R.abs().max()) + TINY
+            size = 1.5 * max(float(torch.linalg.eigvalsh(corner)[:, -1].max()), floor)
             lam[layer] = size
             cross = size * (low + high) * c + R[:, inside][:, :, ~inside]
             inner = 2 * size * torch.eye(len(layer), dtype=W.dtype, device=W.device) - corner
             R = R[:, ~inside][:, :, ~inside] + cross.mH @ torch.linalg.solve(inner, cross)
             R = R - 2 * size * c.mH @ (low * high * c)
             rest = rest[~inside]
-        rho = 1.5 * torch.linalg.eigvalsh(R)[:, -1].max().clamp_min(1e-9)
+        rho = 1.5 * torch.linalg.eigvalsh(R)[:, -1].max().clamp_min(TINY)
         return torch.cat([rho[None], lam, g])
 
     def prove(self, blocks: Blocks, v: Tensor, start: Tensor) -> tuple[float, Array]:

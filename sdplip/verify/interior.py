@@ -23,6 +23,9 @@ from .._arrays import Array
 from ..errors import CertificationError
 from .dense import TILE, cholesky, fold, inverse, longest, solver
 
+STALL = 15
+"""Steps within which the complementarity must halve."""
+
 Term = tuple[float, Array, Array, Array]
 """ρ, λ, and the matrices K and RK."""
 
@@ -246,7 +249,7 @@ class _State:
         gap[1:] += self.w
         error = abs(gap) @ abs(np.concatenate([[self.rho], self.lam]))
         # The price is right where the multipliers are: not while X is far from feasible.
-        if error > 1e-6 * abs(self.rho):
+        if error > 1e-9 * abs(self.rho):
             return float(-np.inf)
         return float(np.vdot(self.problem.G, self.X) - error)
 
@@ -380,6 +383,7 @@ def minimise(
             "The interior point method was given a start that is not strictly feasible."
         )
     lam, steps, dual, spent = point.lam, 0, -np.inf, 0.0
+    history = [point.mu]
     while True:
         began = time.monotonic()
         dual = max(dual, point.dual)
@@ -393,10 +397,11 @@ def minimise(
             stopped = "steps" if steps >= max_steps else "time"
             break
         after = point.step()
-        if after is None:
+        if after is None or (steps >= STALL and after.mu > 0.5 * history[-STALL]):
             stopped = "rounding"
             break
         point, steps = after, steps + 1
+        history.append(point.mu)
         if point.rho <= rho:
             rho, lam = point.rho, point.lam
         spent = time.monotonic() - began

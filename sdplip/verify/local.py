@@ -200,14 +200,13 @@ def _displacement(system: System, move: Array) -> tuple[Array, Array]:
     from .bound import lipschitz
 
     n, eye = system.units, np.eye(system.units)
-    slopes = {"alpha": system.alpha, "beta": system.beta, "activation": UNKNOWN}
+    zero, unknown = np.zeros((n, n)), np.full(n, UNKNOWN)
+    shifted = replace(system, B=np.diag(move), C=eye, D=zero, c=np.zeros(n), activation=unknown)
     try:
-        shifted = System(system.A, np.diag(move), eye, np.zeros((n, n)), **slopes)
         eta = np.array(lipschitz(shifted, np.inf, lower=False).multipliers)
         return eta, _above(abs(system.A) @ eta * (1 + 4 * n * UNIT))
     except (NotWellPosed, CertificationError):
-        shifted = System(system.A, eye, eye, np.zeros((n, n)), **slopes)
-        gain = lipschitz(shifted, 2, lower=False).bound * np.linalg.norm(move)
+        gain = lipschitz(replace(shifted, B=eye), 2, lower=False).bound * np.linalg.norm(move)
         gain *= 1 + 4 * (n + 8) * UNIT
         norms = np.linalg.norm(system.A, axis=1) * (1 + 4 * (n + 8) * UNIT)
         return np.full(n, gain), _above(gain * norms)

@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .._arrays import Array, finite
 from ..errors import ShapeError
@@ -94,7 +93,6 @@ class _Search:
         self.system, self.norm, self.region, self.deadline = system, norm, region, deadline
         self.rng = np.random.default_rng(seed)
         self.net = Network(system)
-        self.low = self.high = self.centre = None
         self.free = np.ones(system.inputs)
         if region is not None:
             if region.inputs != system.inputs:
@@ -102,34 +100,82 @@ class _Search:
                     f"The region has dimension {region.inputs}, but the system takes "
                     f"{system.inputs} inputs."
                 )
-            self.low, self.high = region.limits
-            self.centre = self.low / 2 + self.high / 2
+            low, high = region.limits
             # Pairs of the region differ in these coordinates alone.
-            self.free = ((self.high > self.low) & (region.radius != 0)).astype(float)
+            self.free = ((high > low) & (region.radius != 0)).astype(float)
+
+    @property
+    def late(self) -> bool:
+        return time.perf_counter() > self.deadline
 
     def climb(
         self, data: Array, samples: int | None, steps: int | None
     ) -> tuple[Array, Array, float]:
         """The best points, best first, their directions and the best gain."""
-        net, m = self.net, self.system.inputs
-        depth = len(net.levels)
+        net, n, m = self.net, self.system.units, self.system.inputs
         # Long ascents find more than many; a cycle costs an equilibrium and two solves per step.
-        most = (8, 25) if self.system.levels is None else (24, min(100 * depth, 300))
+        most = np.clip(2000 // (n + m), 24, 64), min(100 * len(net.levels), 300)
+        if self.system.levels is None:
+            most = 8, 25
         flops = 20.0 * net.cost
         samples = samples or int(np.clip(EFFORT / flops / max(most[1], 1), 4, most[0]))
         steps = steps or int(np.clip(EFFORT / flops / samples, min(8, most[1]), most[1]))
-        x, scale = self._starts(samples)
+        start, scale = self._starts(data, samples)
+        x, w = self._ascend(start, scale, steps)
+        x, w, scale = np.tile(x, (2, 1)), np.tile(w, (2, 1)), np.tile(scale, (2, 1))
+        x[: len(start)] = start
+        gains, w = self.gains(x, w, 6)
+        for shrink in (1.0, 0.3, 0.1, 0.03):
+            if self.late:
+                break
+            best = int(gains.argmax())
+            step = shrink * scale[best] / m**0.5
+            cloud = self.project(x[best] + step * self.rng.normal(size=(samples, m)))
+            more, directions = self.gains(cloud, np.tile(w[best], (samples, 1)), 6)
+            x, w = np.concatenate([x, cloud]), np.concatenate([w, directions])
+            gains = np.concatenate([gains, more])
+            scale = np.concatenate([scale, np.tile(scale[best], (samples, 1))])
+        top = np.argsort(-gains)[:3]
+        return x[top], self._directions(x[top], w[top]), float(gains[top[0]])
+
+    def _starts(self, data: Array, samples: int) -> tuple[Array, Array]:
+        """Points (k, m) and how far the search may step from each (k, m): half of them the best
+        of more, data among them."""
+        x, scale = self._random(4 * samples)
         if len(data):
-            data = self.project(data)
-            gains = np.concatenate([self.gains(part, None, 3)[0] for part in _chunks(data)])
-            data = data[np.argsort(-gains)[:samples]]
-            spread = np.full((len(data), 1), data.std() or 1.0) * np.ones_like(scale[:1])
-            x, scale = np.concatenate([x, data]), np.concatenate([scale, spread])
-        start = x.copy()
+            spread = np.full_like(data, data.std() or 1.0) if self.region is None else scale[0]
+            x = np.concatenate([x, self.project(data)])
+            scale = np.concatenate([scale, np.broadcast_to(spread, data.shape)])
+        gains = np.zeros(len(x))
+        for part in np.array_split(np.arange(len(x)), -(-len(x) // 256)):
+            if self.late:
+                break
+            gains[part] = self.gains(x[part], None, 2)[0]
+        best = np.argsort(-gains, kind="stable")
+        others = self.rng.permutation(best[samples // 2 :])
+        chosen = np.concatenate([best[: samples // 2], others])[:samples]
+        return x[chosen], scale[chosen]
+
+    def _random(self, count: int) -> tuple[Array, Array]:
+        shape = (count, self.system.inputs)
+        if self.region is None:
+            # The scale at which biases and inputs compete, in both directions.
+            weight, bias = np.linalg.norm(self.system.B, axis=1), abs(self.system.b)
+            ratios = bias[weight > 0] / weight[weight > 0]
+            reach = float(np.clip(np.median(ratios), 1.0, 1e6)) if ratios.size else 1.0
+            scale = np.tile(reach * np.logspace(-1.5, 1, count)[:, None], (1, shape[1]))
+            return scale * self.rng.normal(size=shape), scale
+        low, high = self.region.limits
+        half = np.tile(high / 2 - low / 2, (count, 1))
+        middle = low / 2 + high / 2
+        return self.project(middle + half * self.rng.uniform(-1, 1, size=shape)), half / 2
+
+    def _ascend(self, x: Array, scale: Array, steps: int) -> tuple[Array, Array]:
+        """Adam on log‖J(x)w‖, with slopes averaged ever less; w by a power step each."""
         w = self.rng.normal(size=x.shape) * self.free
         first, second = np.zeros_like(x), np.zeros_like(x)
         for t in range(1, steps + 1):
-            if time.perf_counter() > self.deadline:
+            if self.late:
                 break
             width = 3.0 * 0.01 ** ((t - 1) / max(steps - 1, 1))
             gradient, w = self._gradient(x, w, width)
@@ -138,39 +184,14 @@ class _Search:
             second += 0.01 * (gradient**2 - second)
             pace = np.sqrt(second / (1 - 0.99**t)) + 1e-12
             x = self.project(x + 0.1 * scale * first / (1 - 0.9**t) / pace)
-        x, w = np.concatenate([x, start]), np.concatenate([w, w])
-        gains, w = self.gains(x, w, 6)
-        for shrink in (1.0, 0.3, 0.1, 0.03):
-            if time.perf_counter() > self.deadline:
-                break
-            best = int(gains.argmax())
-            step = shrink * scale[best % len(scale)] / m**0.5
-            cloud = self.project(x[best] + step * self.rng.normal(size=(samples, m)))
-            more, directions = self.gains(cloud, np.tile(w[best], (samples, 1)), 6)
-            x, w = np.concatenate([x, cloud]), np.concatenate([w, directions])
-            gains = np.concatenate([gains, more])
-        top = np.argsort(-gains)[:3]
-        return x[top], self._directions(x[top], w[top]), float(gains[top[0]])
-
-    def _starts(self, samples: int) -> tuple[Array, Array]:
-        """Points (k, m) and how far the search may step from each (k, m)."""
-        shape = (samples, self.system.inputs)
-        if self.centre is None:
-            # The scale at which biases and inputs compete, in both directions.
-            weight, bias = np.linalg.norm(self.system.B, axis=1), abs(self.system.b)
-            ratios = bias[weight > 0] / weight[weight > 0]
-            reach = float(np.clip(np.median(ratios), 1.0, 1e6)) if ratios.size else 1.0
-            scale = np.tile(reach * np.logspace(-1.5, 1, samples)[:, None], (1, shape[1]))
-            return scale * self.rng.normal(size=shape), scale
-        half = np.tile((self.high - self.low) / 2, (samples, 1))
-        return self.project(self.centre + half * self.rng.uniform(-1, 1, size=shape)), half / 2
+        return x, w
 
     def project(self, x: Array) -> Array:
         """The nearest points of the region."""
-        if self.region is None or self.centre is None:
+        if self.region is None:
             return x
         if self.region.radius is None:
-            return np.clip(x, self.low, self.high)
+            return np.clip(x, *self.region.limits)
         centre = np.array(self.region.centre)
         away = x - centre
         # Inside by more than the rounding of the norm.
@@ -236,10 +257,6 @@ class _Search:
             else:
                 best.append(np.sign(J[abs(J).sum(axis=1).argmax()]))
         return np.stack(best) * self.free
-
-
-def _chunks(data: Array) -> list[Array]:
-    return np.array_split(data, -(-len(data) // 256))
 
 
 def _attained(system: System, norm: float, x: Array, w: Array) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,7 @@ from .rigorous import UNIT
 
 
 def difference(system: System, i: int, j: int) -> System:
-    """x ↦ y_i − y_j, one output; the rows of C and D and the entries of c are subtracted in float64.
+    """x ↦ y_i − y_j, one output; rows of C and D and entries of c are subtracted in float64.
 
     `certificate.holds` proves its bounds for the exact difference.
 
@@ -52,19 +53,21 @@ class MarginBounds:
     norm: float
     region: Region | None = None
 
-    def radius(self, logits: ArrayLike, error: float = 0.0) -> Array:
+    def radius(
+        self, logits: ArrayLike, error: float = 0.0, inputs: ArrayLike | None = None
+    ) -> Array:
         """How far, in `norm`, an input with these logits (…, p) may move without a new top class.
 
         The least of margin / bound over the other classes, rounded down; 0 where no class leads.
-        With a region it holds for the path of inputs inside it, so cap it by how far the input is
-        from the region's border.
 
         Args:
             logits: as computed.
             error: how far any logit may be from the exact one; twice of it is taken off margins.
+            inputs: (…, m), needed with a region: the radius is at most how far they are inside.
 
         Raises:
-            ShapeError: the last dimension is not p. InvalidInput: NaN or infinity.
+            ShapeError: the last dimension is not p, or m.
+            InvalidInput: NaN or infinity; bounds of a region without `inputs`.
         """
         y = finite("logits", logits)
         if y.ndim == 0 or y.shape[-1] != len(self.bounds):
@@ -81,7 +84,27 @@ class MarginBounds:
             radii = np.where(lasting, np.inf, margin / bounds * (1 - 4 * UNIT))
         radii = np.where(np.isnan(radii), 0.0, radii)
         np.put_along_axis(radii, top[..., None], np.inf, -1)
-        return np.asarray(radii.min(axis=-1))
+        least = np.asarray(radii.min(axis=-1))
+        return least if self.region is None else np.minimum(least, self._room(inputs))
+
+    def _room(self, inputs: ArrayLike | None) -> Array:
+        """How far inside the region the inputs are, rounded down."""
+        region = self.region
+        assert region is not None
+        if inputs is None:
+            raise InvalidInput("These bounds hold in a region; give the inputs, to stay inside it.")
+        x = finite("inputs", inputs)
+        if x.shape[-1:] != (region.inputs,):
+            raise ShapeError(f"inputs has shape {x.shape}, but must be (…, {region.inputs}).")
+        if region.radius is None:
+            low, high = region.limits
+            room = np.minimum(x - low, high - x)
+            rounding = 4 * UNIT * abs(room)
+            return np.maximum((room - rounding).min(axis=-1), 0.0)
+        m = region.inputs
+        away = np.linalg.norm(x - np.array(region.centre), axis=-1) * (1 + 4 * (m + 8) * UNIT)
+        room = np.maximum(region.radius * (1 - 4 * UNIT) - away, 0.0)
+        return np.asarray(room if self.norm == 2 else room / m**0.5 * (1 - 4 * UNIT))
 
 
 def margin_bounds(
@@ -90,6 +113,7 @@ def margin_bounds(
     *,
     pairs: str | int | None = None,
     region: Region | None = None,
+    time_limit: float | None = None,
     progress: Callable[[int, int, Certificate], None] | None = None,
     **options: Any,
 ) -> MarginBounds:
@@ -103,8 +127,10 @@ def margin_bounds(
         norm: 2 or inf, of the input.
         pairs: "all" (None is the same), or a label: only its pairs with the others.
         region: a local bound, for inputs of this region.
+        time_limit: seconds for all pairs, shared out evenly; as in `lipschitz`, what was found by
+            then is proven.
         progress: called after every pair with how many are done, of how many, and its certificate.
-        options: for `lipschitz`.
+        options: for `lipschitz`, such as method and seed; `lower` is False unless it is given.
 
     Raises:
         InvalidInput: fewer than two outputs, or a label that is none; and as `lipschitz`.
@@ -116,14 +142,19 @@ def margin_bounds(
     chosen = list(_pairs(p, pairs))
     bounds = np.full((p, p), math.inf)
     np.fill_diagonal(bounds, 0.0)
-    certificates = {}
+    certificates: dict[tuple[int, int], Certificate] = {}
     options = {"lower": False, **options}
-    for done, (i, j) in enumerate(chosen, 1):
-        found = lipschitz(system, norm, classes=(i, j), region=region, **options)
+    found, began = None, time.monotonic()
+    for done, (i, j) in enumerate(chosen):
+        if time_limit is not None:
+            left = began + time_limit - time.monotonic()
+            options["time_limit"] = max(left / (len(chosen) - done), 1e-3)
+        # Neighbouring pairs have similar multipliers.
+        found = lipschitz(system, norm, classes=(i, j), region=region, start=found, **options)
         certificates[i, j] = found
         bounds[i, j] = bounds[j, i] = found.bound
         if progress is not None:
-            progress(done, len(chosen), found)
+            progress(done + 1, len(chosen), found)
     return MarginBounds(bounds, certificates, parse_norm(norm), region)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,11 +10,11 @@ from .._arrays import Array
 from ..errors import CertificationError, NotWellPosed
 from ..system import System
 from . import convex
-from .certificate import holds
+from .euclidean import Proposal
 
 
-def maximum(system: System, method: str) -> tuple[str, Array, float, float]:
-    """Method, η, proven bound and optimum for ℓ∞."""
+def maximum(system: System, method: str, shown: Callable[[float, Array], bool]) -> Proposal:
+    """The best bound for ℓ∞ that `shown` takes with its η."""
 
     def top(eta: Array) -> float:
         return float((abs(system.C) @ eta + abs(system.D).sum(axis=1)).max())
@@ -31,8 +31,8 @@ def maximum(system: System, method: str) -> tuple[str, Array, float, float]:
             slack = slack + inflation * scale
         wider = eta + (_eta(system, slack) - least)
         bound = max(top(wider) * (1 + 1e-12), 1e-300)
-        if holds(system, math.inf, bound, wider):
-            return method, wider, bound, top(least)
+        if shown(bound, wider):
+            return Proposal(method, wider, bound, top(eta), top(least))
     raise CertificationError(
         "A weight vector η was found, but the ℓ∞ bound could not be proven with it in float64."
     )
@@ -86,9 +86,9 @@ def _eta_cvxpy(system: System, solver: str) -> Array:
     try:
         task.solve(solver=solver)
     except cp.SolverError as error:
-        raise CertificationError(f"{solver} failed: {error} Try solver='auto'.") from error
+        raise CertificationError(f"{solver} failed: {error} Try method='auto'.") from error
     if eta.value is None:
         if task.status == "infeasible":
             raise NotWellPosed("No weights η > 0 satisfy the ℓ∞ condition: no ℓ∞ bound.")
-        raise CertificationError(f"{solver} stopped at {task.status!r}. Try solver='auto'.")
+        raise CertificationError(f"{solver} stopped at {task.status!r}. Try method='auto'.")
     return np.maximum(np.asarray(eta.value), 0.0)

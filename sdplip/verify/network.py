@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .._arrays import Array
 from ..activations import elementwise
@@ -82,7 +83,7 @@ class Network:
         v = np.zeros_like(slope)
         v[:, self.fed] += w @ self.B.T
         if self.system.levels is None:
-            z = np.linalg.solve(self._inner(slope), (slope * v)[..., None])[..., 0]
+            z = np.asarray(np.linalg.solve(self._inner(slope), (slope * v)[..., None]))[..., 0]
             return v + z @ self.A.T, z
         z = np.zeros_like(slope)
         for here, before, block in self.levels:
@@ -90,14 +91,12 @@ class Network:
             z[:, here] = slope[:, here] * v[:, here]
         return v, z
 
-    def pull(
-        self, slope: Array, on_z: Array, on_v: Array | float = 0.0
-    ) -> tuple[Array, Array]:
+    def pull(self, slope: Array, on_z: Array, on_v: Array | float = 0.0) -> tuple[Array, Array]:
         """Whole sensitivities (k, n) to units and pre-activations, from the direct ones."""
         on_v = np.broadcast_to(on_v, slope.shape)
         if self.system.levels is None:
             inner = self._inner(slope).swapaxes(1, 2)
-            on_z = np.linalg.solve(inner, (on_z + on_v @ self.A)[..., None])[..., 0]
+            on_z = np.asarray(np.linalg.solve(inner, (on_z + on_v @ self.A)[..., None]))[..., 0]
             return on_z, slope * on_z + on_v
         on_z, on_v = on_z.copy(), on_v.copy()
         for here, before, block in reversed(self.levels):
@@ -125,7 +124,7 @@ class Network:
         return np.eye(len(self.b)) - slope[:, :, None] * self.A
 
 
-def _span(mask: NDArray[np.bool_]) -> slice:
+def _span(mask: Any) -> slice:
     """From the first to the last that is set."""
     where = np.flatnonzero(mask)
     return slice(where[0], where[-1] + 1) if where.size else slice(0, 0)

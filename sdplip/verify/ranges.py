@@ -63,12 +63,14 @@ def slope_range(names: NDArray[np.str_], low: Array, high: Array) -> tuple[Array
     quotient is a mean of slopes there; whatever lies between the inputs does not matter. An
     activation without a rule of its own has its whole slope range.
     """
-    return _by_name(names, _slope_range, low, high)
+    a, b = _by_name(names, _slope_range, low, high)
+    return a, b
 
 
 def value_range(names: NDArray[np.str_], low: Array, high: Array) -> tuple[Array, Array]:
     """Bounds of σ between low and high, (n,) each."""
-    return _by_name(names, _value_range, low, high)
+    a, b = _by_name(names, _value_range, low, high)
+    return a, b
 
 
 def lines(names: NDArray[np.str_], low: Array, high: Array) -> Lines:
@@ -161,6 +163,12 @@ def _lines(sigma: Elementwise, low: Array, high: Array) -> tuple[Array, ...]:
     t = np.where(last[1] - fall < first[1] + rise, a, b)
     below = np.where(s == b, last[0] - b * high, first[0] - a * low)
     above = np.where(t == a, last[1] - a * high, first[1] - b * low)
+    if kind in PEAKED:
+        twice = 2 * _evaluate(sigma, np.zeros(1))
+        t, above = _over_the_peak(sigma, low, high)
+        # σ(v) = 2σ(0) − σ(−v).
+        s, below = _over_the_peak(sigma, -high, -low)
+        below = twice - below
     # The tangent in the middle on the one side, the chord on the other.
     bent = kind in STRAIGHT and sigma.beta == _slope(sigma, np.ones(1))[0]
     convex = bent | (kind in RISING) | ((kind in PEAKED) & (high <= 0))
@@ -187,6 +195,30 @@ def _lines(sigma: Elementwise, low: Array, high: Array) -> tuple[Array, ...]:
         np.where(known, t, 0.0),
         np.where(known, above, highest),
     )
+
+
+def _over_the_peak(sigma: Elementwise, low: Array, high: Array) -> tuple[Array, Array]:
+    """A line above σ where low ≤ 0 ≤ high, σ convex below 0 and concave above.
+
+    It touches at d ≥ 0, the first from where the tangent passes over the low end, or is a chord:
+    above σ right of 0 for it is so in d, left of 0 for it is so at both ends.
+    """
+    start = _values(sigma, low)[1]
+    near, far = np.zeros_like(low), np.maximum(high, 0.0)
+
+    def passes(d: Array) -> NDArray[np.bool_]:
+        return _evaluate(sigma, d) + _slope(sigma, d) * (low - d) >= start
+
+    reached = passes(far)
+    for _ in range(20):
+        middle = (near + far) / 2
+        over = passes(middle)
+        near, far = np.where(over | ~reached, near, middle), np.where(over, middle, far)
+    slope, end = _slope(sigma, far), _values(sigma, far)[1]
+    chord = (end - start) / np.where(far > low, far - low, 1.0)
+    slope = np.where(reached, slope, np.maximum(np.minimum(chord, slope - ERROR), 0.0))
+    offset = np.maximum(end - slope * far + ERROR * (high - low), start - slope * low)
+    return slope, offset
 
 
 def _values(sigma: Elementwise, v: Array) -> tuple[Array, Array]:

@@ -156,12 +156,12 @@ def _wellposed(problem: Problem) -> Array:
     zero = np.zeros((n, 0))
     part = form(problem.A, zero, np.zeros((0, n)), np.zeros((0, 0)), problem.alpha, problem.beta)
     search = replace(part, e=np.ones(n), G=np.eye(n), implied=False)
-    lam = np.full(n, 1e-3)
+    lam = np.full(n, 1e6)
     first = search(0.0, lam)
     lowest = np.linalg.eigvalsh(first)[0]
     if lowest <= 0:
         found: Optimum = minimise(
-            search, 1.0 - 2 * lowest, lam, tol=1e-13, stop_below=0.0, max_steps=200
+            search, 1.0 - 2 * lowest, lam, tol=-np.inf, stop_below=0.0, max_steps=200
         )
         lam = found.lam
         if found.rho > 0:

@@ -192,14 +192,16 @@ def positive_definite(matrix: Ball) -> bool:
     diagonal = mid.diagonal()
     if not (diagonal > 0).all():
         return False
-    # Powers of two: the scaling rounds nothing but what underflows, by less than 1e-160 in the end.
+    # Powers of two: the scaling rounds nothing but what underflows, by less than 1e-160.
     scale = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
     mid = mid * scale[:, None] * scale
     distance = _up((rad * scale[:, None] * scale).sum(axis=1), n + 4) + n * 1e-150
     del rad
     bands = _bands(mid)
     if bands is None:
-        return _by_rump(mid, float(distance.max())) or _by_residual(mid[None], mid[None][:0], distance)
+        return _by_rump(mid, float(distance.max())) or _by_residual(
+            mid[None], mid[None][:0], distance
+        )
     order, width = bands
     return _by_residual(*_blocks(mid, order, width), distance[order])
 
@@ -253,7 +255,8 @@ def _by_residual(diagonal: Array, below: Array, distance: Array) -> bool:
     """
     count, width = diagonal.shape[:2]
     distance = np.append(distance, np.zeros(count * width - len(distance))).reshape(count, width)
-    shift = distance + width * UNIT
+    # What a decomposition leaves is mostly below width/2 units.
+    shift = 1.1 * distance + 0.75 * width * UNIT
     for _ in range(4):
         L, M = np.empty_like(diagonal), np.empty_like(below)
         shifted = diagonal - shift[:, :, None] * np.eye(width)
@@ -271,7 +274,7 @@ def _by_residual(diagonal: Array, below: Array, distance: Array) -> bool:
             return True
         if not np.isfinite(others).all():
             return False
-        shift = 2 * others
+        shift = 1.5 * others
     return False
 
 

@@ -29,11 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._arrays import Array
-from ..convolutional import (
+from .._stages import (
     Activate,
     Add,
     Convolve,
-    ConvSystem,
     Head,
     Pair,
     Pool,
@@ -41,6 +40,7 @@ from ..convolutional import (
     Stage,
     chain_shapes,
 )
+from ..convolutional import ConvSystem
 from ..errors import InvalidInput
 from .rigorous import UNIT, Ball
 
@@ -83,6 +83,11 @@ class Torus:
     @property
     def outputs(self) -> int:
         return self.weights.shape[1] - self.units
+
+    @property
+    def multipliers(self) -> int:
+        """How many there are: one per unit, and with a head its scales."""
+        return self.units + (0 if self.head is None else self.outputs)
 
     def live(self) -> NDArray[np.bool_]:
         """Mask (n,) of the units on a path from an input to an output, at any frequency."""
@@ -190,7 +195,8 @@ def torus(conv: ConvSystem) -> Torus:
     size = _smallest(conv, fine)
     layers: list[_Layer] = []
     last = _chain(conv.stages, _Signal(conv.start, fine, {0: None}), size, layers)
-    head, mean = None, False
+    head: Array | None = None
+    mean = False
     if isinstance(conv.stages[-1], Head):
         head = conv.stages[-1].weight.reshape(-1, last.width, math.prod(last.shape[1:]))
         mean = head.shape[2] > 1 and bool((head == head[:, :, :1]).all())
@@ -199,10 +205,12 @@ def torus(conv: ConvSystem) -> Torus:
     total, outputs = last.total, last.width
     if head is not None and (mean or head.shape[2] == 1):
         # The sum over a torus is its frequency 0 times the root of its size, which may round.
-        root = math.sqrt(math.prod(size)) if mean else 1.0
-        weight = Ball(head[:, :, 0]) * Ball(root, UNIT * root)
+        root = math.sqrt(math.prod(size))
+        weight = Ball(head[:, :, 0])
+        if mean and head.any():
+            weight = weight * Ball(root, UNIT * root)
         total = {k: _product({(0, 0): weight}, kernel) for k, kernel in total.items()}
-        head, outputs = None, len(head)
+        head, outputs = None, weight.shape[0]
     ends = [0, *np.cumsum([width, *(len(layer.alpha) for layer in layers), outputs]).tolist()]
     columns, rows = ends[-2], ends[-1] - width
     if columns > WIDEST:
@@ -305,7 +313,8 @@ def _product(kernel: Kernel, first: Kernel | None) -> Kernel:
     if first is None:
         return kernel
     total: Kernel = {}
-    for (a, b), K in kernel.items():
+    # A product with zeros has a radius.
+    for (a, b), K in [*kernel.items()] if any(K.mid.any() for K in kernel.values()) else ():
         for (c, d), L in first.items():
             tau = (a + c, b + d)
             total[tau] = total[tau] + K @ L if tau in total else K @ L

@@ -1,15 +1,20 @@
 """Certificates stand alone: written exactly, tied to one model, refused when touched."""
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from sdplip import Certificate, CertificationError, InvalidInput, System, check, lipschitz
-from sdplip.verify.certificate import _digest
+from sdplip.convolutional import Activate, Convolve, ConvSystem
+from sdplip.verify.certificate import CONVOLUTION, _digest, holds, prove
+from sdplip.verify.frequency import lipschitz_conv
+from sdplip.verify.region import Region
 
 
 @pytest.fixture(params=[2, np.inf], ids=["two", "inf"])
@@ -121,3 +126,155 @@ def test_modules_can_be_checked_and_the_certificate_comes_back():
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     certificate = lipschitz(net)
     assert check(certificate, net) is certificate
+
+
+# --- format 2 ---
+
+REGIONS = [
+    Region.box([-1.0, 0.1, 2.0], [0.0, 0.1, 1e300]),
+    Region.ball([0.1, -0.0, 1e-300], 0.5),
+]
+
+
+@pytest.mark.parametrize("region", [None, *REGIONS])
+@pytest.mark.parametrize("classes", [None, (1, 0)])
+def test_views_are_written_and_read_exactly(case, region, classes, tmp_path):
+    claim = replace(case[1], region=region, classes=classes, solved=case[1].bound * 0.99)
+    claim.save(tmp_path / "c.json")
+    again = Certificate.load(tmp_path / "c.json")
+    assert again == claim and again.inflation == claim.bound / claim.solved - 1
+    assert (tmp_path / "c.json").read_text() == json.dumps(claim.to_json(), indent=1) + "\n"
+
+
+def test_another_version_of_the_format_is_named(case, tmp_path):
+    content = case[1].to_json() | {"format": "sdplip certificate 1"}
+    with pytest.raises(InvalidInput, match=r"certificate 1.*reads.*certificate 2.*anew"):
+        Certificate.from_json(content)
+
+
+def test_there_is_one_way_to_write_a_certificate(case, tmp_path):
+    case[1].save(tmp_path / "c.json")
+    text = (tmp_path / "c.json").read_text()
+    bound = json.dumps(case[1].bound)
+    for other in (
+        text.replace('{\n "format"', '{\n "bound": 0.5,\n "format"'),
+        text.replace(f'"bound": {bound}', f'"bound": {bound}0'),
+        text + "\n",
+        text.replace("\n", "\r\n"),
+        json.dumps(json.loads(text)),
+    ):
+        assert other != text
+        (tmp_path / "c.json").write_bytes(other.encode())
+        with pytest.raises(CertificationError, match="edited"):
+            Certificate.load(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", "other"),
+        ("classes", [0, 0]),
+        ("classes", [0, 2]),
+        ("classes", [-1, 0]),
+        ("classes", [True, 0]),
+        ("classes", [0]),
+        ("classes", "01"),
+        ("region", {}),
+        ("region", []),
+        ("region", {"lower": [0.0]}),
+        ("region", {"lower": [1.0], "upper": [0.0]}),
+        ("region", {"centre": [0.0], "radius": -1.0}),
+        ("region", {"centre": [0.0], "radius": 1}),
+        ("region", {"centre": [[0.0]], "radius": 1.0}),
+        ("region", {"centre": [0.0], "radius": 1.0, "more": 1.0}),
+        ("region", {"centre": [0.0], "radius": 1.0, "lower": [0.0], "upper": [0.0]}),
+    ],
+)
+def test_views_of_the_wrong_kind_are_refused(case, field, value):
+    content = {**case[1].to_json(), field: value}
+    content.pop("sha256")
+    with pytest.raises(InvalidInput):
+        Certificate.from_json({**content, "sha256": _digest(content)})
+
+
+def test_a_region_is_checked_with_slopes_of_its_own(rng):
+    """Far from every kink the network is linear, and there the bound is that of its Jacobian."""
+    weights = [rng.normal(size=s) for s in ((5, 3), (2, 5))]
+    system = System.feedforward(weights, [np.full(5, 50.0), None])
+    local = np.linalg.norm(weights[1] @ weights[0], 2) * (1 + 1e-9)
+    claim = replace(lipschitz(system), bound=local, optimum=None, lower=None)
+    region = Region.ball(np.zeros(3), 1.0)
+    check(replace(claim, region=region), system)
+    for wrong in (None, Region.ball(np.zeros(3), 1e3)):
+        with pytest.raises(CertificationError, match="does not hold"):
+            check(replace(claim, region=wrong), system)
+    with pytest.raises(CertificationError, match="does not hold"):
+        check(replace(claim, region=region, bound=local * (1 - 1e-8)), system)
+
+
+def test_class_differences_are_subtracted_exactly():
+    """0.1 + 2⁻⁵⁷ − 0.1 rounds to a multiple of 2⁻⁵⁶; the proof may not take that for the row."""
+    top = np.nextafter(0.1, 1)
+    system = System.linear([[top, 1.0], [0.1, 1.0]])
+    exact = top - 0.1
+    claim = replace(lipschitz(system), classes=(0, 1), lower=None, optimum=None)
+    check(replace(claim, bound=exact * (1 + 1e-12)), system)
+    with pytest.raises(CertificationError):
+        check(replace(claim, bound=exact * (1 - 1e-12)), system)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([2, math.inf]))
+@settings(max_examples=6)
+def test_a_proven_bound_is_as_small_as_the_multipliers_allow(seed, norm):
+    rng = np.random.default_rng(seed)
+    system = System.feedforward([rng.normal(size=s) for s in ((5, 3), (4, 5), (2, 4))])
+    certificate = lipschitz(system, norm, lower=False)
+    multipliers = np.array(certificate.multipliers)
+    low, high = certificate.bound / 2, certificate.bound
+    for _ in range(45):
+        middle = (low + high) / 2
+        if holds(system, norm, middle, multipliers):
+            high = middle
+        else:
+            low = middle
+    found = prove(system, norm, high * (1 - 1e-13), multipliers)
+    assert found is not None and holds(system, norm, found, multipliers)
+    assert high <= found <= high * (1 + 1e-10)
+    assert prove(system, norm, high / 2, multipliers) is None
+
+
+def test_convolutions_are_checked_frequency_by_frequency(rng):
+    kernels = [rng.normal(size=s) for s in ((2, 1, 3, 3), (2, 2, 3, 3))]
+    conv = ConvSystem((Convolve(kernels[0]), Activate(), Convolve(kernels[1])), 1, (6, 6))
+    found = lipschitz_conv(conv)
+    claim = Certificate(
+        bound=found.bound,
+        norm=2.0,
+        multipliers=tuple(np.asarray(found.multipliers).tolist()),
+        proven=True,
+        lower=None,
+        optimum=found.optimum,
+        norm_product=None,
+        solver="frequency",
+        seconds=0.0,
+        inputs=conv.inputs,
+        units=conv.units,
+        outputs=conv.outputs,
+        model=conv.digest(),
+        version="0",
+        kind=CONVOLUTION,
+    )
+    assert check(Certificate.from_json(claim.to_json()), conv) == claim
+    for change in (
+        {"bound": found.bound * 0.999},
+        {"kind": "system"},
+        {"norm": math.inf},
+        {"classes": (0, 1)},
+        {"multipliers": claim.multipliers[:-1]},
+        {"units": conv.units + 1},
+    ):
+        with pytest.raises(CertificationError):
+            check(replace(claim, **change), conv)
+    with pytest.raises(CertificationError, match="kind"):
+        system = conv.unroll()
+        check(replace(claim, model=system.digest()), system)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdplip import conditions
+from sdplip.verify import rigorous
 from sdplip.verify.rigorous import Ball, positive_definite
 
 SEEDS = st.integers(0, 10**6)
@@ -61,6 +62,32 @@ def test_the_condition_on_balls_encloses_the_exact_condition(seed):
     assert_contains(M, np.block([[top, corner], [corner.T, low]]))
 
 
+def test_diagonal_matrices_scale_exactly_where_they_can(rng):
+    """Products with Λ round once per entry, whatever the size."""
+    X, lam = rng.normal(size=(5, 5)), rng.uniform(1, 2, size=5)
+    diagonal = Ball.lmi_ops().diagonal(Ball(lam))
+    for product, truth in (
+        (diagonal @ Ball(X), exact(lam)[:, None] * exact(X)),
+        (Ball(X) @ diagonal, exact(X) * exact(lam)),
+        (diagonal @ diagonal, np.diag(exact(lam) * exact(lam))),
+        (diagonal + diagonal, np.diag(exact(lam) + exact(lam))),
+        (diagonal * 3.0, np.diag(exact(lam) * 3)),
+        (diagonal * Ball(X), exact(np.diag(lam)) * exact(X)),
+        (diagonal + Ball(X), exact(np.diag(lam)) + exact(X)),
+    ):
+        assert_contains(product, truth)
+        assert (product.rad <= 4 * rigorous.UNIT * abs(product.mid) + 1e-299).all()
+
+
+def test_zeros_round_nothing(rng):
+    """A product of sparse matrices has the error of the terms it has."""
+    X, Y = np.zeros((200, 200)), np.zeros((200, 200))
+    X[:, :2], Y[:2] = rng.normal(size=(200, 2)), rng.normal(size=(2, 200))
+    product = Ball(X) @ Ball(Y)
+    assert (product.rad <= 6 * rigorous.UNIT * (abs(X) @ abs(Y)) + 1e-290).all()
+    assert_contains(product[:3, :3], exact(X[:3]).dot(exact(Y[:, :3])))
+
+
 @given(SEEDS, st.integers(1, 12), st.floats(-12, -1))
 def test_definiteness_is_decided_on_the_safe_side(seed, n, exponent):
     rng = np.random.default_rng(seed)
@@ -72,6 +99,72 @@ def test_definiteness_is_decided_on_the_safe_side(seed, n, exponent):
         answer = positive_definite(Ball((matrix + matrix.T) / 2))
         # Close to zero 'not shown' is always allowed, a false proof never.
         assert answer is expected or (expected and exponent < -9)
+
+
+def shifted(S, lowest):
+    """S with its least eigenvalue moved to `lowest`, within 1e-15·n."""
+    return S + (lowest - np.linalg.eigvalsh(S)[0]) * np.eye(len(S))
+
+
+def block_tridiagonal(rng, n, width):
+    """Random ⪰ 0 of bandwidth `width`, its rows in random order."""
+    L = np.tril(np.triu(rng.normal(size=(n, n)), -width)) / width**0.5
+    order = rng.permutation(n)
+    return (L @ L.T)[np.ix_(order, order)]
+
+
+@pytest.mark.parametrize("n", [20, 150, 400])
+@pytest.mark.parametrize("kind", ["dense", "tridiagonal"])
+def test_thin_margins_are_decided_and_never_wrongly(n, kind):
+    rng = np.random.default_rng(n)
+    if kind == "dense":
+        Q = np.linalg.qr(rng.normal(size=(n, n)))[0]
+        S = (Q * rng.uniform(0.5, 1, size=n)) @ Q.T
+    else:
+        S = block_tridiagonal(rng, n, 8)
+    S = (S + S.T) / 2
+    assert (rigorous._bands(S) is not None) == (kind == "tridiagonal" and n > 100)
+    for margin in (1e-12, 1e-11, 1e-9):
+        assert positive_definite(Ball(shifted(S, margin)))
+        assert not positive_definite(Ball(shifted(S, -margin)))
+        assert not positive_definite(Ball(shifted(S, margin), 1.1 * margin / n**0.5))
+
+
+def test_what_the_cheap_criterion_leaves_open_is_decided(rng):
+    S = rng.normal(size=(300, 400))
+    S = shifted(S @ S.T / 400, 1e-12)
+    S = (S + S.T) / 2
+    assert not rigorous._by_rump(S, 0.0)
+    assert positive_definite(Ball(S))
+
+
+@given(SEEDS, st.integers(1, 5), st.integers(0, 12))
+def test_products_are_subtracted_within_the_stated_error(seed, n, digits):
+    rng = np.random.default_rng(seed)
+    X, Y = (rng.normal(size=(n, 2 * n)) for _ in range(2))
+    X, Y = (Z / (1 + np.linalg.norm(Z, axis=1)[:, None]) for Z in (X, Y))
+    S = np.round(X @ Y.T, digits)
+    rest, error = rigorous._minus_product(S, X, Y)
+    gap = abs(exact(S) - exact(X).dot(exact(Y).T) - exact(rest))
+    assert max(gap.sum(axis=0).max(), gap.sum(axis=1).max()) <= Fraction(error)
+    assert error <= 1e-15 * 10.0**-digits * n + 1e-20
+
+
+@given(SEEDS, st.integers(2, 5))
+def test_block_elimination_is_that_of_the_whole(seed, width):
+    """The blocks are a permutation of S, filled up by ones."""
+    rng = np.random.default_rng(seed)
+    S = block_tridiagonal(rng, 70, width)
+    order, size = rigorous._bands(S)
+    diagonal, below = rigorous._blocks(S, order, size)
+    whole = np.zeros((len(diagonal) * size,) * 2)
+    for k in range(len(diagonal)):
+        here, after = slice(k * size, k * size + size), slice((k + 1) * size, (k + 2) * size)
+        whole[here, here] = diagonal[k]
+        if k < len(below):
+            whole[after, here], whole[here, after] = below[k], below[k].T
+    assert (whole[:70, :70] == S[np.ix_(order, order)]).all()
+    assert (whole[70:, 70:] == np.eye(len(whole) - 70)).all() and not whole[70:, :70].any()
 
 
 def test_definiteness_is_exact_about_two_by_two():

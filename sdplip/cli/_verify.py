@@ -1,0 +1,339 @@
+"""The commands about bounds: `sdplip verify`, and `sdplip check` for certificates."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..errors import CertificationError, InvalidInput, SdplipError
+from ._console import Json, fail, listing, worst
+
+if TYPE_CHECKING:
+    from ..convolutional import ConvSystem
+    from ..system import System
+    from ..verify import Certificate, Region
+
+LOOSE = 1e-3
+"""From this relative gap on, `verify` says that its bound is not the tightest."""
+COMPARED = 600
+"""Up to this many units the closed-form bound is proven, too, for comparison."""
+
+
+def verify(
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Networks: .npz, .onnx, .safetensors, .pt, .mat, or directories of runs.",
+            metavar="MODEL...",
+        ),
+    ],
+    norm: Annotated[str, typer.Option(help="2 or inf.")] = "2",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto, interior, chain, descent, layerwise, product, or a solver of CVXPY's, as "
+            "clarabel or scs."
+        ),
+    ] = "auto",
+    local: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .npy file: the input around which to bound the network, see --radius."
+        ),
+    ] = None,
+    radius: Annotated[
+        float | None, typer.Option(help="Of the box around --local; of the ball, with --ball.")
+    ] = None,
+    ball: Annotated[bool, typer.Option("--ball", help="An ℓ₂ ball instead of a box.")] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Bound y_i - y_j for every pair of outputs.")
+    ] = False,
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds of search; the best bound so far is proven.")
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="Of one sample, as 1,28,28, where a file leaves it open.")
+    ] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="Between the layers of a state dict or .mat file.")
+    ] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(help="MEAN,STD: the network takes (x - MEAN) / STD, bounds are for x."),
+    ] = None,
+    lower: Annotated[bool, typer.Option(help="Search for a lower bound, too.")] = True,
+    seed: Annotated[int, typer.Option(help="Of that search.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--certificate", "--out", help="Write the certificate here; a directory for several."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the tightest Lipschitz bound of networks, prove it, and a lower bound beside it."""
+    if norm not in ("2", "inf"):
+        raise InvalidInput(f"--norm is {norm!r}, but must be 2 or inf.")
+    several = len(models) > 1 or per_class
+    _check_out(out, several)
+    region = _region(local, radius, ball)
+    options = {
+        "norm": float(norm), "method": _solver(method), "region": region, "lower": lower,
+        "seed": seed, "time_limit": time_limit,
+    }  # fmt: skip
+    reading = {
+        "input_shape": _numbers("--input-shape", input_shape, int),
+        "activation": activation,
+        "normalize": _numbers("--normalise", normalise, float),
+    }
+    found: list[dict[str, Any]] = []
+    codes = [0]
+    for path in models:
+        try:
+            network = read_network(path, **reading)
+            found += _bounds(path, network, options, per_class, out, several)
+        except SdplipError as error:
+            if len(models) == 1:
+                raise
+            codes.append(fail(f"{path}: {error}", worst(error)).exit_code)
+            found.append({"model": str(path), "bound": None, "error": str(error)})
+    _show(found, as_json, several)
+    if max(codes):
+        raise typer.Exit(max(codes))
+
+
+def _bounds(
+    path: Path,
+    network: System | ConvSystem,
+    options: dict[str, Any],
+    per_class: bool,
+    out: Path | None,
+    several: bool,
+) -> list[dict[str, Any]]:
+    """What was found of one network, a dictionary per certificate."""
+    from ..verify import lipschitz
+
+    pairs: list[tuple[int, int] | None] = [None]
+    if per_class:
+        count = network.outputs
+        if count < 2:
+            raise InvalidInput(f"--per-class: {path} has {count} output, and so no pairs.")
+        pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    results = []
+    previous: Certificate | None = None
+    with Console(stderr=True).status("") as status:
+        for pair in pairs:
+            what = path.name if pair is None else f"{path.name}, classes {pair[0]} and {pair[1]}"
+
+            def tell(step: int, upper: float, below: float, what: str = what) -> None:
+                gap = f"{upper / below - 1:.1e}" if below > 0 else "unknown"
+                status.update(f"{what}: step {step}, {below:.6g} ≤ bound ≤ {upper:.6g}, gap {gap}")
+
+            certificate = lipschitz(network, classes=pair, start=previous, progress=tell, **options)
+            previous = certificate
+            file = _file(out, path, pair, several)
+            if file is not None:
+                certificate.save(file)
+            values = _values(path, certificate, file)
+            if pair is None and _comparable(network, options):
+                with suppress(CertificationError):
+                    rough = lipschitz(network, method="layerwise", lower=False)
+                    values["layerwise"] = rough.bound
+            results.append(values)
+            if (certificate.gap or 0.0) > LOOSE:
+                typer.echo(
+                    f"warning: {what}: the search stopped early; the bound is at most "
+                    f"{certificate.gap:.1%} above the best one",
+                    err=True,
+                )
+    return results
+
+
+def _comparable(network: System | ConvSystem, options: dict[str, Any]) -> bool:
+    from ..system import System
+
+    plain = isinstance(network, System) and network.is_feedforward and network.units <= COMPARED
+    return plain and options["norm"] == 2 and options["region"] is None
+
+
+def _values(path: Path, certificate: Certificate, file: Path | None) -> dict[str, Any]:
+    return {
+        "model": str(path),
+        "bound": certificate.bound,
+        "lower": certificate.lower,
+        "optimum": certificate.optimum,
+        "layerwise": None,
+        "norm_product": certificate.norm_product,
+        "norm": "2" if certificate.norm == 2 else "inf",
+        "classes": None if certificate.classes is None else list(certificate.classes),
+        "proven": certificate.proven,
+        "gap": certificate.gap,
+        "inflation": certificate.inflation,
+        "method": certificate.solver,
+        "seconds": round(certificate.seconds, 3),
+        "inputs": certificate.inputs,
+        "units": certificate.units,
+        "outputs": certificate.outputs,
+        "certificate": None if file is None else str(file),
+    }
+
+
+SAID = {
+    "bound": "proven: no constant is larger",
+    "lower": "attained by a Jacobian",
+    "optimum": "no multipliers give less (by duality)",
+    "layerwise": "closed form, proven",
+    "norm_product": "product of norms",
+}
+
+
+def _show(found: Sequence[dict[str, Any]], as_json: bool, several: bool) -> None:
+    from ..train.checkpoint import to_json
+
+    if as_json:
+        typer.echo(to_json(list(found) if several else found[0]))
+        return
+    if several:
+        head = ("model", "classes", "lower", "bound", "gap", "method", "seconds")
+        listing(head, [_line(values) for values in found], False)
+        return
+    # All digits: a bound that is rounded for display may be rounded down.
+    for key, value in found[0].items():
+        if value is not None and key != "model":
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            remark = f"   {SAID[key]}" if key in SAID else ""
+            typer.echo(f"{key:<13}{text:<20}{remark}".rstrip())
+
+
+def _line(values: dict[str, Any]) -> tuple[str, ...]:
+    if values["bound"] is None:
+        return (values["model"], "", "", "failed", "", "", "")
+    pair = values["classes"]
+    return (
+        values["model"],
+        "all" if pair is None else f"{pair[0]}, {pair[1]}",
+        "" if values["lower"] is None else repr(values["lower"]),
+        repr(values["bound"]),
+        "" if values["gap"] is None else f"{values['gap']:.1e}",
+        values["method"],
+        f"{values['seconds']:.2f}",
+    )
+
+
+def _check_out(out: Path | None, several: bool) -> None:
+    if out is None:
+        return
+    folder = out if several else out.parent
+    if not folder.is_dir():
+        raise InvalidInput(
+            f"--certificate is {out}, but {folder} is no directory. Create it first."
+        )
+
+
+def _file(out: Path | None, path: Path, pair: tuple[int, int] | None, several: bool) -> Path | None:
+    if out is None or not several:
+        return out
+    name = re.sub(r"[^\w.-]+", "-", str(path.with_suffix("")).strip("/"))
+    return out / f"{name}{'' if pair is None else f'-{pair[0]}-{pair[1]}'}.cert.json"
+
+
+def _solver(method: str) -> str:
+    """CVXPY names its solvers in capitals."""
+    from ..verify.euclidean import OWN
+
+    return method if method in (*OWN, "closed form") else method.upper()
+
+
+def _region(path: Path | None, radius: float | None, ball: bool) -> Region | None:
+    if path is None:
+        if radius is not None or ball:
+            raise InvalidInput("--radius and --ball need --local, the input in the middle.")
+        return None
+    if radius is None or not (radius >= 0 and math.isfinite(radius)):
+        raise InvalidInput(f"--radius is {radius}, but with --local must be a number ≥ 0.")
+    import numpy as np
+
+    from ..verify import Region
+
+    try:
+        with path.open("rb") as file:
+            centre = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"--local: {path} is no .npy file of numbers ({error}).") from error
+    if centre.dtype.kind not in "fiu":
+        raise InvalidInput(f"--local: {path} holds {centre.dtype}, but must hold numbers.")
+    centre = centre.astype(float).reshape(-1)
+    if ball:
+        return Region.ball(centre, radius)
+    return Region.box(centre - radius, centre + radius)
+
+
+def _numbers(name: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidInput(f"{name} is {text!r}, but must be numbers, as in 1,28,28.") from error
+
+
+def certified(certificate: Path, model: Path) -> tuple[dict[str, Any], str]:
+    """What a certificate shows about a network: JSON values, and a sentence."""
+    from ..verify import Certificate, check
+
+    network = read_network(model)
+    try:
+        loaded = Certificate.load(certificate)
+        check(loaded, network)
+    except CertificationError as error:
+        return {"holds": False, "bound": None, "reason": str(error)}, f"does not hold: {error}"
+    where = "" if loaded.region is None else ", in the region that it names"
+    what = "" if loaded.classes is None else f" of y_{loaded.classes[0]} - y_{loaded.classes[1]}"
+    said = f"holds: bound {loaded.bound!r}{what} in norm {loaded.norm:g}{where}"
+    return {"holds": True, "bound": loaded.bound, "reason": None}, said
+
+
+def read_network(path: Path, **reading: Any) -> System | ConvSystem:
+    """The system of a file or of a run of ours; options as for `importing.load`."""
+    from ..importing import load
+
+    if not (path.is_dir() or (path.suffix == ".safetensors" and _is_ours(path))):
+        return load(path, **reading)
+    if any(value is not None for value in reading.values()):
+        raise InvalidInput(f"{path} is a run, which says all about its network. Leave options out.")
+    import torch
+
+    from ..importing import from_torch
+    from ..layers import fold
+    from ..system import System
+    from ..train.checkpoint import load_model
+    from ..train.measure import exact_copy
+
+    model, config = load_model(path)
+    if config.architecture == "dense":
+        return System.from_module(exact_copy(model), features=math.prod(config.input_shape))
+    example = torch.zeros(1, *config.input_shape, dtype=torch.float64)
+    try:
+        return from_torch(fold(exact_copy(model)), example)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"{path} is a convolutional network that cannot be verified: {error} The bound by "
+            "construction is in the metrics.json of its run."
+        ) from error
+
+
+def _is_ours(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "sdplip" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False

@@ -1,0 +1,151 @@
+"""ℓ₂ → ℓ₂: a method proposes multipliers, and the best bound that they prove is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .._arrays import Array
+from ..errors import CertificationError, InvalidInput
+from ..system import System
+from . import chain, convex, descent
+from .interior import Optimum, minimise
+from .reduce import Problem, least_rho, normalise, start
+
+Progress = Callable[[int, float, float], None]
+"""Called with the iteration, the best bound so far and a lower bound of the optimum."""
+Prove = Callable[[float, Array], float | None]
+"""About the least provable bound from the one that multipliers should give; None for none."""
+OWN = ("auto", "interior", "chain", "descent", "layerwise", "product")
+SECOND_ORDER_UNITS = 2500
+"""Above this many units the interior point method's n by n systems take too long."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a method found: its name, multipliers, the bound proven with them, what it had before
+    the proof, and a lower bound of the optimum."""
+
+    method: str
+    multipliers: Array
+    bound: float
+    solved: float | None
+    optimum: float | None
+
+
+def euclidean(
+    system: System,
+    method: str,
+    prove: Prove,
+    deadline: float | None = None,
+    progress: Progress | None = None,
+    warm: Array | None = None,
+) -> Proposal:
+    """The best bound that `method` leads to; `prove` has the last word."""
+    problem = normalise(system)
+    if method in ("layerwise", "product") and problem.levels is None:
+        raise InvalidInput(f"method = {method!r} needs an acyclic system; use 'interior'.")
+    if method in ("chain", "descent", "product") and not chain.fits(problem):
+        raise InvalidInput(
+            f"method = {method!r} needs a chain, each layer fed by the one before alone. Use "
+            "'interior'."
+        )
+    if not problem.C.any() or not problem.B.any():
+        # Only D matters, and any multipliers serve; small ones keep the rest of M out of the way.
+        interior = start(problem)[1]
+        scales = 10.0 ** (np.arange(0, 26, 2) * (1 if problem.B.any() else -1))
+        candidates = [interior / scale for scale in scales]
+        norm = float(np.linalg.norm(system.D, 2))
+        return _best("closed form", system, problem, candidates, prove, norm, norm)
+    method = _choose(problem) if method == "auto" else method
+    if method == "product":
+        # In normalised units every layer's norm is 1.
+        ones = np.full(system.units, 1 + 1e-9)
+        return _best(method, system, problem, [ones], prove)
+
+    def report(step: int, upper: float, dual: float) -> None:
+        if progress is not None:
+            progress(step, *(problem.gain * math.sqrt(max(v, 0.0)) for v in (upper, dual)))
+
+    rho, interior = start(problem)
+    if method == "layerwise":
+        return _best(method, system, problem, [interior], prove)
+    if method not in OWN:
+        proposed = _polish(problem, convex.solve(problem, method))
+        return _best(method, system, problem, _blends(proposed, interior), prove)
+    run: dict[str, Callable[[], Optimum]] = {
+        "interior": lambda: minimise(
+            problem.form(), rho, interior, deadline=deadline, progress=report
+        ),
+        "chain": lambda: chain.minimise(problem, deadline=deadline, progress=report),
+        "descent": lambda: descent.minimise(problem, deadline=deadline, progress=report),
+    }
+    found = run[method]()
+    solved, optimum = (problem.gain * math.sqrt(max(v, 0.0)) for v in (found.rho, found.dual))
+    known = optimum if found.dual > -math.inf else None
+    return _best(method, system, problem, _blends(found.lam, interior), prove, solved, known)
+
+
+def _choose(problem: Problem) -> str:
+    """The cheapest method that reaches the optimum, or the best one that is affordable."""
+    n = len(problem.A)
+    if chain.fits(problem):
+        return "chain" if n <= 2 * SECOND_ORDER_UNITS else "descent"
+    return "interior" if n <= SECOND_ORDER_UNITS or problem.levels is None else "layerwise"
+
+
+def _best(
+    method: str,
+    system: System,
+    problem: Problem,
+    candidates: list[Array],
+    prove: Prove,
+    solved: float | None = None,
+    optimum: float | None = None,
+) -> Proposal:
+    """The best bound that a candidate (in scaled units) proves."""
+    data = problem.form()
+    best, multipliers, first = math.inf, None, None
+    for scaled in candidates:
+        least = problem.gain * math.sqrt(least_rho(data, scaled))
+        lam = problem.lam(scaled)
+        if not (least < best and (lam > 0).all()):
+            continue
+        first = least if first is None else first
+        bound = prove(max(least, 1e-30 * problem.gain), lam)
+        if bound is not None and bound < best:
+            best, multipliers = bound, lam
+        # The next blends are looser by more than their proofs can save.
+        if best < least * (1 + 1e-8):
+            break
+    if multipliers is None:
+        raise CertificationError(
+            f"Multipliers were found, but no bound could be proven with them in float64 "
+            f"({system.units} units). Rescale the weights, or try another method."
+        )
+    # The least ρ for these multipliers may lie below the one that a method came with.
+    reached = [value for value in (solved, first) if value is not None]
+    return Proposal(method, multipliers, best, min(reached), optimum)
+
+
+def _blends(lam: Array, interior: Array) -> list[Array]:
+    """The multipliers, then ever further towards the interior, where proofs are easier."""
+    shares = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0)
+    return [(1 - s) * lam + s * interior for s in shares]
+
+
+def _polish(problem: Problem, lam: Array) -> Array:
+    """The best common factor for the multipliers: solvers stop a little off their scale."""
+    from scipy.optimize import minimize_scalar
+
+    data = problem.form()
+    rest = minimize_scalar(
+        lambda t: min(least_rho(data, math.exp(t) * lam), 1e300),
+        bounds=(-0.5, 0.5),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    return lam if least_rho(data, lam) <= rest.fun else math.exp(rest.x) * lam

@@ -1,0 +1,111 @@
+"""Lower bounds for networks of convolutions: norms of Jacobians, which are never formed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+
+from .._stages import Activate, Add, Stage
+from ..activations import activation
+from ..convolutional import ConvSystem
+from ..errors import ShapeError
+from ..system import UNKNOWN
+
+SHAVED = 1e-9
+"""What is taken off for rounding, relative."""
+POWERS = 25
+"""Power iterations at the end."""
+
+
+def lower_bound_conv(
+    conv: ConvSystem,
+    *,
+    points: Tensor | None = None,
+    samples: int = 8,
+    steps: int = 100,
+    seed: int = 0,
+) -> float | None:
+    """The largest ‖Jv‖₂ / ‖v‖₂ found, J a Jacobian of the network; None if σ is unknown.
+
+    Pairs (x, v) climb ‖Jv‖ / ‖v‖ with slopes averaged over ever shorter intervals, which gives them
+    a gradient in x; then come power iterations with the Jacobian at x itself.
+
+    Args:
+        points: (k, c, h, w) inputs to start from in addition, such as data.
+        samples: random inputs to start from.
+        steps: of Adam.
+        seed: of the random starts.
+    """
+    if _unknown(conv.stages):
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, *conv.start, generator=generator)
+    if points is not None:
+        if points.shape[1:] != conv.start:
+            raise ShapeError(
+                f"points has shape {tuple(points.shape)}, but must be (k, {conv.start})."
+            )
+        x = torch.cat([x, points.detach().float().cpu()])
+    start, v = x, torch.randn(x.shape, generator=generator).requires_grad_()
+    x = x.clone().requires_grad_()
+    optimiser = torch.optim.Adam([x, v], lr=0.2)
+    for step in range(steps):
+        optimiser.zero_grad()
+        end = _tangent(conv.stages, x, v, 10 ** (0.4 - 1.4 * step / steps))[1]
+        loss = (_length(v).log() - _length(end).clamp_min(1e-30).log()).sum()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        best = torch.zeros(len(x), dtype=torch.float64)
+        # Weights beyond float32 leave no gradient, nor numbers, but this start.
+        x, v = torch.where(x.isfinite(), x, start).double(), _unit(v.double().nan_to_num())
+        back = vjp(conv, x)[1]
+        for _ in range(POWERS):
+            slope = jvp(conv, (x,), (v,))[1]
+            gain = (_length(slope) / _length(v)).nan_to_num(0.0, 0.0)
+            best = torch.maximum(best, gain)
+            v = _unit(back(slope)[0])
+    return float(best.max()) * (1 - SHAVED)
+
+
+def _tangent(stages: Sequence[Stage], x: Tensor, v: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    """(f(x), J(x)v), the slopes averaged over intervals of this width, relative to their unit's."""
+    for stage in stages:
+        match stage:
+            case Activate():
+                sigma = activation(stage.name)
+                half = (width * x.abs().mean((1, 2, 3), keepdim=True)).clamp_min(1e-6)
+                v = v * (sigma(x + half) - sigma(x - half)) / (2 * half)
+                x = sigma(x)
+            case Add():
+                body = _tangent(stage.body, x, v, width)
+                skip = _tangent(stage.skip, x, v, width)
+                x, v = body[0] + skip[0], body[1] + skip[1]
+            case _:
+                parts = stage.apply(torch.cat([x, v, torch.zeros_like(x[:1])]))
+                x, v = parts[: len(x)], parts[len(x) : -1] - parts[-1:]
+    return x, v
+
+
+def _length(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x at length 1; a zero turns into a single one."""
+    size = _length(x)[:, None, None, None]
+    spike = torch.zeros_like(x)
+    spike[:, 0, 0, 0] = 1
+    return torch.where(size > 0, x / torch.where(size > 0, size, 1.0), spike)
+
+
+def _unknown(stages: Sequence[Stage]) -> bool:
+    return any(
+        stage.name == UNKNOWN
+        if isinstance(stage, Activate)
+        else isinstance(stage, Add) and _unknown((*stage.body, *stage.skip))
+        for stage in stages
+    )

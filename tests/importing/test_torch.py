@@ -1,0 +1,235 @@
+"""Torch modules of any structure become systems, or are refused by the name of the node."""
+
+import numpy as np
+import pytest
+import torch
+from networks import Dense, Images
+from torch import nn
+from torch.nn import functional as F
+
+import sdplip
+from sdplip import System
+from sdplip.convolutional import Activate, Add, Convolve, ConvSystem, Head, Pool
+from sdplip.errors import InvalidInput, UncheckedWarning
+from sdplip.importing import TooLarge, convolutions, from_torch
+
+ACTS = [
+    (nn.ReLU(inplace=True), "relu"),
+    (nn.PReLU(8), "leaky_relu(0.25)"),
+    (nn.LeakyReLU(2.0), "leaky_relu(2.0)"),
+    (nn.Softplus(2, 50), "softplus(2.0)"),
+    (nn.ELU(1.5), "elu(1.5)"),
+    (nn.CELU(0.5), "celu(0.5)"),
+    (nn.SELU(), "selu"),
+    (nn.GELU("tanh"), "gelu_tanh"),
+    (nn.SiLU(), "silu"),
+    (nn.Mish(), "mish"),
+    (nn.Hardswish(), "hardswish"),
+    (nn.Hardtanh(), "hardtanh(-1.0,1.0)"),
+    (nn.LogSigmoid(), "logsigmoid"),
+    (nn.Softsign(), "softsign"),
+]
+
+
+class Function(nn.Module):
+    """A module whose forward is a function of x, with two linear maps beside it."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.a, self.b, self.f = nn.Linear(6, 8), nn.Linear(8, 3), f
+
+    def forward(self, x):
+        return self.f(self, x)
+
+
+def agree(module, example, system=None, atol=1e-5):
+    system = from_torch(module, example) if system is None else system
+    x = torch.randn(5, *example.shape[1:])
+    with torch.no_grad():
+        expected = module.eval()(x).flatten(1)
+    y = system(x.double() if isinstance(system, ConvSystem) else x.double().flatten(1))
+    torch.testing.assert_close(y.flatten(1).float(), expected, atol=atol, rtol=1e-4)
+    return system
+
+
+@pytest.mark.parametrize(("act", "name"), ACTS, ids=lambda a: str(a).split("(")[0])
+def test_every_activation_through_skips(act, name):
+    system = agree(Dense(act), torch.zeros(1, 6))
+    assert system.units == 16 and set(system.activation) == {name}
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+                                  nn.AdaptiveAvgPool2d(2)], ids=str)  # fmt: skip
+def test_convolutions_unroll(pool):
+    assert isinstance(agree(Images(pool), torch.zeros(1, 3, 8, 8)), System)
+
+
+FUNCTIONS = {
+    "add": lambda m, x: m.b(F.relu(m.a(x)) + 0.1) - 2,
+    "scalar minus": lambda m, x: m.b(1 - torch.tanh(m.a(2 * x))),
+    "alpha": lambda m, x: torch.add(m.b(m.a(x).abs()), m.b(m.a(x)), alpha=0.3),
+    "split": lambda m, x: sum(F.relu(part) for part in m.a(x).chunk(4, 1)),
+    "unbind": lambda m, x: torch.stack([F.relu(c) for c in m.a(x).unbind(1)], 1).flip(1),
+    "clamp": lambda m, x: m.b(m.a(x).clamp(-0.5, 0.25).clamp(min=-0.4).clamp(max=0.2)),
+    "maximum": lambda m, x: m.b(torch.maximum(m.a(x), m.a(-x)).minimum(torch.ones(8))),
+    "mean": lambda m, x: m.a(x).relu().mean(1, keepdim=True) + m.b(m.a(x)).sum(1, keepdim=True),
+    "matrix": lambda m, x: torch.matmul(x, m.a.weight.T).sigmoid() @ m.b.weight.T,
+    "gelu by hand": lambda m, x: m.b(m.a(x) * 0.5 * (1 + torch.erf(m.a(x) / 2**0.5))),
+    "quick gelu": lambda m, x: m.b(m.a(x) * torch.sigmoid(1.702 * m.a(x))),
+    "mutation": lambda m, x: m.b(F.relu_(m.a(x)).mul_(2).add_(1)),
+    "slices": lambda m, x: m.a(x)[:, 1:7:2].relu() + x[:, :3] / 4,
+    "constants": lambda m, x: m.b(m.a(x).relu() * torch.arange(8.0) + m.a.bias.exp()),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name):
+    agree(Function(FUNCTIONS[name]), torch.zeros(1, 6))
+
+
+REFUSED = {
+    "softmax": lambda m, x: m.b(m.a(x).softmax(1)),
+    "square": lambda m, x: m.a(x) ** 2,
+    "product": lambda m, x: m.a(x) * x.sum(1, keepdim=True),
+    "quotient": lambda m, x: m.a(x) / (1 + x[:, :1].exp()),
+    "maximum": lambda m, x: F.max_pool1d(m.a(x), 2),
+    "norm": lambda m, x: F.layer_norm(m.a(x), [8]),
+    "noise": lambda m, x: m.a(x) + torch.randn(8, dtype=x.dtype),
+    "sort": lambda m, x: m.a(x).sort(1).values,
+    "softplus": lambda m, x: F.softplus(m.a(x)),
+    "branch": lambda m, x: m.a(x) if x.sum() > 0 else m.a(-x),
+    "step": lambda m, x: torch.heaviside(m.a(x), torch.zeros(1, dtype=x.dtype)),
+    "constant": lambda m, x: torch.ones(1, 3),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_translation_is_refused(name):
+    with pytest.raises(InvalidInput, match=r"node '|cannot be exported|does not depend"):
+        from_torch(Function(REFUSED[name]), torch.zeros(1, 6))
+
+
+def test_attention_is_refused():
+    with pytest.raises(InvalidInput, match="node "):
+        from_torch(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.zeros(1, 4, 8))
+
+
+def test_declared_slopes_are_taken_on_trust():
+    net = Function(lambda m, x: torch.sinc(m.a(x)))
+    with pytest.raises(InvalidInput, match="sinc"):
+        from_torch(net, torch.zeros(1, 6))
+    with pytest.warns(UncheckedWarning):
+        system = from_torch(net, torch.zeros(1, 6), slopes={"sinc": (-1.4, 1.4)})
+    assert (system.beta == 1.4).all()
+
+
+def test_layers_with_constraints_are_evaluated():
+    net = nn.Sequential(
+        sdplip.layers.SLLLinear(6, hidden=5),
+        nn.utils.parametrizations.orthogonal(nn.Linear(6, 4)),
+        nn.ReLU(),
+    )
+    system = agree(net, torch.zeros(1, 6))
+    assert system.units == 9
+
+
+def test_the_module_stays_as_it_is():
+    net = Images(nn.AvgPool2d(2)).train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    from_torch(net, torch.zeros(1, 3, 8, 8))
+    assert net.training and net.first.weight.requires_grad
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]) and value.dtype == before[key].dtype
+
+
+def test_a_module_that_forgets_its_place_is_noticed():
+    class Counter(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x * self.calls
+
+    with pytest.raises(InvalidInput):
+        from_torch(Counter(), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("example", [torch.zeros(1, 5), torch.zeros(1, 6).long(), None, [1.0]])
+def test_examples_that_do_not_fit(example):
+    with pytest.raises(InvalidInput):
+        from_torch(nn.Linear(6, 2), example)
+
+
+# --- too large to unroll ---
+
+
+class Block(nn.Module):
+    """A residual block with the activation after the addition."""
+
+    def __init__(self, inner, outer, stride):
+        super().__init__()
+        self.first = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(outer)
+        self.second = nn.Conv2d(outer, outer, 3, 1, 1)
+        self.skip = nn.Conv2d(inner, outer, 1, stride) if stride > 1 else nn.Identity()
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        return F.relu(self.second(F.relu(self.norm(self.first(x)))) + self.skip(x))
+
+
+def kinds(system):
+    return [type(stage) for stage in system.stages]
+
+
+def test_a_residual_network_stays_convolutions(monkeypatch):
+    monkeypatch.setattr(convolutions, "COMFORTABLE", 100)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Block(8, 8, 1), Block(8, 16, 2),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))  # fmt: skip
+    system = agree(net, torch.zeros(1, 3, 12, 12))
+    assert isinstance(system, ConvSystem)
+    assert kinds(system) == [Convolve, Activate, Add, Activate, Add, Activate, Head]
+    assert system.units == 3 * 8 * 144 + 2 * 16 * 36
+    normal = from_torch(net, torch.zeros(1, 3, 12, 12), normalize=([0.5, 0.4, 0.3], 0.2))
+    x = torch.rand(2, 3, 12, 12).double()
+    inner = (x - torch.tensor([0.5, 0.4, 0.3]).double()[:, None, None]) / 0.2
+    torch.testing.assert_close(normal(x), system(inner))
+
+
+def test_groups_dilation_pooling_and_a_dense_head(monkeypatch):
+    monkeypatch.setattr(convolutions, "COMFORTABLE", 100)
+    net = nn.Sequential(
+        nn.Conv2d(2, 16, 3, padding=2, dilation=2), nn.SiLU(), nn.AvgPool2d(2),
+        nn.Conv2d(16, 8, (3, 1), 2, groups=4), nn.PReLU(), nn.AvgPool2d(3, 1, 1), nn.Flatten(),
+        nn.Linear(8 * 6, 10), nn.BatchNorm1d(10),
+    )  # fmt: skip
+    system = agree(net, torch.zeros(1, 2, 12, 12))
+    assert kinds(system)[:4] == [Convolve, Activate, Pool, Convolve] and kinds(system)[-1] == Head
+
+
+def test_small_and_large_are_the_same_network():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, 2))
+    large = from_torch(net, torch.zeros(1, 1, 48, 48))
+    small = from_torch(net, torch.zeros(1, 1, 8, 8))
+    assert isinstance(large, ConvSystem) and isinstance(small, System)
+    same = ConvSystem(large.stages, 1, (8, 8)).unroll()
+    for x in np.random.default_rng(0).normal(size=(3, 1, 64)):
+        np.testing.assert_allclose(same(x), small(x), atol=1e-12)
+
+
+@pytest.mark.parametrize("rest", [[nn.MaxPool2d(2)], [nn.Flatten(), nn.Linear(3136, 8), nn.ReLU()]])
+def test_what_is_no_chain_of_convolutions_is_too_large(rest, monkeypatch):
+    from sdplip.importing import values
+
+    monkeypatch.setattr(values, "LIMIT", 1 << 22)
+    monkeypatch.setattr(convolutions, "COMFORTABLE", 100)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), *rest)
+    with pytest.raises(TooLarge, match="chain of convolutions"):
+        from_torch(net, torch.zeros(1, 1, 28, 28))
+
+
+def test_a_dense_layer_over_pixels_alone_is_a_head(monkeypatch):
+    monkeypatch.setattr(convolutions, "COMFORTABLE", 100)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(2), nn.Linear(36, 4))
+    assert kinds(agree(net, torch.zeros(1, 1, 8, 8))) == [Convolve, Activate, Head]

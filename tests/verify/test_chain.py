@@ -1,0 +1,139 @@
+"""The interior point method on the blocks of a chain, against the dense one and planted bounds."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdplip import System
+from sdplip.errors import CertificationError, InvalidInput
+from sdplip.verify import chain, convex, interior
+from sdplip.verify.reduce import least_rho, normalise, prune, start
+
+SLOPES = [(0.0, 1.0), (0.2, 1.0), (-0.3, 1.1), (-1.0, -0.2)]
+
+
+def with_slopes(weights, low, high):
+    system = System.feedforward(weights)
+    arrays = (system.A, system.B, system.C, system.D)
+    return prune(System(*arrays, alpha=low, beta=high, activation="unknown"))
+
+
+def draw(rng, sizes, slopes=(0.0, 1.0), gain=1.0):
+    pairs = zip(sizes[1:], sizes, strict=False)
+    return with_slopes([gain * rng.normal(size=s) / s[1] ** 0.5 for s in pairs], *slopes)
+
+
+@pytest.mark.parametrize("slopes", SLOPES)
+@pytest.mark.parametrize("sizes", [(3, 5, 2), (7, 4, 6, 3, 2), (1, 1, 1, 1), (4, 1, 5, 3)])
+def test_the_optimum_is_the_dense_one(rng, sizes, slopes):
+    problem = normalise(draw(rng, sizes, slopes))
+    found = chain.minimise(problem)
+    dense = interior.minimise(problem.form(), *start(problem), tol=1e-10)
+    assert found.stopped == "gap"
+    assert found.dual <= dense.rho * (1 + 1e-10)
+    assert dense.dual <= found.rho * (1 + 1e-10)
+    assert found.rho == pytest.approx(dense.rho, rel=1e-7)
+    assert (found.lam > 0).all()
+    assert least_rho(problem.form(), found.lam) <= found.rho * (1 + 1e-10)
+
+
+def test_the_optimum_is_that_of_another_solver(rng):
+    problem = normalise(draw(rng, (3, 5, 4, 2), (-0.2, 1.0)))
+    found = chain.minimise(problem)
+    other = least_rho(problem.form(), convex.solve(problem, "CLARABEL"))
+    assert found.rho == pytest.approx(other, rel=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+def test_planted_constants_are_never_under_bounded(seed):
+    rng = np.random.default_rng(seed)
+    n, depth, constant = rng.integers(1, 6), rng.integers(1, 7), 10 ** rng.uniform(-6, 6)
+    weights = [np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(depth + 1)]
+    weights[rng.integers(depth + 1)] *= constant
+    low = rng.choice([-1.0, -0.5, 0.0, 0.3, 1.0])
+    problem = normalise(with_slopes(weights, low, 1.0))
+    found = chain.minimise(problem)
+    # With every unit at slope 1 the network is an orthogonal map times the constant.
+    assert problem.gain * found.rho**0.5 >= constant * (1 - 1e-12)
+    assert problem.gain * max(found.dual, 0.0) ** 0.5 <= constant * (1 + 1e-9)
+    assert problem.gain * found.rho**0.5 <= constant * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("slopes", SLOPES[:3])
+def test_deep_and_vanishing_gains_keep_their_relative_gap(rng, slopes):
+    problem = normalise(draw(rng, (8,) * 33, slopes, gain=0.4))
+    found = chain.minimise(problem)
+    assert found.rho < 1e-8
+    assert found.stopped == "gap"
+    assert 0 < found.rho - found.dual <= 1e-8 * found.rho
+    # Feasible, by an elimination of its own.
+    assert least_rho(problem.form(), found.lam) <= found.rho * (1 + 1e-8)
+
+
+def test_slopes_may_differ_between_units(rng):
+    weights = [rng.normal(size=s) for s in ((4, 3), (5, 4), (2, 5))]
+    low, high = -rng.random(9), rng.random(9)
+    low[:3], high[4] = 0.0, low[4]
+    problem = normalise(with_slopes(weights, low, high))
+    found = chain.minimise(problem)
+    dense = interior.minimise(problem.form(), *start(problem), tol=1e-10)
+    assert found.rho == pytest.approx(dense.rho, rel=1e-7)
+
+
+def test_the_newton_matrix_is_the_second_derivative(rng):
+    for slopes in SLOPES[:3]:
+        problem = normalise(draw(rng, (3, 4, 2, 5, 2), slopes))
+        layers = chain.descent.layers(problem)
+        rho, lam = start(problem)
+        barrier = chain._scaled(layers, rho, lam)
+        x = 1 + 0.01 * rng.random(len(lam) + 1)
+        hessian, traces = barrier.newton(x)
+        hessian = np.tril(hessian) + np.tril(hessian, -1).T
+        h, unit = 1e-4, np.eye(len(x))
+        first = [(barrier.log_det(x + h * e) - barrier.log_det(x - h * e)) / (2 * h) for e in unit]
+        second = [(barrier.newton(x - h * e)[1] - barrier.newton(x + h * e)[1]) / (2 * h) for e in unit]
+        np.testing.assert_allclose(traces, first, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(hessian, second, rtol=1e-5, atol=1e-4)
+
+
+def test_what_is_no_chain_is_refused(rng):
+    A = np.tril(rng.normal(size=(4, 4)), -1)
+    others = [
+        System.residual(np.eye(3), rng.normal(size=(3, 4)), rng.normal(size=(3, 4))),
+        System(A, rng.normal(size=(4, 2)), rng.normal(size=(3, 4)), np.zeros((3, 2))),
+        System.equilibrium(0.1 * rng.normal(size=(3, 3)), np.eye(3), np.eye(3)),
+        System.linear(np.eye(2)),
+    ]
+    for problem in map(normalise, others):
+        assert not chain.fits(problem)
+        assert chain.cost(problem) == np.inf
+        with pytest.raises(InvalidInput, match="chain"):
+            chain.minimise(problem)
+
+
+def test_an_infeasible_start_is_refused(rng):
+    problem = normalise(draw(rng, (3, 4, 2)))
+    with pytest.raises(CertificationError, match="strictly feasible"):
+        chain.minimise(problem, 1e-9, np.ones(4))
+
+
+def test_a_deadline_keeps_a_feasible_point_and_progress_shows_the_gap(rng):
+    problem = normalise(draw(rng, (4, 6, 5, 3)))
+    seen = []
+    best = chain.minimise(problem, progress=lambda *args: seen.append(args))
+    assert [s[0] for s in seen] == list(range(best.steps + 1))
+    assert all(dual <= best.rho <= rho for _, rho, dual in seen)
+    assert (np.diff([s[1] for s in seen]) <= 0).all()
+    late = chain.minimise(problem, deadline=0.0)
+    assert late.stopped == "time"
+    assert late.rho >= best.dual
+    assert least_rho(problem.form(), late.lam) <= late.rho
+
+
+def test_cost_grows_with_depth_and_width(rng):
+    small, deep, wide = (
+        chain.cost(normalise(draw(rng, sizes))) for sizes in ((4, 4, 4), (4, 4, 4, 4, 4), (8, 8, 8))
+    )
+    assert small < deep < wide
