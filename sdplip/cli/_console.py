@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 DOES_NOT_HOLD, BAD_INPUT, UNDECIDED, DEFECT, INTERRUPTED = 1, 2, 3, 70, 130
 QUIET_SECONDS = 30
 
+Engine = Annotated[str, typer.Option(help="local, one after another, or ray, on a cluster.")]
+Address = Annotated[
+    str | None,
+    typer.Option(show_default="a cluster of this machine", help="Of a running Ray cluster."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
 
 

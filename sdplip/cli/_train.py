@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidInput
-from ._console import Json, Progress, listing, show
+from ._console import Address, Engine, Json, Progress, listing, show
 
 if TYPE_CHECKING:
     from ..train.config import RunConfig
@@ -269,6 +269,10 @@ def compare(
     download: Download = False,
     resume: Resume = True,
     force: Force = False,
+    engine: Engine = "local",
+    address: Address = None,
+    cpus: Annotated[float, typer.Option(help="That Ray reserves for a run.")] = 1,
+    gpus: Annotated[float, typer.Option(help="That Ray reserves for a run.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train every layer family and two baselines, and lay their guarantees side by side.
@@ -324,6 +328,7 @@ def compare(
             configs, splits, out, device=device, force=force, resume=resume,
             on_epoch=progress.epoch, on_finished=done,
             published={} if experiment is None else experiment.published(),
+            engine=engine, address=address, cpus=cpus, gpus=gpus,
         )  # fmt: skip
     show(rows, result | {"run": str(out)}, as_json)
 

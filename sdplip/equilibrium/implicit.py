@@ -30,7 +30,7 @@ Kind = Callable[[Tensor], Operator]
 
 
 class _Function(torch.autograd.Function):
-    """A function whose forward takes no ctx, as torch.func needs it, but PyTorch calls more slowly."""
+    """A function whose forward takes no ctx: torch.func needs that, but calls are slower."""
 
     direct: ClassVar[type[torch.autograd.Function]]
 
@@ -52,7 +52,7 @@ class _Function(torch.autograd.Function):
 
 
 class _Equilibrium(_Function):
-    """z(A, v) and A z + v; the adjoint u = D(g + Aᵀu), D = diag σ'(A z + v), is an equilibrium as well."""
+    """z(A, v), and w = A z + v; the adjoint u = D(g + Aᵀu), D = diag σ'(w), is one as well."""
 
     @staticmethod
     def forward(

@@ -33,6 +33,8 @@ class Map(Value):
         stage: the last stage.
         size: the shape of this tensor, whatever the order of its entries is that of the image.
         image: (c, h, w); of what the head is applied to, where there is one.
+        padding, mode: what was put around the image (top, bottom, left, right), as a convolution
+            that follows pads.
     """
 
     network: Reading
@@ -40,6 +42,8 @@ class Map(Value):
     stage: Stage | None
     size: torch.Size
     image: tuple[int, int, int]
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    mode: str = "zeros"
 
     @property
     def shape(self) -> torch.Size:
@@ -48,11 +52,16 @@ class Map(Value):
     def then(self, stage: Stage) -> Map:
         if isinstance(self.stage, Head) or tuple(self.size[-3:]) != self.image:
             raise self._refused("needs an image")
+        return self._followed(stage)
+
+    def _followed(self, stage: Stage) -> Map:
         image = stage.shape(self.image)
         return Map(self.network, self, stage, torch.Size((*self.size[:-3], *image)), image)
 
     def linear(self, f: Callable[[Tensor], Tensor]) -> Map:
         """A change of shape alone, or a dense head."""
+        if any(self.padding):
+            raise self._refused("pads an image without a convolution after it")
         if not isinstance(self.stage, Head):
             generator = torch.Generator().manual_seed(0)
             probe = torch.randn(self.size, dtype=torch.float64, generator=generator)
@@ -135,8 +144,23 @@ class Map(Value):
             columns = slice(g * inner, (g + 1) * inner)
             kernel[rows, columns, :: dilation[0], :: dilation[1]] = weight[rows]
         shift = None if bias is None else bias.numpy()
-        padding = (*pads[0], *pads[1])
-        return self.then(Convolve(kernel.numpy(), shift, tuple(stride), padding))  # type: ignore[arg-type]
+        own, mode = (*pads[0], *pads[1]), self.mode
+        if (any(own) and mode != "zeros") or min(*own, *self.padding) < 0:
+            raise self._refused("pads an image twice, or cuts it")
+        padding = tuple(a + b for a, b in zip(own, self.padding, strict=True))
+        stage = Convolve(kernel.numpy(), shift, tuple(stride), padding, mode)  # type: ignore[arg-type]
+        return self._followed(stage) if any(self.padding) else self.then(stage)
+
+    def padded(self, sides: Sequence[int], mode: str) -> Map:
+        flat = (*sides, 0, 0, 0, 0)[:4]
+        modes = {"constant": "zeros", "circular": "circular"}
+        plain = tuple(self.size[-3:]) == self.image and mode in modes
+        if not plain or min(flat) < 0 or any(sides[4:]) or isinstance(self.stage, Head):
+            raise self._refused("pads other than an image, with zeros or circularly")
+        left, right, top, bottom = flat
+        c, h, w = self.image
+        size = torch.Size((*self.size[:-3], c, h + top + bottom, w + left + right))
+        return replace(self, size=size, padding=(top, bottom, left, right), mode=modes[mode])
 
     def averaged(
         self, size: Sequence[int], stride: Sequence[int], pads: Sequence[tuple[int, int]]
@@ -168,12 +192,17 @@ class Map(Value):
     def _sum(self, other: Map) -> Map:
         """Both as chains from where they part."""
         mine, theirs = self._path(), other._path()
-        common = {id(step) for step in theirs}
-        fork = [step for step in mine if id(step) in common][-1]
-        body = tuple(step.stage for step in mine[mine.index(fork) + 1 :])
-        skip = tuple(step.stage for step in theirs[theirs.index(fork) + 1 :])
-        if self.size != other.size or any(isinstance(s, Head) for s in (*body, *skip)):
+        common = {id(step.stage) for step in theirs}
+        last = max(i for i, step in enumerate(mine) if id(step.stage) in common)
+        fork = mine[last]
+        body = tuple(step.stage for step in mine[last + 1 :])
+        there = next(i for i, step in enumerate(theirs) if step.stage is fork.stage)
+        skip = tuple(step.stage for step in theirs[there + 1 :])
+        images = not any((*self.padding, *other.padding)) and self.size == other.size
+        if not images or any(isinstance(stage, Head) for stage in (*body, *skip)):
             raise self._refused("adds tensors that are no images of one size")
+        plain = torch.Size((*self.size[:-3], *fork.image))
+        fork = replace(fork, size=plain, padding=(0, 0, 0, 0), mode="zeros")
         return fork.then(Add(body, skip))  # type: ignore[arg-type]
 
     def _refused(self, what: str) -> InvalidInput:

@@ -132,16 +132,20 @@ def _pad(
     *,
     mode: str = "constant",
 ) -> Term:
-    if mode != "constant" or (value is not None and bool(value != 0)):
-        raise InvalidInput(f"Pad with mode {mode!r} and a value other than 0 is not translated.")
+    modes = {"constant": "constant", "wrap": "circular"}
+    if mode not in modes:
+        raise InvalidInput(f"Pad with mode {mode!r} is not translated.")
     flat, rank = _integers(pads, "pads"), len(x.shape)
     places = list(range(rank)) if axes is None else [a % rank for a in _integers(axes, "axes")]
     sides = [(0, 0)] * rank
     for k, place in enumerate(places):
         sides[place] = flat[k], flat[k + len(places)]
     _fitting([size + sum(pair) for size, pair in zip(x.shape, sides, strict=True)])
+    # PyTorch's other modes take the last axes alone.
+    while mode != "constant" and sides and sides[0] == (0, 0):
+        sides = sides[1:]
     around = [side for pair in reversed(sides) for side in pair]
-    return op.linear(x, lambda t: torch.nn.functional.pad(t, around))
+    return op.pad(x, around, modes[mode], None if value is None else float(value))
 
 
 def _expand(x: Term, shape: Tensor) -> Term:

@@ -78,6 +78,29 @@ def _conv(
     return op.convolve(x, weight, bias, tuple(strides), around, tuple(dilations), group)
 
 
+def _conv_transpose(
+    x: Term,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    output_padding: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Term:
+    kernel = tuple(weight.shape[2:])
+    if auto_pad != "NOTSET" or (kernel_shape is not None and tuple(kernel_shape) != kernel):
+        raise InvalidInput(f"auto_pad = {auto_pad!r} and kernel_shape = {kernel_shape} do not fit.")
+    ones, more = [1] * len(kernel), output_padding or [0] * len(kernel)
+    strides, dilations = strides or ones, dilations or ones
+    cut = _pads(tuple(x.shape), kernel, strides, dilations, pads, auto_pad)
+    around = [(a, b - m) for (a, b), m in zip(cut, more, strict=True)]
+    return op.transposed(x, weight, bias, strides, around, dilations, group)
+
+
 def _average_pool(
     x: Term,
     *,
@@ -219,6 +242,7 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "Clip": _clip,
     "Constant": _constant,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "Div": _divide,
     "Dropout": _dropout,
     "Elu": lambda x, *, alpha=1.0: op.activate(x, "elu" if alpha == 1 else f"elu({alpha!r})"),

@@ -159,6 +159,43 @@ def convolve(
     return out if bias is None else add(out, bias.reshape(-1, *[1] * axes))
 
 
+def transposed(
+    x: Term,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int,
+) -> Term:
+    """A transposed convolution, weight (c_in, c_out / groups, …), with its ends cut off by pads."""
+    constant(weight, "has as its kernel")
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if set(stride) == {1} and all(max(pair) <= r for pair, r in zip(pads, reach, strict=True)):
+        parts = [part.transpose(0, 1) for part in weight.chunk(groups)]
+        kernel = torch.cat(parts).flip(list(range(2, weight.dim())))
+        around = [(r - a, r - b) for r, (a, b) in zip(reach, pads, strict=True)]
+        return convolve(x, kernel, bias, stride, around, dilation, groups)
+    axes = weight.dim() - 2
+    conv: Any = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[axes]
+
+    def slide(t: Tensor) -> Tensor:
+        full = conv(t, weight, None, stride, 0, 0, groups, dilation)
+        return F.pad(full, [-side for side in _flat(pads)])
+
+    out = linear(x, slide)
+    return out if bias is None else add(out, bias.reshape(-1, *[1] * axes))
+
+
+def pad(x: Term, sides: Sequence[int], mode: str, value: float | None) -> Term:
+    """As torch.nn.functional.pad: sides from the last axis on."""
+    if mode == "constant" and value:
+        raise InvalidInput(f"padding with {value:g} is not translated, only with 0.")
+    if isinstance(x, Map):
+        return x.padded(sides, mode)
+    return linear(x, lambda t: F.pad(t, list(sides), mode))
+
+
 def average(
     x: Term,
     size: Sequence[int],

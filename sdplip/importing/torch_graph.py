@@ -85,6 +85,23 @@ def _converted(x: Term, *, dtype: torch.dtype | None = None, **others: Any) -> T
     return x
 
 
+def _conv_transpose(
+    x: Term,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Term:
+    axes = weight.dim() - 2
+    cut, more = _each(padding, axes), _each(output_padding, axes)
+    pads = [(p, p - m) for p, m in zip(cut, more, strict=True)]
+    steps, spread = _each(stride, axes), _each(dilation, axes)
+    return op.transposed(x, weight, bias, steps, pads, spread, groups)
+
+
 def _prelu(x: Term, weight: Tensor) -> Term:
     shape = [1, -1, *[1] * (len(x.shape) - 2)] if len(x.shape) > 1 else [-1]
     return op.prelu(x, weight.reshape(shape) if weight.numel() > 1 else weight)
@@ -157,6 +174,9 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "conv1d": _conv,
     "conv2d": _conv,
     "conv3d": _conv,
+    "conv_transpose1d": _conv_transpose,
+    "conv_transpose2d": _conv_transpose,
+    "conv_transpose3d": _conv_transpose,
     "div": op.divide,
     "dropout": _dropout,
     "elu": _elu,
@@ -175,6 +195,7 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "mm": op.matmul,
     "mul": op.multiply,
     "neg": op.negative,
+    "pad": lambda x, sides, mode="constant", value=None: op.pad(x, sides, mode, value),
     "pow": _power,
     "prelu": _prelu,
     "relu6": _named("hardtanh(0.0,6.0)"),

@@ -42,7 +42,7 @@ def correlation_sums(K: Tensor, q: Tensor) -> Tensor:
     """
     flat, weights = _flat(K, q)
     if flat.ndim == 3:
-        sums, *_ = _ProductSums.apply(flat, weights, flat.detach(), flat.detach())
+        sums, *_ = _ProductSums.apply(flat, weights, None)
     else:
         sums, _ = _KernelSums.apply(flat.movedim(-1, 2).flatten(3), weights, K.shape[-2:])
     return sums.reshape(K.shape[:-3])
@@ -54,8 +54,9 @@ def rounded_sums(K: Tensor, q: Tensor) -> Tensor:
 
     Let K = H + L + E with H and L in bfloat16. Then K Kᵀ ⪯ (1 + s)(H + L)(H + L)ᵀ + (1 + 1/s) E Eᵀ
     for every s > 0, since the difference is (√s (H + L) - E/√s)(√s (H + L) - E/√s)ᵀ. Of
-    (H + L)(H + L)ᵀ all but L Lᵀ is one product, whose entries are rounded once. Row sums dominate
-    it, and |L| |L|ᵀ and |E| |E|ᵀ, for which vectors are enough: |E| ≤ 2⁻⁸ |K - H|. Subnormal
+    (H + L)(H + L)ᵀ all but L Lᵀ are three products, whose entries are rounded once. Row sums
+    dominate their sum, and |L| |L|ᵀ and |E| |E|ᵀ, for which vectors are enough: |E| ≤ 2⁻⁸ |K - H|.
+    Subnormal
     numbers may count as zero, far below what a T above 1e-12 notices. The derivative takes K for H;
     its own products are in bfloat16 too, within 1 % in norm.
 
@@ -63,16 +64,14 @@ def rounded_sums(K: Tensor, q: Tensor) -> Tensor:
         K: (*batch, n, m, k₁, k₂), float32 or float64. q: (*batch, n).
 
     Returns:
-        (*batch, n): 0.5 % above `correlation_sums` for normal entries, 0.8 % for 2048 orthogonal
+        (*batch, n): 0.5 % above `correlation_sums` for normal entries, 0.9 % for 2048 orthogonal
         rows. Not finite where squares exceed float32.
     """
     flat, weights = _flat(K, q)
-    H, m = flat.to(torch.bfloat16).contiguous(), K.shape[-3]
+    H = flat.to(torch.bfloat16).contiguous()
     # H - K, in place, as a difference of two dtypes takes many times as long.
     rest = H.detach().to(K.dtype).sub_(flat.detach())
-    L = rest.to(H.dtype).neg_()
-    parts = torch.cat([H.detach(), H.detach(), L, H.detach()], dim=-1)
-    sums, *_ = _ProductSums.apply(H, weights, parts[..., : 3 * m], parts[..., m:])
+    sums, *_ = _ProductSums.apply(H, weights, rest.to(H.dtype).neg_())
     rest = rest.abs_() if rest.ndim == 3 else rest.abs_().sum(dim=(2, 3))
     lost = (1 + HALF_ULP) ** 2 * _times(rest, _times(rest.mT, weights))
     # Each of the summands of an entry may have been rounded to float32.
@@ -105,23 +104,27 @@ def _unrounded(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _ProductSums(torch.autograd.Function):
-    """Of matrices (b, n, m) or kernels (b, n, k₁, k₂, m) and weights (b, n), where X Yᵀ is K Kᵀ or
-    closer to what K was before it was rounded; then come the products, for the backward."""
+    """Of matrices (b, n, m) or kernels (b, n, k₁, k₂, m) and weights (b, n), perhaps with what was
+    lost when K was rounded to bfloat16, see `_corrected`; then come the products, for the
+    backward."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(K: Tensor, q: Tensor, X: Tensor, Y: Tensor) -> tuple[Tensor, ...]:
+    def forward(K: Tensor, q: Tensor, L: Tensor | None) -> tuple[Tensor, ...]:
         sums = _zeros(q.shape, q, K)
         products = []
         for one, other in _pairs(K):
             a, b = one[1], other[1]
-            S = _gram(X[one], Y[other])
-            absolute = S.abs().to(q.dtype)
+            S = _gram(K[one], K[other])
+            if L is None:
+                absolute = S.abs()
+            else:
+                S, absolute = _corrected(S.to(q.dtype), K, L, one, other)
             sums[:, a] += _times(absolute, q[:, b])
             if one != other:
                 sums[:, b] += _times(absolute.mT, q[:, a])
-            products.append(S)
+            products.append(S.to(K.dtype))
         return sums, *products
 
     @staticmethod
@@ -131,7 +134,7 @@ class _ProductSums(torch.autograd.Function):
 
     @staticmethod
     @_unrounded
-    def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None]:
         K, q, *products = ctx.saved_tensors
         dK, dq = _zeros(K.shape, K, q, g), _zeros(q.shape, q, K, g)
         left, right = (factor.to(K.dtype) for factor in _outer(g, q))
@@ -149,7 +152,7 @@ class _ProductSums(torch.autograd.Function):
                 _accumulate(dK[one], M, K[other].flatten(2))
                 if one != other:
                     _accumulate(dK[other], _transposed(M), K[one].flatten(2))
-        return dK, dq, None, None
+        return dK, dq, None
 
 
 class _KernelSums(torch.autograd.Function):
@@ -318,6 +321,17 @@ def _accumulate(total: Tensor, X: Tensor, Y: Tensor) -> None:
         total[0].addmm_(X[0], Y[0])
     else:
         total.baddbmm_(X, Y)
+
+
+def _corrected(S: Tensor, H: Tensor, L: Tensor, one: Part, other: Part) -> tuple[Tensor, Tensor]:
+    """S = H Hᵀ, in bfloat16, with H Lᵀ + L Hᵀ added, and what 1 + u times bounds its entries
+    without rounding, |S| + 2u(|H Lᵀ| + |L Hᵀ|) for u = 2⁻⁸: each of the three is off by u times it.
+    """
+    C = _gram(H[one], L[other]).to(S.dtype)
+    D = C.mT if one == other else _gram(L[one], H[other]).to(S.dtype)
+    S = S.add_(C).add_(D)
+    size = S.abs().add_(C.abs_(), alpha=2 * HALF_ULP)
+    return S, size.add_(D.abs_(), alpha=2 * HALF_ULP)
 
 
 def _gram(X: Tensor, Y: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def witness(
     The free matrices saturate first, see LIMIT; `solution` is the closed form itself.
 
     Args:
-        psi: (*batch, n), or None for zeros. V, S: (*batch, n, n). B: (*batch, n, m). C: (*batch, p, n).
+        psi: (*batch, n), or None for zeros. V, S: (*batch, n, n). B: (*batch, n, m).
+        C: (*batch, p, n).
         D: the free X (*batch, p, m), or None for no direct path.
         gamma: a number, or a finite scalar; inf drops the bound and keeps well-posedness, and D is
             X itself.
@@ -96,28 +97,42 @@ def solution(
     """
     plain = X is None and V.ndim == 2 and not isinstance(gamma, Tensor)
     if plain and only_recorded(V):
+        D = None
         A, Lam = _Plain.apply(psi, V, S, B, C, gamma, eps)
-        D = C.new_zeros(len(C), B.shape[-1])
     else:
-        if psi is None:
-            Lam = V.new_ones(V.shape[-1], dtype=V.dtype.to_real())
-        else:
-            Lam = soft_bound(-psi, SPREAD).exp()
-        target = _plus_gram(S - S.mH, V)
-        if unbounded(gamma):
-            D = C.new_zeros(*C.shape[:-1], B.shape[-1]) if X is None else X
-        else:
-            D, rows = _bound(Lam, B, C, X, gamma)
-            for Y in rows:
-                target = _plus_gram(target, Y, 0.5 / gamma)
-        # Rounding of A must not eat up ε, so it grows with what is rounded.
-        size = frobenius(target.detach()) + Lam.detach().amax(dim=-1)
-        shift = eps + 8 * torch.finfo(V.dtype).eps * size
-        A = target / -Lam.unsqueeze(-1)
-        A.diagonal(dim1=-2, dim2=-1).add_(1 - shift[..., None] / Lam)
+        A, Lam, D = _solution(psi, V, S, B, C, X, gamma, eps)
+    D = C.new_zeros(*C.shape[:-1], B.shape[-1]) if D is None else D
     multiplier = Lam if unbounded(gamma) else gamma * Lam
     rho = gamma.square() if isinstance(gamma, Tensor) else Lam.new_full((), gamma**2)
     return {"A": A, "B": B, "C": C, "D": D, "Lam": multiplier, "rho": rho}
+
+
+def _solution(
+    psi: Tensor | None,
+    V: Tensor,
+    S: Tensor,
+    B: Tensor,
+    C: Tensor,
+    X: Tensor | None,
+    gamma: float | Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A, Λ and D (None: zeros)."""
+    if psi is None:
+        Lam = V.new_ones(V.shape[-1], dtype=V.dtype.to_real())
+    else:
+        Lam = soft_bound(-psi, SPREAD).exp()
+    D, target = X, _plus_gram(S - S.mH, V)
+    if not unbounded(gamma):
+        D, rows = _bound(Lam, B, C, X, gamma)
+        for Y in rows:
+            target = _plus_gram(target, Y, 0.5 / gamma)
+    # Rounding of A must not eat up ε, so it grows with what is rounded.
+    size = frobenius(target.detach()) + Lam.detach().amax(dim=-1)
+    shift = eps + 8 * torch.finfo(V.dtype).eps * size
+    A = target / -Lam.unsqueeze(-1)
+    A.diagonal(dim1=-2, dim2=-1).add_(1 - shift[..., None] / Lam)
+    return A, Lam, D
 
 
 def _plus_gram(target: Tensor, Y: Tensor, scale: float | Tensor = 1.0) -> Tensor:
@@ -129,11 +144,11 @@ def _plus_gram(target: Tensor, Y: Tensor, scale: float | Tensor = 1.0) -> Tensor
 
 def _bound(
     Lam: Tensor, B: Tensor, C: Tensor, X: Tensor | None, gamma: float | Tensor
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor | None, list[Tensor]]:
     """D, and rows whose grams add up to CᴴC + NR⁻¹Nᴴ."""
     N = Lam.unsqueeze(-1) * B
     if X is None:
-        return C.new_zeros(*C.shape[:-1], B.shape[-1]), [C, N.mH]
+        return None, [C, N.mH]
     identity = torch.eye(X.shape[-2], dtype=X.dtype, device=X.device)
     L = torch.linalg.cholesky_ex(identity + X @ X.mH).L  # cholesky raises on NaN
     K = torch.linalg.solve_triangular(L, X, upper=False)
@@ -157,12 +172,11 @@ class _Plain(torch.autograd.Function):
         gamma: float,
         eps: float,
     ) -> tuple[Tensor, Tensor]:
-        w = solution(psi, V, S, B, C, None, gamma, eps)
-        Lam = w["Lam"] if math.isinf(gamma) else w["Lam"] / gamma
-        ctx.save_for_backward(V, B, C, w["A"], Lam)
+        A, Lam, _ = _solution(psi, V, S, B, C, None, gamma, eps)
+        ctx.save_for_backward(V, B, C, A, Lam)
         ctx.half = 0.5 / gamma  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)
-        return w["A"], Lam
+        return A, Lam
 
     @staticmethod
     def backward(

@@ -18,9 +18,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from .._arrays import write_atomically
+from .._engine import scatter
 from ..errors import InvalidInput
 from .checkpoint import MODEL_FILE, STATES, read_json, save_model, write_json
 from .config import RunConfig
@@ -168,11 +173,16 @@ def compare(
     on_epoch: OnEpoch | None = None,
     on_finished: Callable[[Finished], None] | None = None,
     published: Mapping[str, dict[str, float]] | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
 ) -> dict[str, Any]:
     """Run every configuration under `out`, draw the pictures, write and return compare.json.
 
     Where configurations have names, these tell apart runs of one family; `published` has figures
-    of a source by the same names.
+    of a source by the same names. With the engine "ray" the runs are tasks of a cluster, see
+    `_engine.scatter`; a run whose worker is lost goes on from its last state, on the same machine.
     """
     from .plots import plot
 
@@ -183,20 +193,62 @@ def compare(
         splits.first(config.train.train_images)
     for name, config in configs.items():
         prepare(config, out / folder_name(name), force=force, resume=resume)
-    rows: list[Row] = []
-    for name, config in configs.items():
-        finished = run(
-            config, splits, out / folder_name(name), device=device, resume=resume,
-            on_epoch=on_epoch, variant=name.removeprefix(config.model.layer).strip(),
-            published=(published or {}).get(name),
-        )  # fmt: skip
+    tasks = [
+        (
+            config, (out / folder_name(name)).resolve(), device, resume,
+            name.removeprefix(config.model.layer).strip(), (published or {}).get(name),
+        )
+        for name, config in configs.items()
+    ]  # fmt: skip
+    local = engine == "local"
+    work = partial(_task, on_epoch=on_epoch) if local else partial(_gathered, threads=int(cpus))
+    found: dict[int, Finished] = {}
+    for k, (finished, files) in scatter(
+        work, tasks, shared=splits, engine=engine, address=address, cpus=cpus, gpus=gpus
+    ):
+        for file, content in files.items():
+            if not (finished.path / file).is_file():
+                finished.path.mkdir(parents=True, exist_ok=True)
+                write_atomically(finished.path / file, partial(_put, content))
+        found[k] = finished
         if on_finished is not None:
             on_finished(finished)
-        rows += finished.rows
+    rows = [row for k in range(len(tasks)) for row in found[k].rows]
     pictures = [str(path) for path in plot(rows, out)]
     result = document(rows, splits.name, pictures, time.perf_counter() - started)
     write_json(out / "compare.json", result)
     return result
+
+
+def _task(
+    splits: Splits,
+    config: RunConfig,
+    out: Path,
+    device: str,
+    resume: bool,
+    variant: str,
+    published: dict[str, float] | None,
+    on_epoch: OnEpoch | None = None,
+) -> tuple[Finished, dict[str, bytes]]:
+    finished = run(
+        config, splits, out, device=device, resume=resume, on_epoch=on_epoch, variant=variant,
+        published=published,
+    )  # fmt: skip
+    return finished, {}
+
+
+def _gathered(
+    splits: Splits, config: RunConfig, out: Path, *rest: Any, threads: int
+) -> tuple[Finished, dict[str, bytes]]:
+    """A run on some machine, and its files for the one that asked."""
+    torch.set_num_threads(max(1, threads))
+    finished, _ = _task(splits, config, out, *rest)
+    files = {name: (out / name).read_bytes() for name in RUN_FILES if (out / name).is_file()}
+    return finished, files
+
+
+def _put(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def folder_name(name: str) -> str:

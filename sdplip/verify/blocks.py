@@ -21,6 +21,8 @@ from ..errors import CertificationError
 
 ENTERING = 8
 """The most blocks that enter at a step."""
+SHORTEST = 1e-9
+"""Steps below this make no progress."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,7 @@ def minimise(
         a_x, a_s = point.lengths(factors, step, 0.95, 12)
         joining, a_s = _first_stopped(families, outside, point.v, step.v, a_s)
         moved = point.moved(step, a_x, a_s)
-        if moved is None or max(a_x, a_s) < 1e-6:
+        if moved is None or max(a_x, a_s) < SHORTEST:
             break
         mu, steps = moved.mu, steps + 1
         for k, index in enumerate(joining):
@@ -317,7 +319,8 @@ def _first_stopped(
     for blocks, rest in zip(families, outside, strict=True):
         stopped = (rest & ~blocks.holds(v + length * step)).nonzero()[:, 0]
         last = stopped
-        while len(stopped):
+        # Close to singular, rounding may say that one does not hold where it stands.
+        while len(stopped) and length > SHORTEST:
             last, length = stopped, 0.8 * length
             stopped = stopped[~blocks[stopped].holds(v + length * step)]
         joining.append(last[:: max(1, len(last) // ENTERING)])

@@ -22,11 +22,13 @@ from ..system import System
 from .fold import fold
 from .reduce import live_units, prune
 from .region import Region
-from .rigorous import UNIT, Ball, positive_definite
+from .rigorous import TINY, UNIT, Ball, positive_definite
 
 FORMAT = "sdplip certificate 2"
 FAMILY = FORMAT.rstrip("0123456789")
 SYSTEM, CONVOLUTION = "system", "convolution"
+EXTREME = 250
+"""Binary exponents from which on squares of numbers are better scaled."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,7 @@ def holds(
         arrays, kept = folded.arrays, kept[folded.kept]
     if not (kept > 0).all():
         return False
+    arrays, kept, bound = _rescaled(arrays, kept, bound, norm)
     if norm == 2:
         # ρ is below bound², so what is proved for √ρ holds for the bound.
         rho = Ball(bound) * Ball(bound)
@@ -286,6 +289,31 @@ def holds(
     rows = conditions.linf(**arrays, eta=Ball(kept), c=1.0, gamma=bound).lower
     split = 2 * kept.size
     return bool((rows[:split] > 0).all() and (rows[split:] >= 0).all())
+
+
+def _rescaled(
+    arrays: dict[str, Any], kept: Array, bound: float, norm: float
+) -> tuple[dict[str, Any], Array, float]:
+    """The same condition in units and outputs for which multipliers and bound are about 1.
+
+    By powers of two, which round nothing; only where products of the numbers might underflow.
+    """
+    own, out = np.frexp(kept)[1].astype(np.int64), int(np.frexp(bound)[1])
+    if max(abs(out), abs(own).max(initial=0)) < EXTREME:
+        return arrays, kept, bound
+    unit, power = (own, -1) if norm != 2 else ((2 * out - own) // 2, 2)
+    steps = {"A": unit - unit[:, None], "B": -unit[:, None], "C": unit - out, "D": np.array(-out)}
+    scaled = {name: _times_power(arrays[name], step) for name, step in steps.items()}
+    kept = np.ldexp(kept, power * unit - (2 * out if norm == 2 else 0))
+    return arrays | scaled, kept, math.ldexp(bound, -out)
+
+
+def _times_power(matrix: Array | Ball, steps: Any) -> Ball:
+    """matrix · 2^steps; what underflows is enclosed."""
+    old = matrix if isinstance(matrix, Ball) else Ball(matrix)
+    mid, rad = np.ldexp(old.mid, steps), np.ldexp(old.rad, steps)
+    lost = (np.ldexp(mid, -steps) != old.mid) | (np.ldexp(rad, -steps) != old.rad)
+    return Ball(mid, rad + TINY * lost)
 
 
 def prove(

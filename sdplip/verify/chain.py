@@ -176,7 +176,8 @@ def minimise(
     if layers is None:
         raise InvalidInput("chain.minimise: problem is no chain. Use interior.minimise.")
     if rho is None or lam is None:
-        first = descent.minimise(problem, max_steps=len(layers.weights) + 30, deadline=deadline)
+        count = 30 + len(layers.weights) // 2
+        first = descent.minimise(problem, max_steps=count, rate=0.1, deadline=deadline)
         rho, lam = 2 * first.rho, first.lam
     chain, x = _scaled(layers, rho, lam), np.ones(len(lam) + 1)
     if not math.isfinite(chain.log_det(x)):
@@ -195,7 +196,7 @@ def minimise(
             stopped = "steps"
         elif deadline is not None and began + spent > deadline:
             stopped = "time"
-        elif idle > 25:
+        elif idle > 30:
             stopped = "rounding"
         else:
             stopped = ""
@@ -262,7 +263,8 @@ class _View:
             else:
                 inside = middle
         best, lowest = x, math.inf
-        for share in (0.7, 0.5, 0.3, 0.15):
+        # Far from the central path, what comes too near the boundary takes many steps to leave it.
+        for share in (0.7, 0.5, 0.3, 0.15)[self.decrement > 2 :]:
             point = x + share * inside * direction
             merit = point[0] / mu - self.chain.log_det(point)
             if merit >= lowest:

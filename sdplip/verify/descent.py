@@ -90,7 +90,7 @@ def chain_bound(
         slopes: (α, β) of all layers, or one pair per layer; numbers or (n_k,) tensors, of any sign.
 
     Returns:
-        (...): the bound, 0 only where a weight is 0.
+        (...): the bound; where a weight is 0, not 0 but of the order of the least number's root.
 
     Raises:
         ShapeError: weights that do not follow each other, or as many scales as there are not.
@@ -132,13 +132,14 @@ def _eliminate(
     """log ρ and log λ of every layer."""
     C = weights[-1]
     Q, size = _scaled(C.mT @ C)
+    least = torch.finfo(Q.dtype).tiny ** 0.5
     logs: list[Tensor] = []
     for W, t, a, (low, high) in list(zip(weights[:-1], scales, margins, slopes, strict=True))[::-1]:
         t = t + torch.zeros_like(W[..., 0])
         root = (-t / 2).exp()
         top = torch.linalg.eigvalsh(root[..., :, None] * Q * root[..., None, :])[..., -1]
         # Q may be negative where αβ > 0: then any λ > 0 is large enough.
-        c = (1 + a.exp()) / 2 * top.clamp_min(torch.finfo(Q.dtype).eps)
+        c = (1 + a.exp()) / 2 * top.clamp_min(least)
         lam = c[..., None] * t.exp()
         logs.append(lam.log() + size[..., None])
         factor = torch.linalg.cholesky(2 * torch.diag_embed(lam) - Q)
@@ -148,7 +149,7 @@ def _eliminate(
         Q, more = _scaled(Q)
         size = size + more
     top = torch.linalg.eigvalsh(Q)[..., -1]
-    return top.clamp_min(0.0).log() + size, logs[::-1]
+    return top.clamp_min(least).log() + size, logs[::-1]
 
 
 def _scaled(Q: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from .._arrays import Array
 from ..system import UNKNOWN, System
-from .rigorous import Ball
+from .rigorous import TINY, UNIT, Ball
 
 
 @dataclass(frozen=True)
 class Folded:
-    """An acyclic system in the units of more than one slope; z = E [x; z_kept] for all others.
+    """A system in the units of more than one slope; z = E [x; z_kept] for all others.
 
     Attributes:
         arrays: A, B, C, D as `Ball`s around the exact products, alpha and beta as they are.
@@ -37,28 +37,21 @@ def fold(system: System, C: Ball | None = None, D: Ball | None = None) -> Folded
     """Without the units with alpha = beta: a ReLU that is always on, an identity.
 
     Such a unit makes its term of the condition an equation, whose best multiplier is infinite.
+    Around a cycle these units are solved for: that they have one solution is shown by the way.
 
     Args:
-        system: acyclic.
         C, D: in place of the system's own.
 
     Returns:
-        None where there is nothing to substitute, or the system has a cycle.
+        None where there is nothing to substitute, or no solution was shown.
     """
     kept = system.alpha < system.beta
-    if kept.all() or system.levels is None:
+    if kept.all():
+        return None
+    E = _by_levels(system, kept) if system.levels is not None else _by_inverse(system, kept)
+    if E is None:
         return None
     m = system.inputs
-    width = m + int(kept.sum())
-    mid, rad = np.zeros((system.units, width)), np.zeros((system.units, width))
-    mid[kept, m:] = np.eye(width - m)
-    for level in system.levels:
-        linear = level[~kept[level]]
-        if linear.size:
-            slope = Ball(system.alpha[linear][:, None])
-            rows = slope * _through(system.A[linear], Ball(mid, rad), system.B[linear])
-            mid[linear], rad[linear] = rows.mid, rows.rad
-    E = Ball(mid, rad)
     units = _through(system.A[kept], E, system.B[kept])
     outputs = _through(system.C if C is None else C, E, system.D if D is None else D)
     arrays = {
@@ -70,6 +63,56 @@ def fold(system: System, C: Ball | None = None, D: Ball | None = None) -> Folded
         "beta": system.beta[kept],
     }
     return Folded(arrays, kept)
+
+
+def _by_levels(system: System, kept: NDArray[np.bool_]) -> Ball:
+    """All units in terms of [x; z_kept], (n, m + kept)."""
+    m, width = system.inputs, system.inputs + int(kept.sum())
+    mid, rad = np.zeros((system.units, width)), np.zeros((system.units, width))
+    mid[kept, m:] = np.eye(width - m)
+    for level in system.levels or []:
+        linear = level[~kept[level]]
+        if linear.size:
+            slope = Ball(system.alpha[linear][:, None])
+            rows = slope * _through(system.A[linear], Ball(mid, rad), system.B[linear])
+            mid[linear], rad[linear] = rows.mid, rows.rad
+    return Ball(mid, rad)
+
+
+def _by_inverse(system: System, kept: NDArray[np.bool_]) -> Ball | None:
+    """The same around cycles: (I − αA)z = α(Bx + Az_kept) for the others, by an inverse R.
+
+    With ‖I − R(I − αA)‖∞ = q < 1 (here 1/2) the matrix is regular, and a solution with residual r is off by
+    at most ‖Rr‖∞ / (1 − q), column by column.
+    """
+    linear = np.flatnonzero(~kept & (system.alpha != 0))
+    m, width, eye = system.inputs, system.inputs + int(kept.sum()), np.eye(len(linear))
+    mid, rad = np.zeros((system.units, width)), np.zeros((system.units, width))
+    mid[kept, m:] = np.eye(width - m)
+    slope = Ball(system.alpha[linear][:, None])
+    matrix = Ball(eye) + slope * Ball(-system.A[np.ix_(linear, linear)])
+    known = slope * Ball(np.hstack([system.B[linear], system.A[np.ix_(linear, kept)]]))
+    try:
+        R = np.linalg.inv(matrix.mid)
+    except np.linalg.LinAlgError:
+        return None
+    rest = Ball(eye) + R @ matrix * -1.0
+    q = _norms(rest.swapaxes(0, 1)).max(initial=0.0)
+    mid[linear] = R @ known.mid
+    residual = known + matrix @ Ball(-mid[linear])
+    off = (R @ residual).swapaxes(0, 1)
+    if not (q < 0.5 and np.isfinite(off.mid).all() and np.isfinite(off.rad).all()):
+        return None
+    largest = np.maximum(abs(off.lower), abs(off.upper)).max(axis=1, initial=0.0)
+    rad[linear] = largest / (1 - q) * (1 + 8 * UNIT) + TINY
+    return Ball(mid, rad)
+
+
+def _norms(matrix: Ball) -> Array:
+    """At least the sums of magnitudes of each column."""
+    terms = matrix.shape[0]
+    sizes = np.maximum(abs(matrix.lower), abs(matrix.upper)).sum(axis=0)
+    return np.asarray(sizes * (1 + 4 * (terms + 4) * UNIT))
 
 
 def _through(on_z: Array | Ball, E: Ball, on_x: Array | Ball) -> Ball:

@@ -83,19 +83,24 @@ def lipschitz_conv(
     if _holds(pruned, 0.0, multipliers[live]):
         return ConvBound(0.0, multipliers, 0.0, 0, 0)
     problem = _Problem.of(pruned, device)
-    families, start = problem.families(), problem.start()
 
     def report(steps: int, upper: float, lower: float) -> None:
         if progress is not None:
             progress(steps, problem.bound(upper), problem.bound(lower))
 
-    count = len(families[0])
-    entered = [torch.arange(0, count, max(1, count // FIRST), device=device)]
-    entered += [torch.zeros(1, dtype=torch.long, device=device)] * (len(families) - 1)
-    found = minimise(
-        families, start, entered, problem.signed, tol=tol, deadline=deadline, progress=report
-    )
-    bound, multipliers[live] = problem.prove(families[0], found.v, start)
+    try:
+        families, start = problem.families(), problem.start()
+        count = len(families[0])
+        entered = [torch.arange(0, count, max(1, count // FIRST), device=device)]
+        entered += [torch.zeros(1, dtype=torch.long, device=device)] * (len(families) - 1)
+        found = minimise(
+            families, start, entered, problem.signed, tol=tol, deadline=deadline, progress=report
+        )
+        bound, multipliers[live] = problem.prove(families[0], found.v, start)
+    except torch.linalg.LinAlgError as error:
+        raise CertificationError(
+            f"The interior point method met numbers that are none ({error}). Rescale the weights."
+        ) from error
     return ConvBound(bound, multipliers, problem.bound(found.dual), found.steps, found.entered)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
 
 from .._stages import Activate, Add, Stage
 from ..activations import activation
@@ -24,7 +23,7 @@ def lower_bound_conv(
     conv: ConvSystem,
     *,
     points: Tensor | None = None,
-    samples: int = 8,
+    samples: int = 4,
     steps: int = 100,
     seed: int = 0,
 ) -> float | None:
@@ -62,23 +61,23 @@ def lower_bound_conv(
         best = torch.zeros(len(x), dtype=torch.float64)
         # Weights beyond float32 leave no gradient, nor numbers, but this start.
         x, v = torch.where(x.isfinite(), x, start).double(), _unit(v.double().nan_to_num())
-        back = vjp(conv, x)[1]
-        for _ in range(POWERS):
-            slope = jvp(conv, (x,), (v,))[1]
-            gain = (_length(slope) / _length(v)).nan_to_num(0.0, 0.0)
-            best = torch.maximum(best, gain)
-            v = _unit(back(slope)[0])
+    for _ in range(POWERS):
+        slope = _tangent(conv.stages, x, v.requires_grad_(), 0.0)[1]
+        gain = (_length(slope.detach()) / _length(v.detach())).nan_to_num(0.0, 0.0)
+        best = torch.maximum(best, gain)
+        v = _unit(torch.autograd.grad(slope.square().sum() / 2, v)[0].nan_to_num())
     return float(best.max()) * (1 - SHAVED)
 
 
 def _tangent(stages: Sequence[Stage], x: Tensor, v: Tensor, width: float) -> tuple[Tensor, Tensor]:
-    """(f(x), J(x)v), the slopes averaged over intervals of this width, relative to their unit's."""
+    """(f(x), J(x)v), slopes averaged over intervals of this width relative to the mean |x|."""
     for stage in stages:
         match stage:
             case Activate():
                 sigma = activation(stage.name)
                 half = (width * x.abs().mean((1, 2, 3), keepdim=True)).clamp_min(1e-6)
-                v = v * (sigma(x + half) - sigma(x - half)) / (2 * half)
+                mean = (sigma(x + half) - sigma(x - half)) / (2 * half)
+                v = v * (mean if width else sigma.derivative(x))
                 x = sigma(x)
             case Add():
                 body = _tangent(stage.body, x, v, width)

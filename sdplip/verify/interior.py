@@ -104,14 +104,15 @@ class Form:
     def times(self, *terms: Term) -> Array:
         """Σ (ρE + Σ λ_i A_i) K over the terms."""
         first, ones = self.first, self.ones
-        inner, outer = 0.0, 0.0
+        inner = np.zeros((len(self.R), terms[0][2].shape[1]))
+        outer = np.zeros_like(inner)
         for _, lam, K, RK in terms:
             cross = (lam * self.total)[:, None]
-            inner = inner - cross * K[first:]
-            outer = outer + (2 * lam)[:, None] * K[first:] - cross * RK
+            inner -= cross * K[first:]
+            outer += (2 * lam)[:, None] * K[first:] - cross * RK
             if self.product.any():
                 inner += (2 * lam * self.product)[:, None] * RK
-        out = self.spread(np.asarray(inner))
+        out = self.spread(inner)
         out[first:] += outer
         for rho, _, K, _ in terms:
             out[:ones] += rho * K[:ones]
@@ -160,9 +161,7 @@ class Form:
                 k, w, t, v = (part[rows, columns] for part in (K, cross, turned, both))
                 pk, qk, pr, qr = k - a * w, k - b * w, t - a * v, t - b * v
                 alpha, beta = self.alpha[columns], self.beta[columns]
-                factors.append(
-                    (pk - alpha * pr, pk - beta * pr, qk - alpha * qr, qk - beta * qr)
-                )
+                factors.append((pk - alpha * pr, pk - beta * pr, qk - alpha * qr, qk - beta * qr))
             (xpp, xpq, xqp, xqq), (zpp, zpq, zqp, zqq) = factors
             into = out[start + 1 : start + TILE + 1, 1 : start + TILE + 1]
             np.multiply(xqp, zpq, out=into)
@@ -178,7 +177,7 @@ def _cover(support: np.ndarray, offset: int) -> list[tuple[slice, slice]]:
     if not support.size:
         return []
     first, last = support.argmax(1), support.shape[1] - support[:, ::-1].argmax(1)
-    for i in np.flatnonzero(support.any(1)):
+    for i in np.flatnonzero(support.any(1)).tolist():
         low, high = int(first[i]), int(last[i])
         if found:
             top, bottom, left, right = found[-1]
@@ -238,9 +237,9 @@ class _State:
         return self.problem.left(self.X)
 
     @cached_property
-    def mu(self) -> float:
-        count = len(self.X) + len(self.lam) * (not self.problem.implied)
-        return float((np.vdot(self.X, self.S) + self.w @ self.lam) / count)
+    def left(self) -> float:
+        """The complementarity, X·S + w·λ."""
+        return float(np.vdot(self.X, self.S) + self.w @ self.lam)
 
     @cached_property
     def dual(self) -> float:
@@ -274,15 +273,15 @@ class _State:
         dS = form.combine(guess[0], guess[1:])
         a_x = min(longest(self.x_factor, dX, 0.02, 1.0), _ratio(w, dw, 1.0))
         a_s = min(longest(self.factor, dS, 0.02, 1.0), _ratio(lam, guess[1:], 1.0))
-        left = (
-            self.mu * (len(X) + len(lam) * (not form.implied))
-            + a_x * (np.vdot(dX, self.S) + dw @ lam)
-            + a_s * (np.vdot(X, dS) + w @ guess[1:])
-            + a_x * a_s * (np.vdot(dX, dS) + dw @ guess[1:])
+        after = (
+            self.left
+            + a_x * float(np.vdot(dX, self.S) + dw @ lam)
+            + a_s * float(np.vdot(X, dS) + w @ guess[1:])
+            + a_x * a_s * float(np.vdot(dX, dS) + dw @ guess[1:])
         )
         reach = min(a_x, a_s)
-        share = left / (self.mu * (len(X) + len(lam) * (not form.implied)))
-        aim = self.mu * min(1.0, max(share, 1e-6) ** max(1.0, 3 * reach**2))
+        centring = max(after / self.left, 1e-6) ** max(1.0, 3 * reach * reach)
+        aim = min(1.0, centring) * self.left / (len(X) + len(lam) * (not form.implied))
 
         # The corrector aims at XS = aim·I with the predictor's second-order term.
         turned, RdX = dSZ.T.copy(), form.left(dX)
@@ -305,15 +304,12 @@ class _State:
             dw = (aim - linear - w * move[1:]) / lam - w
         dS = form.combine(move[0], move[1:])
         share = 0.9 + 0.09 * reach
-        a_x = share * min(longest(self.x_factor, dX, 0.02, 1 / share), _ratio(w, dw, 1 / share))
-        a_s = share * min(
-            longest(self.factor, dS, 0.02, 1 / share), _ratio(lam, move[1:], 1 / share)
-        )
+        far = 1 / share
+        a_x = share * min(longest(self.x_factor, dX, 0.02, far), _ratio(w, dw, far))
+        a_s = share * min(longest(self.factor, dS, 0.02, far), _ratio(lam, move[1:], far))
         return self._moved(move, dX, dw, a_x, a_s)
 
-    def _moved(
-        self, move: Array, dX: Array, dw: Array, a_x: float, a_s: float
-    ) -> _State | None:
+    def _moved(self, move: Array, dX: Array, dw: Array, a_x: float, a_s: float) -> _State | None:
         while a_s > 1e-8:
             rho, lam = float(self.rho + a_s * move[0]), self.lam + a_s * move[1:]
             S = self.problem(rho, lam)
@@ -336,7 +332,7 @@ class _State:
 def _ratio(value: Array, step: Array, enough: float) -> float:
     """The largest a ≤ enough with value + a·step ≥ 0."""
     falling = step < 0
-    return float(min(enough, *(-value[falling] / step[falling]).tolist(), enough))
+    return float((-value[falling] / step[falling]).min(initial=enough))
 
 
 @dataclass(frozen=True)
@@ -383,7 +379,7 @@ def minimise(
             "The interior point method was given a start that is not strictly feasible."
         )
     lam, steps, dual, spent = point.lam, 0, -np.inf, 0.0
-    history = [point.mu]
+    history = [point.left]
     while True:
         began = time.monotonic()
         dual = max(dual, point.dual)
@@ -397,11 +393,11 @@ def minimise(
             stopped = "steps" if steps >= max_steps else "time"
             break
         after = point.step()
-        if after is None or (steps >= STALL and after.mu > 0.5 * history[-STALL]):
+        if after is None or (steps >= STALL and after.left > 0.5 * history[-STALL]):
             stopped = "rounding"
             break
         point, steps = after, steps + 1
-        history.append(point.mu)
+        history.append(point.left)
         if point.rho <= rho:
             rho, lam = point.rho, point.lam
         spent = time.monotonic() - began

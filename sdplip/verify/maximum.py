@@ -25,8 +25,10 @@ def maximum(system: System, method: str, shown: Callable[[float, Array], bool]) 
     else:
         eta = _eta_cvxpy(system, method)
     scale = eta.max() or 1.0
+    # Forwards, entries are right relative to themselves; otherwise, to the largest.
+    least_scale = 0.0 if system.levels is not None else scale
     for inflation in 10.0 ** np.arange(-13, -3):
-        slack = inflation * np.maximum(eta, 1e-3 * inflation * scale)
+        slack = inflation * np.maximum(eta, 1e-3 * inflation * least_scale)
         if method != "closed form":
             slack = slack + inflation * scale
         wider = eta + (_eta(system, slack) - least)
@@ -58,9 +60,15 @@ def _eta(system: System, slack: Array | float) -> Array:
             )
         gain = np.maximum(gain, abs(j) / room)
     coupling = gain[:, None] * (abs(system.A) - np.diag(abs(loop)))
-    reach = gain * abs(system.B).sum(axis=1)
+    reach = gain * abs(system.B).sum(axis=1) + slack
+    if system.levels is not None:
+        # Forwards every entry is right to rounding; a general solver's errors grow with the depth.
+        eta = np.zeros(n)
+        for level in system.levels:
+            eta[level] = coupling[level] @ eta + reach[level]
+        return eta
     try:
-        eta = np.linalg.solve(np.eye(n) - coupling, reach + slack)
+        eta = np.linalg.solve(np.eye(n) - coupling, reach)
         positive = np.linalg.solve(np.eye(n) - coupling, np.ones(n))
     except np.linalg.LinAlgError:
         positive = -np.ones(n)

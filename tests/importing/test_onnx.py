@@ -209,6 +209,15 @@ def test_groups_of_pads_strides_and_automatic_pads(tmp_path):
         conv = node("Conv", "x", "k", group=2, **options)
         path = write(tmp_path / "net.onnx", [conv], {"k": K}, (1, 2, 5, 6), (1, 4, None, None))
         assert importing.load(path).units == 0  # compared with two other evaluations
+    K = np.random.default_rng(0).normal(size=(2, 1, 3, 2)).astype(np.float32)
+    for options in (
+        {"group": 2, "pads": [1, 0, 1, 1], "dilations": [1, 2]},
+        {"strides": [2, 3], "output_padding": [1, 1], "pads": [1, 0, 0, 1]},
+    ):
+        turned = node("ConvTranspose", "x", "k", **options)
+        path = write(tmp_path / "net.onnx", [turned], {"k": K}, (1, 2, 5, 6), (1, None, None, None))
+        assert importing.load(path).units == 0
+    K = np.zeros((4, 1, 3, 2), dtype=np.float32)
     bad = node("Conv", "x", "k", group=2, kernel_shape=[2, 2])
     with pytest.raises(InvalidInput, match="kernel_shape"):
         importing.load(write(tmp_path / "net.onnx", [bad], {"k": K}, (1, 2, 5, 6), (1, 4, 4, 5)))

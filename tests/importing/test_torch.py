@@ -229,6 +229,35 @@ def test_what_is_no_chain_of_convolutions_is_too_large(rest, monkeypatch):
         from_torch(net, torch.zeros(1, 1, 28, 28))
 
 
+def test_padding_and_transposed_convolutions(monkeypatch):
+    nets = [
+        nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(2, 3, 3, padding=(1, 0), padding_mode="replicate"),
+        nn.Sequential(nn.ZeroPad2d((1, 0, 2, 1)), nn.Conv2d(2, 4, 3, padding=1)),
+        nn.ConvTranspose2d(2, 4, 3, padding=1, groups=2),
+        nn.ConvTranspose2d(2, 4, (2, 3), stride=2, output_padding=1, dilation=(2, 1)),
+    ]
+    for linear in nets:
+        net = nn.Sequential(linear, nn.Tanh())
+        dense = agree(net, torch.zeros(1, 2, 6, 6))
+        assert isinstance(dense, System)
+        with monkeypatch.context() as patch:
+            patch.setattr(convolutions, "COMFORTABLE", 10)
+            conv = from_torch(net, torch.zeros(1, 2, 6, 6))
+        # Repeated pixels and images that grow are no convolution of ours.
+        assert isinstance(conv, ConvSystem) == (linear not in (nets[1], nets[4]))
+        if isinstance(conv, ConvSystem):
+            x = torch.randn(3, 72).double()
+            torch.testing.assert_close(conv(x.reshape(3, 2, 6, 6)).flatten(1), dense(x))
+
+
+@pytest.mark.parametrize("family", ["sll", "cpl", "sandwich"])
+def test_own_convolutions_folded(family, monkeypatch):
+    monkeypatch.setattr(convolutions, "COMFORTABLE", 10)
+    layer = sdplip.CONVOLUTIONS[family](3, 3, 3)
+    assert isinstance(agree(sdplip.fold(layer), torch.zeros(1, 3, 6, 6)), ConvSystem)
+
+
 def test_a_dense_layer_over_pixels_alone_is_a_head(monkeypatch):
     monkeypatch.setattr(convolutions, "COMFORTABLE", 100)
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(2), nn.Linear(36, 4))

@@ -47,6 +47,27 @@ def test_lben_closed_form_is_batched():
         torch.testing.assert_close(batched[name][1], single[name])
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("gamma", [0.3, math.inf])
+def test_derivatives_of_the_lben_closed_form(gamma, weighted):
+    """Written by hand for a matrix without a direct path; torch.func goes another way."""
+    psi = [0.3 * draw(4)] if weighted else []
+    free = [*psi, draw(4, 4), draw(4, 4), draw(4, 3), draw(2, 4)]
+
+    def form(*free):
+        w = lben(*([] if weighted else [None]), *free, None, gamma, 0.5)
+        return w["A"], w["Lam"]
+
+    inputs = tuple(x.requires_grad_() for x in free)
+    assert torch.autograd.gradcheck(form, inputs)
+    assert torch.autograd.gradgradcheck(form, inputs)
+    chosen = tuple(range(len(free)))
+    by_hand = torch.autograd.functional.jacobian(lambda *free: form(*free)[0], inputs)
+    recorded = torch.func.jacrev(lambda *free: form(*free)[0], chosen)(*free)
+    for a, b in zip(by_hand, recorded, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_lben_reaches_its_bound():
     """The parametrisation is tight: a gradient ascent on the gain comes close to γ."""
     layer = make(LBENLinear, dtype=torch.float64, gamma=2.0, eps=1e-3, activation="identity")

@@ -103,7 +103,7 @@ def test_convolutions(kernel, mode):
 @every_dtype
 @pytest.mark.parametrize("shape", [(300, 200), (90, 200), (40, 30, 3, 3)], ids=str)
 def test_half_a_percent_above_exact_products(shape, dtype):
-    """For orthogonal columns, where there is no room at all, it is 0.8 % at 2048."""
+    """For orthogonal columns, where there is no room at all, it is 0.9 % at 2048."""
     W, taps = drawn(*shape).to(dtype), len(shape) - 2
     q = ratios(drawn(shape[1]).to(dtype))
     ratio = rounded(W, q, taps) / dominated(W, q, taps)

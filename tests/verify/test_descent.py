@@ -64,7 +64,7 @@ def test_the_gradient_is_the_derivative(rng):
     sizes = [(4, 3), (5, 4), (2, 5)]
     weights = [torch.as_tensor(rng.normal(size=s)).requires_grad_() for s in sizes]
     scales = [torch.as_tensor(0.3 * rng.normal(size=s[0])).requires_grad_() for s in sizes[:-1]]
-    margins = [torch.as_tensor(0.1 * k).requires_grad_() for k in range(2)]
+    margins = [torch.tensor(0.1 * k, dtype=torch.float64, requires_grad=True) for k in range(2)]
     low = torch.tensor(-0.2, dtype=torch.float64, requires_grad=True)
 
     def bound(*parts):
@@ -91,10 +91,10 @@ def test_float32_and_deep_gains_stay_in_range(rng):
     assert float(single) == pytest.approx(exact, rel=1e-3)
 
 
-def test_a_single_matrix_is_its_norm_and_a_zero_weight_gives_zero(rng):
+def test_a_single_matrix_is_its_norm_and_a_zero_weight_gives_none(rng):
     W = torch.as_tensor(rng.normal(size=(3, 4)))
     assert float(descent.chain_bound([W])) == pytest.approx(float(torch.linalg.matrix_norm(W, 2)))
-    assert float(descent.chain_bound([W, torch.zeros(2, 3, dtype=W.dtype)])) == 0.0
+    assert float(descent.chain_bound([W, torch.zeros(2, 3, dtype=W.dtype)])) < 1e-60
 
 
 def test_it_trains_a_network_to_a_bound(rng):

@@ -5,7 +5,7 @@ import pytest
 import sympy as sp
 import torch
 from conv_systems import kernel, random_network
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdplip import conditions, lipschitz
@@ -107,11 +107,13 @@ def check_sound(network, seed):
     assert float(secants.max()) <= found.bound
 
 
+@settings(max_examples=8)
 @given(SEEDS)
 def test_zero_padding_is_never_under_bounded(seed):
     check_sound(random_network(np.random.default_rng(seed)), seed)
 
 
+@settings(max_examples=8)
 @given(SEEDS)
 def test_circular_padding_is_never_under_bounded(seed):
     check_sound(random_network(np.random.default_rng(seed), "circular"), seed)
@@ -124,6 +126,7 @@ def test_many_networks_are_never_under_bounded(mode):
         check_sound(random_network(np.random.default_rng(seed), mode), seed)
 
 
+@settings(max_examples=8)
 @given(SEEDS, st.floats(-3, 3))
 def test_planted_constants_are_met(seed, power):
     """Shifts and permutations of channels keep norms: the constant is the product of the scales."""

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import sympy as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -331,6 +332,52 @@ def test_folding_encloses_the_exact_map(seed):
     F, T = folded.system, np.diag(slopes[free])
     K = F.D + F.C @ np.linalg.solve(np.eye(len(T)) - T @ F.A, T @ F.B)
     np.testing.assert_allclose(K, J, atol=1e-12)
+
+
+@given(SEEDS)
+@settings(max_examples=25)
+def test_folding_around_cycles_encloses_the_exact_map(seed):
+    """The exact solution of the linear units in rationals lies in the balls."""
+    rng = np.random.default_rng(seed)
+    n, m = 4, 2
+    A = rng.normal(size=(n, n))
+    A *= 0.9 / np.linalg.norm(A, 2)
+    fixed = np.array([True, True, bool(seed % 2), False])
+    alpha = np.where(fixed, rng.choice([0.0, 1.0, 0.75], size=n), 0.0)
+    beta = np.where(fixed, alpha, 1.0)
+    system = System(
+        A, rng.normal(size=(n, m)), rng.normal(size=(2, n)), rng.normal(size=(2, m)),
+        alpha=alpha, beta=beta, activation="unknown",
+    )  # fmt: skip
+    folded = fold(system)
+    exact = {k: sp.Matrix(np.vectorize(sp.Rational)(getattr(system, k))) for k in "ABCD"}
+    L, N = list(np.flatnonzero(fixed)), list(np.flatnonzero(~fixed))
+    S = sp.diag(*[sp.Rational(alpha[i]) for i in L])
+    inner = sp.eye(len(L)) - S * exact["A"].extract(L, L)
+    on_x = inner.LUsolve(S * exact["B"].extract(L, list(range(m))))
+    on_z = inner.LUsolve(S * exact["A"].extract(L, N))
+    out, outputs = exact["C"].extract([0, 1], L), [0, 1]
+    expected = {
+        "A": exact["A"].extract(N, N) + exact["A"].extract(N, L) * on_z,
+        "B": exact["B"].extract(N, list(range(m))) + exact["A"].extract(N, L) * on_x,
+        "C": exact["C"].extract(outputs, N) + out * on_z,
+        "D": exact["D"] + out * on_x,
+    }
+    for name, truth in expected.items():
+        ball = folded.arrays[name]
+        assert ball.rad.max(initial=0) < 1e-13
+        for (i, j), mid in np.ndenumerate(ball.mid):
+            assert abs(truth[i, j] - sp.Rational(mid)) <= sp.Rational(ball.rad[i, j])
+
+
+def test_linear_units_without_a_solution_are_not_folded():
+    system = System(
+        [[1.0, 0.0], [0.0, 0.5]], np.eye(2), np.eye(2), np.zeros((2, 2)),
+        alpha=1.0, beta=1.0, activation="unknown",
+    )  # fmt: skip
+    assert fold(system) is None
+    with pytest.raises(NotWellPosed):
+        lipschitz(system, lower=False)
 
 
 def test_folding_encloses_with_integers():

@@ -1,0 +1,77 @@
+"""Independent tasks one after another here, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from .errors import InvalidInput
+
+ENGINES = ("local", "ray")
+RETRIES = 5
+"""How often a task is begun anew whose worker was lost."""
+
+
+def scatter(
+    task: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    shared: Any = None,
+    engine: str = "local",
+    address: str | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
+) -> Iterator[tuple[int, Any]]:
+    """(k, task(shared, *arguments[k])) for every k, in the order in which they finish.
+
+    Args:
+        task: a function of a module; its arguments and result are pickled for Ray.
+        shared: what every task gets as its first argument, sent once to every machine.
+        engine: "local" or "ray", where a task whose worker is lost is begun anew.
+        address: of a running Ray cluster; None starts one on this machine.
+        cpus, gpus: what Ray reserves for a task.
+
+    Raises:
+        InvalidInput: an unknown engine, or Ray is not installed. What a task raises is raised here,
+            after the others were stopped.
+    """
+    if engine not in ENGINES:
+        raise InvalidInput(f"engine is {engine!r}, but must be one of {', '.join(ENGINES)}.")
+    if engine == "local":
+        if address is not None:
+            raise InvalidInput(f"address is {address!r}, but needs the engine 'ray'.")
+        for k, given in enumerate(arguments):
+            yield k, task(shared, *given)
+        return
+    if find_spec("ray") is None:
+        raise InvalidInput(
+            "the engine 'ray' is not installed. Install it with: pip install 'sdplip[ray]'"
+        )
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(
+            address=address, log_to_driver=False, include_dashboard=False,
+            logging_level=logging.ERROR,
+        )  # fmt: skip
+    try:
+
+        @ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
+        def work(*given: Any) -> Any:
+            return task(*given)
+
+        sent = ray.put(shared)
+        waiting = {work.remote(sent, *given): k for k, given in enumerate(arguments)}
+        while waiting:
+            for done in ray.wait(list(waiting))[0]:
+                try:
+                    result = ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause or error from None
+                yield waiting.pop(done), result
+    finally:
+        if started:
+            ray.shutdown()
