@@ -80,10 +80,11 @@ class Network(Reading):
         return Affine(self, torch.arange(first, first + count), data, offset)
 
     def fits(self, numbers: int) -> None:
-        if numbers > LIMIT:
+        limit = min(LIMIT, self.most**2)
+        if numbers > limit:
             raise TooLarge(
                 f"At {self.where} the unrolled system needs arrays of {numbers:,} numbers; the "
-                f"limit is {LIMIT:,}. Verify smaller images or a part of the network."
+                f"limit is {limit:,}. Verify smaller images or a part of the network."
             )
 
     def add_units(self, v: Affine, names: str | NDArray[np.str_], slopes: Slopes | None) -> Affine:

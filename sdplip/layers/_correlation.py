@@ -56,9 +56,8 @@ def rounded_sums(K: Tensor, q: Tensor) -> Tensor:
     for every s > 0, since the difference is (√s (H + L) - E/√s)(√s (H + L) - E/√s)ᵀ. Of
     (H + L)(H + L)ᵀ all but L Lᵀ are three products, whose entries are rounded once. Row sums
     dominate their sum, and |L| |L|ᵀ and |E| |E|ᵀ, for which vectors are enough: |E| ≤ 2⁻⁸ |K - H|.
-    Subnormal
-    numbers may count as zero, far below what a T above 1e-12 notices. The derivative takes K for H;
-    its own products are in bfloat16 too, within 1 % in norm.
+    Subnormal numbers may count as zero, far below what a T above 1e-12 notices. The derivative
+    takes H for K, and its products are in bfloat16 too: within 1 % in norm for normal entries.
 
     Args:
         K: (*batch, n, m, k₁, k₂), float32 or float64. q: (*batch, n).

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..errors import InvalidInput
 from ._base import Layer
+from ._state import pack, unpack
 
 PRODUCTS = ("exact", "bfloat16")
 
@@ -19,6 +22,11 @@ class Dominated(Layer):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, products={self.products}"
+
+    def set_extra_state(self, state: Tensor) -> None:
+        # A state from before there was a choice does not mention it.
+        found = {"products": "exact"} | unpack(type(self).__name__, state)
+        super().set_extra_state(pack(found))
 
     def _options(self) -> dict[str, str | float]:
         return super()._options() | {"products": self.products}

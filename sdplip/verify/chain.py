@@ -135,7 +135,9 @@ class _Chain:
     def _inverses(self, x: Array) -> tuple[list[Array], list[Array]]:
         """S_k⁻¹ of the Schur complements from the last layer on, and −S_k⁻¹M_{k,k−1}."""
         diagonal, below = self.blocks(x)
-        inverses, gains, S = [], [], diagonal.pop()
+        inverses: list[Array] = []
+        gains: list[Array] = []
+        S = diagonal.pop()
         while True:
             half = lapack.dtrtri(lapack.dpotrf(S, lower=1, clean=1)[0], lower=1)[0]
             inverses.append(half.T @ half)
@@ -147,6 +149,7 @@ class _Chain:
             S = diagonal.pop() - side.T @ side
 
 
+@np.errstate(all="ignore")
 def minimise(
     problem: Problem,
     rho: float | None = None,

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -108,19 +109,16 @@ def chain_bound(
     one = weights[0].new_zeros(())
     scales = [one] * hidden if log_scales is None else list(log_scales)
     rooms = [one] * hidden if margins is None else list(margins)
-    pairs = [slopes] * hidden if _is_pair(slopes) else list(slopes)
+    single = len(slopes) == 2 and not isinstance(slopes[0], (tuple, list))
+    pairs = cast(list[Slopes], [slopes] * hidden if single else list(slopes))
     for name, given in (("log_scales", scales), ("margins", rooms), ("slopes", pairs)):
         if len(given) != hidden:
             raise ShapeError(f"chain_bound: {len(given)} {name}, but {hidden} hidden layers.")
-    tensors = [(one + a, one + b) for a, b in pairs]  # type: ignore[misc]
+    tensors = [(one + a, one + b) for a, b in pairs]
     for k, (a, b) in enumerate(tensors):
         if (a > b).any():
             raise InvalidInput(f"chain_bound: slopes[{k}] has alpha > beta, which is no range.")
     return (_eliminate(weights, scales, rooms, tensors)[0] / 2).exp()
-
-
-def _is_pair(slopes: Slopes | Sequence[Slopes]) -> bool:
-    return len(slopes) == 2 and not isinstance(slopes[0], (tuple, list))
 
 
 def _eliminate(
@@ -209,7 +207,7 @@ def minimise(
             break
         optimiser.param_groups[0]["lr"] = rate * (1.02 - steps / max_steps)
         optimiser.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         optimiser.step()
         steps += 1
     lam = chain.gather([v.exp().cpu().numpy() for v in found])

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 
 from .._arrays import Array
-from ..errors import NotWellPosed
+from ..errors import NotWellPosed, ShapeError
 from ..system import System
 from .interior import Form, Optimum, form, minimise
 
@@ -130,12 +130,19 @@ def start(problem: Problem, proposed: Array | None = None) -> tuple[float, Array
 
     Raises:
         NotWellPosed: no diagonal Λ > 0 satisfies `conditions.wellposed`.
+        ShapeError: `proposed` has another length.
     """
     lam = _peel(problem) if problem.levels is not None else _wellposed(problem)
     data = problem.form()
     rho = 1.5 * least_rho(data, lam)
-    warm = np.zeros(0) if proposed is None else problem.scaled(proposed)
-    if warm.shape == lam.shape and np.isfinite(warm).all() and (warm >= 0).all():
+    if proposed is None:
+        return rho + 1e-60, lam
+    if np.shape(proposed) != lam.shape:
+        raise ShapeError(
+            f"start: proposed has shape {np.shape(proposed)}, but it must be {lam.shape}."
+        )
+    warm = problem.scaled(proposed)
+    if np.isfinite(warm).all() and (warm >= 0).all():
         for share in (0.01, 0.1, 0.3):
             blend = (1 - share) * warm + share * lam
             near = 1.02 * least_rho(data, blend)

@@ -17,6 +17,7 @@ from sdplip.errors import InvalidInput
 from sdplip.layers import AOLConv2d, AOLLinear, SLLConv2d, SLLLinear
 from sdplip.layers._correlation import _product
 from sdplip.layers._geometry import Geometry
+from sdplip.layers._state import pack, unpack
 from sdplip.layers.closed_forms import dominated, normalised, ratios
 
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -198,6 +199,13 @@ def test_copies_and_checkpoints(name):
     fresh.load_state_dict(layer.state_dict())
     assert torch.equal(fresh(x), y)
     other, _ = make(name, products="exact")
+    old = other.state_dict()
+    old["_extra_state"] = pack(
+        {k: v for k, v in unpack(name, old["_extra_state"]).items() if k != "products"}
+    )
+    other.load_state_dict(old)
+    with pytest.raises(InvalidInput, match="products = 'exact'"):
+        layer.load_state_dict(old)
     for one, two in itertools.permutations((layer, other)):
         with pytest.raises(InvalidInput, match="products = "):
             one.load_state_dict(two.state_dict())

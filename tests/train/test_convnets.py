@@ -12,6 +12,7 @@ from sdplip.train.measure import exact_copy, promised_pairs
 from sdplip.train.models import logit_scale, parameters
 
 FAMILIES = families()
+WIDE = {"architecture": "convnet", "width": 128, "depth": 1, "products": "bfloat16"}
 ALL = [(a, f) for a in ARCHITECTURES for f in (*FAMILIES, UNCONSTRAINED)]
 
 
@@ -63,6 +64,15 @@ def test_seed_decides_and_files_rebuild_it(architecture, tmp_path):
     loaded, read = load_model(tmp_path)
     assert read == c and torch.equal(loaded(x), one.eval()(x))
     assert parameters(c) == sum(p.numel() for p in one.parameters())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_products_are_those_of_the_wide_layers(architecture):
+    model = build(config(architecture, products="bfloat16"), seed=0)
+    found = {(type(m).__name__, m.products) for m in model if hasattr(m, "products")}
+    assert found == {("AOLConv2d", "exact"), ("AOLLinear", "bfloat16")}
+    wide = build(ModelConfig("aol", (3, 32, 32), 5, **WIDE))
+    assert {m.products for m in wide if hasattr(m, "products")} == {"exact", "bfloat16"}
 
 
 def test_the_last_linear_layer_gives_tighter_pairs():

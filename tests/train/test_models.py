@@ -91,6 +91,7 @@ def test_configuration_survives_json():
         ({"std": 0.0}, "std"),
         ({"mean": math.inf}, "mean"),
         ({"normalise": "minmax"}, "normalise.*none, mean, std"),
+        ({"products": "half"}, "products.*exact, bfloat16"),
         ({"activation": "swish"}, "swish"),
         ({"layer": "resnet"}, "resnet.*orthogonal.*unconstrained"),
         ({"layer": ["sll"]}, "layer.*a string"),

@@ -93,7 +93,9 @@ def test_the_newton_matrix_is_the_second_derivative(rng):
         hessian = np.tril(hessian) + np.tril(hessian, -1).T
         h, unit = 1e-4, np.eye(len(x))
         first = [(barrier.log_det(x + h * e) - barrier.log_det(x - h * e)) / (2 * h) for e in unit]
-        second = [(barrier.newton(x - h * e)[1] - barrier.newton(x + h * e)[1]) / (2 * h) for e in unit]
+        second = [
+            (barrier.newton(x - h * e)[1] - barrier.newton(x + h * e)[1]) / (2 * h) for e in unit
+        ]
         np.testing.assert_allclose(traces, first, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(hessian, second, rtol=1e-5, atol=1e-4)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from sdplip import System
 from sdplip.errors import InvalidInput, ShapeError
 from sdplip.verify import descent
@@ -52,7 +53,9 @@ def test_slopes_may_differ_between_units_and_layers(rng):
     weights, system = draw(rng, 3, 5, 4, 2)
     low, high = -rng.random(9), rng.random(9)
     pairs = [tuple(map(torch.as_tensor, (low[v], high[v]))) for v in (slice(5), slice(5, 9))]
-    system = System(*(getattr(system, k) for k in "ABCD"), alpha=low, beta=high, activation="unknown")
+    system = System(
+        *(getattr(system, k) for k in "ABCD"), alpha=low, beta=high, activation="unknown"
+    )
     problem = normalise(system)
     bound = float(descent.chain_bound(tensors(weights), slopes=pairs))
     found = descent.minimise(problem, max_steps=0)
@@ -109,7 +112,9 @@ def test_it_trains_a_network_to_a_bound(rng):
 
 
 def test_what_is_no_chain_is_refused(rng):
-    skip = System.residual(rng.normal(size=(3, 3)), rng.normal(size=(3, 4)), rng.normal(size=(3, 4)))
+    skip = System.residual(
+        rng.normal(size=(3, 3)), rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
+    )
     with pytest.raises(InvalidInput, match="chain"):
         descent.minimise(normalise(skip))
     W = torch.as_tensor(rng.normal(size=(3, 4)))
