@@ -44,8 +44,9 @@ class Elementwise:
     def derivative(self, v: Tensor) -> Tensor:
         """An element of the slope range at the pre-activation v; at a kink, PyTorch's choice."""
         with torch.enable_grad():
-            at = v.detach().requires_grad_()
-            return torch.autograd.grad(self.function(at).sum(), at)[0]
+            at = v if v.requires_grad else v.detach().requires_grad_()
+            value = self.function(at).sum()
+            return torch.autograd.grad(value, at, create_graph=v.requires_grad)[0]
 
 
 Parts = tuple[float, float, Callable[[Tensor], Tensor]]

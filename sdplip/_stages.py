@@ -178,7 +178,12 @@ class Pool:
         return Convolve(np.eye(channels)[..., None, None] * taps, None, self.size, "valid")  # type: ignore[arg-type]
 
     def shape(self, shape: Shape) -> Shape:
-        return self.convolve(shape[0]).shape(shape)
+        if self.size[0] > shape[1] or self.size[1] > shape[2]:
+            raise ShapeError(
+                f"Pool: size = {self.size}, but the image is {shape[1]} x {shape[2]}. Use a "
+                "smaller block."
+            )
+        return shape[0], shape[1] // self.size[0], shape[2] // self.size[1]
 
     def apply(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, self.size)

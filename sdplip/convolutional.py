@@ -36,7 +36,7 @@ from ._stages import (
 from .errors import InvalidInput, ShapeError
 from .system import System
 
-__all__ = ["Activate", "Add", "ConvSystem", "Convolve", "Head", "Pool"]
+__all__ = ["Activate", "Add", "ConvSystem", "Convolve", "Head", "Pool", "Stage"]
 
 UNROLLED = 4096
 """The most inputs, units and outputs together that `ConvSystem.unroll` turns into matrices."""

@@ -179,6 +179,7 @@ def test_what_has_no_proof_is_refused_by_name():
         (Convolve(np.ones((1, 1, 2, 2)), None, 3, padding_mode="circular"), "multiples"),
         (Activate("relu", [0, 0], [1, 1]), "slopes for 2 channels"),
         (Head(np.ones((2, 15))), "16 numbers"),
+        (Pool((10**9, 1)), "smaller block"),
         (Add((Pool(2),)), "must agree"),
     ],
 )

@@ -128,7 +128,7 @@ def test_missing_blocks_are_zero(tmp_path, rng):
     ("arrays", "message"),
     [
         ({"W0": np.array([[object()]])}, "no readable system file"),
-        ({"K0": np.ones((8, 8, 3, 3))}, "chain of convolutions"),
+        ({"K0": np.ones((8, 8, 3, 3))}, "holds convolutions"),
         ({"Q": np.ones(3)}, "holds the arrays Q"),
         ({"W0": np.ones((2, 2)), "W2": np.ones((2, 2))}, "holds the arrays"),
         ({"B": np.array([[np.nan]]), "C": np.ones((1, 1))}, "B contains nan"),

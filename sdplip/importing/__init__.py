@@ -27,7 +27,16 @@ from .values import Network, Slopes, TooLarge
 
 __all__ = ["TooLarge", "from_torch", "load"]
 
-KINDS = (".npz", ".onnx", ".safetensors", ".pt", ".pth", ".mat")
+TOLD = {"activation", "slopes"}
+KINDS = {
+    ".npz": set[str](),
+    ".onnx": {"slopes"},
+    ".safetensors": TOLD,
+    ".pt": TOLD,
+    ".pth": TOLD,
+    ".mat": {*TOLD, "transposed"},
+}
+"""By the ending of a file: what it does not say itself and has to be told."""
 
 
 def load(
@@ -70,6 +79,10 @@ def load(
     normalisation, kind = Normalisation.of(normalize), path.suffix.lower()
     if not path.exists():
         raise InvalidInput(f"{path} does not exist.")
+    given = {"activation": activation, "slopes": slopes, "transposed": transposed}
+    for name, value in given.items():
+        if value is not None and name not in KINDS.get(kind, given):
+            raise InvalidInput(f"{path}: {name} = {value!r}, but {kind} files take no {name}.")
     if kind == ".onnx":
         from .onnx_file import read_onnx
 

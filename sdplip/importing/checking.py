@@ -93,13 +93,16 @@ def checked(
             rows = [row.reshape(-1) for row in results if row is not None]
             if len(rows) < len(x):
                 break
-            _refuse(source, x, torch.stack(rows), relative, f"{what}, on random inputs,")
-            compared = True
+            y = torch.stack(rows)
+            compared |= _agrees(source, x, y, relative, f"{what}, on random inputs,")
     if sample is not None and known:
-        x, y = (torch.from_numpy(finite("sample", part)) for part in sample)
-        x = x.reshape(-1, source.system.inputs)
-        _refuse(source, x, y.reshape(len(x), -1), 1e-4, "the sample")
-        compared = True
+        x, y = _sample(sample, source.system.inputs)
+        compared |= _agrees(source, x, y, 1e-4, "the sample")
+    if source.originals and known and not compared:
+        raise InvalidInput(
+            f"{source.owner}: the original could not be run, so that nothing shows that the "
+            "extracted system is right. For ONNX, install onnxruntime, or give sample=(x, y)."
+        )
     if not compared:
         reason = "its file holds no network to run" if known else "an activation is unknown"
         warnings.warn(
@@ -140,7 +143,19 @@ def _has_unknown(system: System | ConvSystem) -> bool:
     return within(system.stages)
 
 
-def _refuse(source: Source, x: Tensor, y: Tensor, relative: float, what: str) -> None:
+def _sample(sample: Any, inputs: int) -> tuple[Tensor, Tensor]:
+    try:
+        x, y = (torch.from_numpy(finite("sample", part)) for part in sample)
+        x = x.reshape(-1, inputs)
+        return x, y.reshape(len(x), -1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(
+            f"sample is not (x, y), inputs of {inputs} numbers with as many outputs ({error})."
+        ) from error
+
+
+def _agrees(source: Source, x: Tensor, y: Tensor, relative: float, what: str) -> bool:
+    """Whether any of the inputs could be compared."""
     # Overflow of single precision on large inputs says nothing about the extraction.
     inside = ~y.isinf().any(1)
     found = _gap(source.system, x[inside], y[inside], relative)
@@ -149,3 +164,4 @@ def _refuse(source: Source, x: Tensor, y: Tensor, relative: float, what: str) ->
             f"{source.owner}: {what} and the extracted system {found}. Only a system that agrees "
             "with its original is imported."
         )
+    return bool(inside.any())

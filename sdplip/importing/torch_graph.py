@@ -271,7 +271,7 @@ def read_module(
             elif node.op == "call_function" and node.users:
                 values[node] = _run(node, values, where, slopes)
             elif node.op == "output":
-                output = values[node.args[0][0]]
+                output = values.get(node.args[0][0])
         if not isinstance(output, Value):
             raise InvalidInput(f"{owner}: the output does not depend on the input.")
         return output
@@ -303,7 +303,12 @@ def _exported(module: Any, example: Tensor) -> tuple[Any, Callable[[Tensor], Ten
 
     def run(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return twin(x.reshape(example.shape)).double()
+            y = twin(x.reshape(example.shape))
+        if not isinstance(y, Tensor):
+            raise InvalidInput(
+                f"{type(module).__name__} returns a {type(y).__name__}, but must return one tensor."
+            )
+        return y.double()
 
     return program, run
 

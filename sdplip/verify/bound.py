@@ -169,7 +169,8 @@ class _Task:
         # 0 is proven by D = 0 alone, not by a norm that underflowed; what cancels leaves rounding.
         rest = norm_product(self.target, self.norm) or 0.0
         steps = 10.0 ** np.arange(-15, -2)
-        for bound in map(float, [value, *(value * (1 + steps)), *(value + rest * steps)]):
+        slacks = rest * np.concatenate([10.0 ** np.arange(-280, -15, 20), steps])
+        for bound in map(float, [value, *(value * (1 + steps)), *(value + slacks)]):
             if self.holds(bound, none):
                 return Proposal("closed form", none, bound, value, value)
         raise CertificationError(f"The norm {value!r} of the linear map could not be proven.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
@@ -264,8 +264,17 @@ def holds(
         multipliers: those of units that cannot matter, or have one slope, are not used.
         classes: (i, j) for the bound of y_i − y_j, whose rows are subtracted exactly.
     """
-    if not (math.isfinite(bound) and bound >= 0 and np.isfinite(multipliers).all()):
-        return False
+    return _shows(system, norm, bound, multipliers, classes)(bound)
+
+
+def _shows(
+    system: System,
+    norm: float,
+    size: float,
+    multipliers: Array,
+    classes: tuple[int, int] | None,
+) -> Callable[[float], bool]:
+    """`holds` as a function of the bound, which is about `size`."""
     if classes is not None:
         from .margins import difference
 
@@ -273,39 +282,47 @@ def holds(
     live = live_units(system)
     small, kept = prune(system), multipliers[live]
     if small.units == 0 and not small.D.any():
-        return True
+        return lambda bound: 0 <= bound < math.inf
     C, D = (Ball(X, 0.0 if classes is None else UNIT * abs(X)) for X in (small.C, small.D))
     arrays = {"A": small.A, "B": small.B, "C": C, "D": D, "alpha": small.alpha, "beta": small.beta}
     if (folded := fold(small, C, D)) is not None:
         arrays, kept = folded.arrays, kept[folded.kept]
-    if not (kept > 0).all():
-        return False
-    arrays, kept, bound = _rescaled(arrays, kept, bound, norm)
+    usable = np.isfinite(multipliers).all() and (kept > 0).all() and 0 <= size < math.inf
+    if not usable:
+        return lambda bound: False
+    arrays, kept, exponent = _rescaled(arrays, kept, size, norm)
     if norm == 2:
-        # ρ is below bound², so what is proved for √ρ holds for the bound.
-        rho = Ball(bound) * Ball(bound)
-        M = conditions.lipschitz(**arrays, Lam=Ball(kept), rho=Ball(float(rho.lower)))
-        return positive_definite(M)
-    rows = conditions.linf(**arrays, eta=Ball(kept), c=1.0, gamma=bound).lower
+        M, inputs = conditions.lipschitz(**arrays, Lam=Ball(kept), rho=Ball(0.0)), small.inputs
+
+        def definite(bound: float) -> bool:
+            # M is affine in ρ, which is below bound²: what is proved for √ρ holds for the bound.
+            gamma = Ball(math.ldexp(bound, -exponent))
+            return positive_definite(M.plus(np.arange(inputs), float((gamma * gamma).lower)))
+
+        return definite
+    rows = conditions.linf(**arrays, eta=Ball(kept), c=1.0, gamma=Ball(0.0))
     split = 2 * kept.size
-    return bool((rows[:split] > 0).all() and (rows[split:] >= 0).all())
+    top = -rows[split:].lower
+    strict = bool((rows[:split].lower > 0).all())
+    return lambda bound: strict and bool((math.ldexp(bound, -exponent) >= top).all())
 
 
 def _rescaled(
     arrays: dict[str, Any], kept: Array, bound: float, norm: float
-) -> tuple[dict[str, Any], Array, float]:
+) -> tuple[dict[str, Any], Array, int]:
     """The same condition in units and outputs for which multipliers and bound are about 1.
 
-    By powers of two, which round nothing; only where products of the numbers might underflow.
+    By powers of two, which round nothing; only where products of the numbers might underflow. The
+    last is the exponent by which the bound is to be divided.
     """
     own, out = np.frexp(kept)[1].astype(np.int64), int(np.frexp(bound)[1])
     if max(abs(out), abs(own).max(initial=0)) < EXTREME:
-        return arrays, kept, bound
+        return arrays, kept, 0
     unit, power = (own, -1) if norm != 2 else ((2 * out - own) // 2, 2)
     steps = {"A": unit - unit[:, None], "B": -unit[:, None], "C": unit - out, "D": np.array(-out)}
     scaled = {name: _times_power(arrays[name], step) for name, step in steps.items()}
     kept = np.ldexp(kept, power * unit - (2 * out if norm == 2 else 0))
-    return arrays | scaled, kept, math.ldexp(bound, -out)
+    return arrays | scaled, kept, out
 
 
 def _times_power(matrix: Array | Ball, steps: Any) -> Ball:
@@ -329,10 +346,11 @@ def prove(
     least·(1 + 10⁻ᵏ) for k = 14, 13, … up to `most`, then ten times that excess, so that other
     checkers, whose arithmetic may be coarser, can show it, too. None where none is shown.
     """
+    shown = _shows(system, norm, least, multipliers, classes)
     for excess in 10.0 ** np.arange(-14, 0):
         if excess > most:
             break
-        if holds(system, norm, float(least * (1 + excess)), multipliers, classes):
+        if shown(float(least * (1 + excess))):
             # The condition is monotone in the bound.
             return float(least * (1 + 10 * excess))
     return None

@@ -179,7 +179,8 @@ def minimise(
     if layers is None:
         raise InvalidInput("chain.minimise: problem is no chain. Use interior.minimise.")
     if rho is None or lam is None:
-        count = 30 + len(layers.weights) // 2
+        depth = len(layers.places)
+        count = min(10 + 2 * depth, 30 + depth // 2)
         first = descent.minimise(problem, max_steps=count, rate=0.1, deadline=deadline)
         rho, lam = 2 * first.rho, first.lam
     chain, x = _scaled(layers, rho, lam), np.ones(len(lam) + 1)

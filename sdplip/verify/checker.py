@@ -289,8 +289,8 @@ def main(arguments):
     try:
         print(f"proven: {check(*arguments)}")
     except Exception as error:  # whatever a damaged file leads to
-        known = isinstance(error, NotProven)
-        print("not proven:" if known else f"cannot be checked: {type(error).__name__}:", error)
+        known, kind = isinstance(error, NotProven), type(error).__name__
+        print("not proven:" if known else f"unreadable: {kind}:", *str(error).split())
         return 1 if known else 2
     return 0
 

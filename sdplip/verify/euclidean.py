@@ -70,7 +70,7 @@ def euclidean(
         if progress is not None:
             progress(step, *(problem.gain * math.sqrt(max(v, 0.0)) for v in (upper, dual)))
 
-    rho, interior = start(problem)
+    rho, interior = start(problem, warm)
     if method == "layerwise":
         return _best(method, system, problem, [interior], prove)
     if method not in OWN:

@@ -37,7 +37,8 @@ def fold(system: System, C: Ball | None = None, D: Ball | None = None) -> Folded
     """Without the units with alpha = beta: a ReLU that is always on, an identity.
 
     Such a unit makes its term of the condition an equation, whose best multiplier is infinite.
-    Around a cycle these units are solved for: that they have one solution is shown by the way.
+    Around cycles, where `restrict` fixed units, they are solved for: that they have one solution is
+    shown by the way.
 
     Args:
         C, D: in place of the system's own.
@@ -46,7 +47,9 @@ def fold(system: System, C: Ball | None = None, D: Ball | None = None) -> Folded
         None where there is nothing to substitute, or no solution was shown.
     """
     kept = system.alpha < system.beta
-    if kept.all():
+    # The independent checker solves for nothing: around cycles, leave networks as given alone.
+    given = system.levels is None and (system.activation != UNKNOWN).any()
+    if kept.all() or given:
         return None
     E = _by_levels(system, kept) if system.levels is not None else _by_inverse(system, kept)
     if E is None:
@@ -82,8 +85,8 @@ def _by_levels(system: System, kept: NDArray[np.bool_]) -> Ball:
 def _by_inverse(system: System, kept: NDArray[np.bool_]) -> Ball | None:
     """The same around cycles: (I − αA)z = α(Bx + Az_kept) for the others, by an inverse R.
 
-    With ‖I − R(I − αA)‖∞ = q < 1 (here 1/2) the matrix is regular, and a solution with residual r is off by
-    at most ‖Rr‖∞ / (1 − q), column by column.
+    With ‖I − R(I − αA)‖∞ = q < 1 (here 1/2) the matrix is regular, and a solution with residual r
+    is off by at most ‖Rr‖∞ / (1 − q), column by column.
     """
     linear = np.flatnonzero(~kept & (system.alpha != 0))
     m, width, eye = system.inputs, system.inputs + int(kept.sum()), np.eye(len(linear))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._stages import Activate, Add, Stage
-from ..activations import activation
+from ..activations import elementwise
 from ..convolutional import ConvSystem
 from ..errors import ShapeError
 from ..system import UNKNOWN
@@ -74,7 +74,7 @@ def _tangent(stages: Sequence[Stage], x: Tensor, v: Tensor, width: float) -> tup
     for stage in stages:
         match stage:
             case Activate():
-                sigma = activation(stage.name)
+                sigma = elementwise(stage.name)
                 half = (width * x.abs().mean((1, 2, 3), keepdim=True)).clamp_min(1e-6)
                 mean = (sigma(x + half) - sigma(x - half)) / (2 * half)
                 v = v * (mean if width else sigma.derivative(x))

@@ -52,12 +52,12 @@ def lower_bound(
     is taken off instead.
 
     Args:
+        norm: 2 or inf, on input and output alike.
         points: (k, m) inputs to start from in addition, such as data.
         region: only points and directions inside it.
-        norm: 2 or inf, on input and output alike.
         samples, steps: random points and their steps; None fits them to the size of the system.
         seed: of the random starts.
-        deadline: a time of `time.perf_counter` after which the search ends with what it has.
+        deadline: in `time.monotonic`; then the search ends with what it has.
 
     Raises:
         ShapeError: points or a region of another dimension.
@@ -106,7 +106,7 @@ class _Search:
 
     @property
     def late(self) -> bool:
-        return time.perf_counter() > self.deadline
+        return time.monotonic() > self.deadline
 
     def climb(
         self, data: Array, samples: int | None, steps: int | None

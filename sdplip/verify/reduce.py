@@ -46,9 +46,11 @@ def live_units(system: System) -> np.ndarray:
     depends = system.A != 0
     forward = system.B.any(axis=1) & active
     backward = system.C.any(axis=0) & active
-    for _ in system.levels or ():
-        forward |= depends @ forward & active
-        backward |= depends.T @ backward & active
+    levels = system.levels or []
+    for level in levels:
+        forward[level] |= depends[level][:, forward].any(axis=1) & active[level]
+    for level in reversed(levels):
+        backward |= depends[level[backward[level]]].any(axis=0) & active
     return forward & backward
 
 
@@ -171,11 +173,10 @@ def least_rho(data: Form, lam: Array) -> float:
 
 
 def _peel(problem: Problem) -> Array:
-    """One multiplier per level, last level first: each keeps the Schur complement bounded.
+    """Multipliers level by level, last level first, so that each Schur complement stays small.
 
     The layerwise recursion of ECLipsE-Fast (Xu, Sivaranjani, NeurIPS 2024), backwards and for any
-    acyclic A; 1.8 times its multiplier makes the result strictly feasible, weights per unit
-    make it tighter.
+    acyclic A; each level's factor is the one of least trace, at least 1.6 times what is feasible.
     """
     n, m = problem.B.shape
     F = np.hstack([problem.D, problem.C])
@@ -186,17 +187,22 @@ def _peel(problem: Problem) -> Array:
     for level in reversed(problem.levels or []):
         columns = m + level
         rest[columns] = False
-        Qgg, c = Q[np.ix_(columns, columns)], rows[level][:, rest]
-        weight = np.sqrt(np.maximum(Qgg.diagonal(), 1e-3 * max(Qgg.diagonal().max(), 1e-200)))
-        size = 0.9 * _highest(Qgg / np.sqrt(np.outer(weight, weight))) * weight[:, None]
-        size = np.maximum(size, max(1e-9 * Q.diagonal().max(), 1e-200))
-        lam[level] = size[:, 0]
         a, b = problem.alpha[level][:, None], problem.beta[level][:, None]
-        cross = size * (a + b) * c + Q[np.ix_(columns, rest)]
-        half = scipy.linalg.solve_triangular(
-            np.linalg.cholesky(np.diag(2 * lam[level]) - Qgg), cross, lower=True
-        )
-        Q[np.ix_(rest, rest)] += half.T @ half - 2 * c.T @ (size * a * b * c)
+        c, coupling = rows[level][:, rest], Q[np.ix_(columns, rest)]
+        least = max(1e-9 * Q.diagonal().max(), 1e-100)
+        weight = np.sqrt(np.maximum(Q.diagonal()[columns], 1e-3 * least))[:, None]
+        root = np.sqrt(weight)
+        values, V = scipy.linalg.eigh(Q[np.ix_(columns, columns)] / root / root.T)
+        # With the factor t, the new Schur complement is (tH + K)ᵀ(2t − values)⁻¹(tH + K) − tN.
+        H, K = V.T @ (root * (a + b) * c), V.T @ (coupling / root)
+        N = 2 * (weight * a * b * c * c).sum()
+        squares, pairs, rests = ((x * y).sum(1) for x, y in ((H, H), (H, K), (K, K)))
+        t = max(values[-1], least) * np.geomspace(0.8, 80, 40)
+        traces = t[:, None] ** 2 * squares + 2 * t[:, None] * pairs + rests
+        best = t[int(np.argmin((traces / (2 * t[:, None] - values)).sum(1) - t * N))]
+        lam[level] = best * weight[:, 0]
+        half = (best * H + K) / np.sqrt(2 * best - values)[:, None]
+        Q[np.ix_(rest, rest)] += half.T @ half - 2 * best * c.T @ (weight * a * b * c)
     return lam
 
 

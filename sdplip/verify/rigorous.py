@@ -43,6 +43,11 @@ class Ball:
         return self.mid.shape
 
     @property
+    def zero(self) -> bool:
+        """Whether it is zero, exactly."""
+        return not (self.mid.any() or self.rad.any())
+
+    @property
     def lower(self) -> Any:
         """A lower bound of every entry."""
         return _down(self.mid - self.rad)
@@ -60,14 +65,22 @@ class Ball:
     def __mul__(self, other: Any) -> Ball:
         other = _ball(other)
         mid = self.mid * other.mid
-        spread = abs(self.mid) * other.rad + self.rad * (abs(other.mid) + other.rad)
-        return Ball(mid, _up(spread + UNIT * abs(mid), 4) + TINY)
+        if self.zero or other.zero:
+            return Ball(np.broadcast_to(0.0, mid.shape))
+        spread = UNIT * abs(mid)
+        if other.rad.any():
+            spread += abs(self.mid) * other.rad
+        if self.rad.any():
+            spread += self.rad * (abs(other.mid) + other.rad)
+        return Ball(mid, _up(spread, 4) + TINY)
 
     def __matmul__(self, other: Any) -> Ball:
         if isinstance(other, _Diagonal):
             return self * other.entries
         other = _ball(other)
         x, dx, y, dy = self.mid, self.rad, other.mid, other.rad
+        if self.zero or other.zero:
+            return Ball(np.broadcast_to(0.0, (len(x), y.shape[1])))
         # Zeros add nothing, and no error: most of A, B and C of a deep network.
         inner = (x.any(axis=0) | dx.any(axis=0)) & (y.any(axis=1) | dy.any(axis=1))
         if not inner.all():
@@ -96,6 +109,13 @@ class Ball:
     def swapaxes(self, first: int, second: int) -> Ball:
         return Ball(self.mid.swapaxes(first, second), self.rad.swapaxes(first, second))
 
+    def plus(self, indices: Any, value: float) -> Ball:
+        """The matrix with `value` added to these entries of the diagonal."""
+        mid, rad = self.mid.copy(), self.rad.copy()
+        entries = Ball(mid[indices, indices], rad[indices, indices]) + value
+        mid[indices, indices], rad[indices, indices] = entries.mid, entries.rad
+        return Ball(mid, rad)
+
     @staticmethod
     def lmi_ops() -> _BallOps:
         return _BallOps()
@@ -109,13 +129,14 @@ class _Diagonal(Ball):
     def __init__(self, entries: Ball) -> None:
         self.entries = entries
 
+    zero = property(lambda self: self.entries.zero)
     mid = property(lambda self: np.diag(self.entries.mid))
     rad = property(lambda self: np.diag(self.entries.rad))
 
     def __add__(self, other: Any) -> Ball:
         if isinstance(other, _Diagonal):
             return _Diagonal(self.entries + other.entries)
-        return super().__add__(other)
+        return self if _ball(other).zero else super().__add__(other)
 
     def __mul__(self, other: Any) -> Ball:
         if np.shape(getattr(other, "mid", other)) == ():
@@ -265,7 +286,9 @@ def _by_residual(diagonal: Array, below: Array, distance: Array) -> bool:
                 rest = shifted[k] - M[k - 1] @ M[k - 1].T if k else shifted[k]
                 L[k] = scipy.linalg.cholesky(rest, lower=True, check_finite=False)
                 if k < count - 1:
-                    M[k] = scipy.linalg.solve_triangular(L[k], below[k].T, lower=True).T
+                    M[k] = scipy.linalg.solve_triangular(
+                        L[k], below[k].T, lower=True, check_finite=False
+                    ).T
         except scipy.linalg.LinAlgError:
             return False
         left, others = _remainder(diagonal, below, L, M)

@@ -22,7 +22,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -43,13 +42,15 @@ from .._stages import (
 from ..convolutional import ConvSystem
 from ..errors import InvalidInput
 from .rigorous import UNIT, Ball
+from .waves import table
 
 Kernel = dict[tuple[int, int], Ball]
 """Σ_τ K(τ) x(P + τ) by τ, on the coarsest grid; rows and columns are channels times phases."""
 
 WIDEST = 4096
 """The most inputs and units per pixel of the coarsest grid."""
-PI = Fraction(314159265358979323846264338327950288419716939937510, 10**50)
+MOST = 1 << 18
+"""The most pixels of the coarsest grid."""
 
 
 @dataclass(frozen=True)
@@ -127,32 +128,10 @@ class Torus:
         """cos ω·τ and sin ω·τ (F, T), enclosed, for frequencies k (F, 2)."""
         turns = [k[:, [axis]] * self.taps[:, axis] % n for axis, n in enumerate(self.size)]
         (c, s), (c_, s_) = (
-            [Ball(table[turn], UNIT) for table in _table(n)]
+            [Ball(wave[turn], UNIT) for wave in table(n)]
             for turn, n in zip(turns, self.size, strict=True)
         )
         return c * c_ + s * s_ * -1.0, s * c_ + c * s_
-
-
-@cache
-def _table(n: int) -> tuple[Array, Array]:
-    """cos(2πj/n) and sin(2πj/n) for j < n, off by less than 2⁻⁵³."""
-    cos = [_cosine(Fraction(j, n)) for j in range(n)]
-    sin = [_cosine(Fraction(j, n) - Fraction(1, 4)) for j in range(n)]
-    return np.array(cos), np.array(sin)
-
-
-def _cosine(turns: Fraction) -> float:
-    """cos(2π·turns) from its series, in rational arithmetic rounded to 2⁻¹¹⁰."""
-    turns = min(turns % 1, 1 - turns % 1)
-    if turns > Fraction(1, 4):
-        return -_cosine(Fraction(1, 2) - turns)
-    square = Fraction(round((2 * PI * turns) ** 2 * 2**110), 2**110)
-    total = term = Fraction(1)
-    # Angles are at most π/2: what follows the 16th term is below 1e-28.
-    for j in range(1, 17):
-        term = Fraction(round(-term * square / (2 * j * (2 * j - 1)) * 2**110), 2**110)
-        total += term
-    return float(total)
 
 
 @dataclass(frozen=True)
@@ -192,7 +171,13 @@ def torus(conv: ConvSystem) -> Torus:
     """
     fine = _strides(conv.stages)
     width = conv.channels * math.prod(fine)
+    _check_width(width)
     size = _smallest(conv, fine)
+    if math.prod(size) > MOST:
+        raise InvalidInput(
+            f"The torus has {size[0]} x {size[1]} pixels, and a frequency for each; at most {MOST} "
+            "are possible. Use smaller images."
+        )
     layers: list[_Layer] = []
     last = _chain(conv.stages, _Signal(conv.start, fine, {0: None}), size, layers)
     head: Array | None = None
@@ -213,11 +198,7 @@ def torus(conv: ConvSystem) -> Torus:
         head, outputs = None, weight.shape[0]
     ends = [0, *np.cumsum([width, *(len(layer.alpha) for layer in layers), outputs]).tolist()]
     columns, rows = ends[-2], ends[-1] - width
-    if columns > WIDEST:
-        raise InvalidInput(
-            f"The network has {columns} inputs and units per pixel of its coarsest grid, strides "
-            f"multiply them; at most {WIDEST} are possible. Use fewer channels or strides."
-        )
+    _check_width(columns)
     blocks = [layer.kernels for layer in layers] + [total]
     taps = sorted({tau for row in blocks for kernel in row.values() for tau in kernel} | {(0, 0)})
     mid, rad = np.zeros((2, len(taps), rows, columns))
@@ -294,9 +275,19 @@ def _convolve(stage: Convolve, signal: _Signal, size: Pair) -> _Signal:
     return replace(out, inside={}, outside=sources) if spills else out
 
 
+def _check_width(columns: int) -> None:
+    if columns > WIDEST:
+        raise InvalidInput(
+            f"The network has {columns} inputs and units per pixel of its coarsest grid, strides "
+            f"multiply them; at most {WIDEST} are possible. Use fewer channels or strides."
+        )
+
+
 def _polyphase(stage: Convolve, fine: Pair, out: Pair) -> Kernel:
     """The convolution between the phases of a finer and a coarser grid."""
     p, c, *taps = stage.weight.shape
+    rows, columns = p * math.prod(out), c * math.prod(fine)
+    _check_width(max(rows, columns))
     kernel: dict[tuple[int, int], Array] = {}
     for phase in np.ndindex(*out):
         for tap in np.ndindex(*taps):
@@ -305,7 +296,6 @@ def _polyphase(stage: Convolve, fine: Pair, out: Pair) -> Kernel:
             block = kernel.setdefault(tau, np.zeros((p, *out, c, *fine)))
             met = (reached[0] % fine[0], reached[1] % fine[1])
             block[:, *phase, :, *met] = stage.weight[:, :, *tap]
-    rows, columns = p * math.prod(out), c * math.prod(fine)
     return {tau: Ball(block.reshape(rows, columns)) for tau, block in kernel.items()}
 
 

@@ -260,6 +260,17 @@ def test_a_translation_that_is_wrong_is_noticed(tmp_path, monkeypatch):
                 importing.load(path)
 
 
+def test_an_original_that_nothing_can_run_is_refused(tmp_path, monkeypatch):
+    from sdplip.importing import onnx_file
+
+    for way in ("_reference", "_runtime"):
+        monkeypatch.setattr(onnx_file, way, lambda *_: lambda x: None)
+    path = write(tmp_path / "net.onnx", [node("MatMul", "x", "w")], {"w": W})
+    with pytest.raises(InvalidInput, match="could not be run"):
+        importing.load(path)
+    assert importing.load(path, sample=(np.eye(4), W)).outputs == 4
+
+
 # --- hostile and damaged files ---
 
 

@@ -100,12 +100,17 @@ REFUSED = {
     "branch": lambda m, x: m.a(x) if x.sum() > 0 else m.a(-x),
     "step": lambda m, x: torch.heaviside(m.a(x), torch.zeros(1, dtype=x.dtype)),
     "constant": lambda m, x: torch.ones(1, 3),
+    "number": lambda m, x: 3.0,
+    "nothing": lambda m, x: None,
+    "dictionary": lambda m, x: {"y": m.a(x)},
+    "two": lambda m, x: (x, m.a(x)),
+    "rounding": lambda m, x: m.a(x).half().to(x.dtype),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_translation_is_refused(name):
-    with pytest.raises(InvalidInput, match=r"node '|cannot be exported|does not depend"):
+    with pytest.raises(InvalidInput, match=r"node '|cannot be exported|does not depend|one"):
         from_torch(Function(REFUSED[name]), torch.zeros(1, 6))
 
 

@@ -49,6 +49,9 @@ def test_state_dicts_of_linear_layers(tmp_path, suffix):
     assert load(path, activation="relu", sample=sample(net)).digest() == system.digest()
     with pytest.raises(InvalidInput, match="apart"):
         load(path, activation="tanh", sample=sample(net))
+    for bad in (3, (1, 2), (np.ones((2, 3)), np.ones(3)), (np.ones(4), np.ones(2))):
+        with pytest.raises(InvalidInput, match="sample"):
+            load(path, activation="relu", sample=bad)
     with pytest.warns(UncheckedWarning, match="unknown"):
         odd = load(path, slopes=(-0.2, 1.3))
     assert set(odd.activation) == {"unknown"} and (odd.beta == 1.3).all()
@@ -116,8 +119,8 @@ def test_pickles_are_not_run(tmp_path):
     for suffix in (".pt", ".npz", ".mat", ".safetensors", ".onnx"):
         path = tmp_path / f"bomb{suffix}"
         path.write_bytes(pickle.dumps(Bomb()))
-        with pytest.raises(InvalidInput):
-            load(path, activation="relu")
+        with pytest.raises(InvalidInput, match=r"readable|pickle|MATLAB|mat file"):
+            load(path, **({"activation": "relu"} if suffix in (".pt", ".mat") else {}))
     np.savez(tmp_path / "object.npz", W0=np.array([[Bomb()]]))
     with pytest.raises(InvalidInput):
         load(tmp_path / "object.npz")
@@ -125,6 +128,14 @@ def test_pickles_are_not_run(tmp_path):
         torch.save(other, tmp_path / "net.pt")
         with pytest.raises(InvalidInput, match=r"must be a tensor|state dict"):
             load(tmp_path / "net.pt", activation="relu")
+
+
+def test_what_a_file_says_itself_is_not_told(tmp_path):
+    for name, options in {"a.npz": {"activation": "relu"}, "a.onnx": {"activation": "relu"},
+                          "a.pt": {"transposed": True}, "a.npz ": {}}.items():  # fmt: skip
+        (tmp_path / name).touch()
+        with pytest.raises(InvalidInput, match="take no" if options else "no kind of file"):
+            load(tmp_path / name, **options)
 
 
 def test_programs_and_unknown_endings(tmp_path):
@@ -150,7 +161,7 @@ def test_damaged_files(tmp_path, suffix):
         path.write_bytes(content[:k])
         with pytest.raises(InvalidInput), warnings.catch_warnings():
             warnings.simplefilter("ignore", UncheckedWarning)
-            load(path, activation="relu", slopes=(0, 1))
+            load(path, **({} if suffix == ".npz" else {"activation": "relu"}))
             raise InvalidInput("cut where nothing is lost") if suffix == ".mat" else AssertionError
 
 
@@ -169,7 +180,7 @@ def test_files_that_unpack_without_end(tmp_path, monkeypatch):
     (tmp_path / "net.mat").write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
     for suffix in (".pt", ".npz", ".mat"):
         with pytest.raises(InvalidInput, match="unpacks to"):
-            load(tmp_path / f"net{suffix}", activation="relu")
+            load(tmp_path / f"net{suffix}")
 
 
 # --- MATLAB ---

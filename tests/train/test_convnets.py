@@ -12,7 +12,6 @@ from sdplip.train.measure import exact_copy, promised_pairs
 from sdplip.train.models import logit_scale, parameters
 
 FAMILIES = families()
-WIDE = {"architecture": "convnet", "width": 128, "depth": 1, "products": "bfloat16"}
 ALL = [(a, f) for a in ARCHITECTURES for f in (*FAMILIES, UNCONSTRAINED)]
 
 
@@ -67,12 +66,14 @@ def test_seed_decides_and_files_rebuild_it(architecture, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_products_are_those_of_the_wide_layers(architecture):
+@pytest.mark.parametrize("wide, products", [(3, "bfloat16"), (512, "exact")])
+def test_convolutions_of_few_channels_keep_exact_products(
+    architecture, wide, products, monkeypatch
+):
+    monkeypatch.setattr("sdplip.train.convnets.WIDE", wide)
     model = build(config(architecture, products="bfloat16"), seed=0)
     found = {(type(m).__name__, m.products) for m in model if hasattr(m, "products")}
-    assert found == {("AOLConv2d", "exact"), ("AOLLinear", "bfloat16")}
-    wide = build(ModelConfig("aol", (3, 32, 32), 5, **WIDE))
-    assert {m.products for m in wide if hasattr(m, "products")} == {"exact", "bfloat16"}
+    assert found == {("AOLConv2d", products), ("AOLLinear", "bfloat16")}
 
 
 def test_the_last_linear_layer_gives_tighter_pairs():

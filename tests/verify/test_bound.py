@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 
 import cvxpy as cp
 import numpy as np
@@ -350,3 +351,44 @@ def test_a_module_that_is_not_what_it_looks_like_gets_no_bound():
 def test_a_tiny_linear_map_never_gets_the_bound_zero(norm, size):
     with contextlib.suppress(CertificationError):
         assert lipschitz(System.linear([[size, size]]), norm).bound >= size
+
+
+def test_a_time_limit_leaves_a_valid_bound_and_progress_encloses_it(rng):
+    system = mlp(rng, 24, *[24] * 6, 4)
+    seen = []
+    tight = lipschitz(system, progress=lambda *state: seen.append(state))
+    for _, upper, below in seen:
+        assert below <= tight.bound * (1 + 1e-9) and tight.bound <= upper * (1 + 1e-6)
+    assert len(seen) >= 3
+    for limit in (1e-6, 0.05):
+        hasty = lipschitz(system, time_limit=limit, lower=False)
+        assert hasty.proven and hasty.bound >= tight.bound * (1 - 1e-9)
+        check(hasty, system)
+    for limit in (0.0, -1.0, math.nan):
+        with pytest.raises(InvalidInput, match="time_limit"):
+            lipschitz(system, time_limit=limit)
+
+
+@pytest.mark.parametrize("method", ["auto", "interior"])
+def test_a_start_from_a_near_network_changes_nothing_but_the_way(rng, method):
+    system = mlp(rng, 6, 12, 12, 3)
+    near = mlp(np.random.default_rng(7), 6, 12, 12, 3)
+    first, other = lipschitz(system, method=method), lipschitz(near, method=method)
+    for begin in (first, other):
+        again = lipschitz(system, method=method, start=begin)
+        assert again.bound == pytest.approx(first.bound, rel=1e-7)
+        check(again, system)
+
+
+def test_methods_are_ordered_by_what_they_know(rng):
+    system = mlp(rng, 8, 16, 16, 16, 4)
+    bounds = {m: lipschitz(system, method=m) for m in ("chain", "descent", "layerwise", "product")}
+    for certificate in bounds.values():
+        check(certificate, system)
+    values = [certificate.bound for certificate in bounds.values()]
+    assert values[0] <= min(values[1:]) * (1 + 1e-9)
+    assert values[3] <= norm_product(system) * (1 + 1e-6)
+    skips = System.linear(np.eye(8)) + mlp(rng, 8, 6, 8)
+    for method in ("chain", "descent", "product"):
+        with pytest.raises(InvalidInput, match="needs a chain"):
+            lipschitz(skips, method=method)

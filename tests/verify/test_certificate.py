@@ -278,3 +278,19 @@ def test_convolutions_are_checked_frequency_by_frequency(rng):
     with pytest.raises(CertificationError, match="kind"):
         system = conv.unroll()
         check(replace(claim, model=system.digest()), system)
+
+
+@pytest.mark.parametrize("scales", [(1e150, 1e-150), (1e-150, 1e150), (1e-150, 1e-149), (1, 1e100)])
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_extreme_scales_are_proven_as_others_are(scales, norm, rng):
+    """Powers of two in the units change nothing: neither bound nor proof."""
+    first, last = (2.0 ** round(math.log2(scale)) for scale in scales)
+    weights = [rng.normal(size=(6, 4)), rng.normal(size=(3, 6))]
+    plain = lipschitz(System.feedforward(weights), norm, lower=False)
+    system = System.feedforward([weights[0] * first, weights[1] * last])
+    # λ is per unit squared over output squared, η is per unit.
+    factor = last * last if norm == 2 else first
+    multipliers = np.array(plain.multipliers) * factor
+    bound = plain.bound * first * last
+    assert holds(system, norm, bound * (1 + 1e-11), multipliers)
+    assert not holds(system, norm, bound * 0.99, multipliers)

@@ -126,6 +126,30 @@ def test_many_networks_are_never_under_bounded(mode):
         check_sound(random_network(np.random.default_rng(seed), mode), seed)
 
 
+@pytest.mark.parametrize(
+    "between",
+    [[], [Activate("identity")], [Activate("leaky_relu(0.9)")], [Activate("unknown", -1, -1)]],
+)
+def test_the_end_of_the_image_lies_between_two_convolutions(between):
+    """On the plane these two nearly cancel, sin⁴ω ≤ 1; on one pixel they are the factor 2.25."""
+    low = np.array([[[[0.25, 1, 1.5, 1, 0.25]]]])
+    high = low * [1, -1, 1, -1, 1]
+    network = ConvSystem((Convolve(low), *between, Convolve(high)), 1, (1, 1))
+    found = lipschitz_conv(network)
+    assert dense(network).optimum == pytest.approx(2.25)
+    assert found.bound >= 2.25
+    inside = ConvSystem((Convolve(low, **CIRCULAR), Convolve(high, **CIRCULAR)), 1, (8, 8))
+    assert lipschitz_conv(inside).bound == pytest.approx(1)
+
+
+def test_no_tap_reaches_around_the_torus():
+    """Around two pixels, the outer taps cancel; on the image each meets one."""
+    network = ConvSystem((Convolve([[[[1.0, 0, -1]]]]),), 1, (1, 2))
+    assert lipschitz_conv(network).bound >= 1
+    stretched = ConvSystem((Convolve([[[[1.0, 0, -1]]]], padding=(0, 2)),), 1, (1, 2))
+    assert lipschitz_conv(stretched).bound >= np.linalg.norm(stretched.unroll().D, 2)
+
+
 @settings(max_examples=8)
 @given(SEEDS, st.floats(-3, 3))
 def test_planted_constants_are_met(seed, power):
@@ -226,6 +250,13 @@ def test_what_no_torus_serves_is_refused(rng):
     uneven = Add((Pool(2),), (Convolve(weight, padding=0),))
     with pytest.raises(InvalidInput, match="strides"):
         lipschitz_conv(ConvSystem((uneven,), 1, (4, 4)))
+
+
+def test_what_is_too_large_is_refused():
+    pixel = Convolve(np.ones((1, 1, 1, 1)), stride=64, padding=0)
+    for stages, size in (((pixel, pixel), (64**2, 64**2)), ((Activate("relu"),), (10**9, 10**9))):
+        with pytest.raises(InvalidInput, match="at most"):
+            lipschitz_conv(ConvSystem(stages, 1, size))
 
 
 def test_a_time_limit_gives_a_looser_bound_that_is_proven(rng):

@@ -380,6 +380,29 @@ def test_linear_units_without_a_solution_are_not_folded():
         lipschitz(system, lower=False)
 
 
+@pytest.mark.parametrize("loop", [0.0, 0.5])
+def test_folding_encloses_what_cancels(loop):
+    """b·(a·x) − fl(ab)·x is 0 in float64 and not in truth; `loop` closes a cycle elsewhere."""
+    a, b = 1 / 3, 1 / 7
+    A, B = np.zeros((4, 4)), np.array([[a], [-(a * b)], [0.0], [0.0]])
+    A[1, 0], A[2, 3], A[3, 2] = b, loop, loop
+    system = System(
+        A, B, [[0.0, 1.0, 0.0, 0.0]], [[0.0]], alpha=1.0, beta=1.0, activation="unknown"
+    )
+    D = fold(system).arrays["D"]
+    truth = sp.Rational(a) * sp.Rational(b) - sp.Rational(a * b)
+    assert truth != 0
+    assert abs(truth - sp.Rational(D.mid[0, 0])) <= sp.Rational(D.rad[0, 0]) < 1e-14
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "relu", "softplus", "leaky_relu(0.3)"])
+def test_lines_are_close_to_the_function(name):
+    """Between −1 and 1, no further than a triangle of the slopes' range."""
+    s, below, t, above = lines(np.array([name]), np.array([-1.0]), np.array([1.0]))
+    v = np.linspace(-1, 1, 50)
+    assert ((t * v + above) - (s * v + below)).max() < 0.55 * 2 * elementwise(name).beta
+
+
 def test_folding_encloses_with_integers():
     """Weights whose products do not fit into float64: the exact product lies in the ball."""
     a, b = 2.0**30 + 1, 2.0**30 + 3

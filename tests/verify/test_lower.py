@@ -217,7 +217,7 @@ def test_trivial_systems(rng):
 
 def test_a_deadline_ends_the_search_with_what_it_has(rng):
     system = mlp(rng, 30, 200, 200, 10)
-    early = lower_bound(system, deadline=time.perf_counter())
+    early = lower_bound(system, deadline=time.monotonic())
     assert 0 < early <= lower_bound(system, steps=40) * 1.5
 
 
