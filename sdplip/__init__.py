@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .convolutional import ConvSystem
     from .derive import Derivation
     from .errors import (
         CertificationError,
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
         SdplipError,
         ShapeError,
     )
+    from .importing import load
     from .layers import CONVOLUTIONS, LAYERS, fold, lipschitz_bound
     from .lmi import LMI
     from .system import System
-    from .verify import Certificate, check, lipschitz
+    from .verify import Certificate, Region, check, lipschitz, margin_bounds
 
 __version__ = "0.1.0"
 
@@ -28,12 +30,14 @@ _HOMES = {
     "LAYERS": "layers",
     "LMI": "lmi",
     "Certificate": "verify",
+    "ConvSystem": "convolutional",
     "CertificationError": "errors",
     "Derivation": "derive",
     "InvalidInput": "errors",
     "NotConverged": "errors",
     "NotConvergedWarning": "errors",
     "NotWellPosed": "errors",
+    "Region": "verify",
     "SdplipError": "errors",
     "ShapeError": "errors",
     "System": "system",
@@ -41,14 +45,23 @@ _HOMES = {
     "fold": "layers",
     "lipschitz": "verify",
     "lipschitz_bound": "layers",
+    "load": "importing",
+    "margin_bounds": "verify",
 }
-_MODULES = {"conditions", "derive", "equilibrium", "layers", "lmi", "system", "train", "verify"}
+_MODULES = {
+    *("conditions", "convolutional", "derive", "equilibrium", "importing", "layers", "lmi"),
+    *("system", "train", "verify"),
+}
 
 __all__ = [  # noqa: RUF022 - by job, not by letter
     "System",
+    "ConvSystem",
+    "load",
     "lipschitz",
+    "margin_bounds",
     "check",
     "Certificate",
+    "Region",
     "Derivation",
     "LMI",
     "LAYERS",

@@ -6,6 +6,7 @@ from .descent import chain_bound
 from .local import restrict
 from .lower import lower_bound
 from .margins import MarginBounds, margin_bounds
+from .promise import promise
 from .region import Region
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "lower_bound",
     "margin_bounds",
     "norm_product",
+    "promise",
     "restrict",
 ]

@@ -21,6 +21,7 @@ from .certificate import CONVOLUTION, Certificate, as_system, holds, prove
 from .euclidean import Progress, Proposal, euclidean
 from .fold import fold
 from .frequency import lipschitz_conv
+from .frequency_lower import lower_bound_conv
 from .local import restrict
 from .lower import lower_bound
 from .margins import difference
@@ -225,8 +226,6 @@ def _convolutional(
     time_limit: float | None,
     progress: Callable[[int, float, float], None] | None,
 ) -> Certificate:
-    from .frequency_lower import lower_bound_conv
-
     found = lipschitz_conv(system, time_limit=time_limit, progress=progress)
     below = lower_bound_conv(system, seed=seed) if lower else None
     if below is not None and below > found.bound * (1 + 1e-9):

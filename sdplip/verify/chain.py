@@ -26,7 +26,10 @@ from .._arrays import Array
 from ..errors import CertificationError, InvalidInput
 from . import descent
 from .interior import Optimum
-from .reduce import Problem
+from .reduce import Problem, start
+
+SHALLOW = 12
+"""Up to this many layers the closed-form start serves; beyond, each layer's loss adds up."""
 
 
 def fits(problem: Problem) -> bool:
@@ -165,8 +168,8 @@ def minimise(
     Every iterate is strictly feasible, and the best is returned.
 
     Args:
-        rho, lam: a strictly feasible start; None takes one from `descent.minimise`, which for deep
-            chains is far better than the closed form.
+        rho, lam: a strictly feasible start; None takes that of `reduce.start` for few layers, for
+            many the result of a short `descent.minimise`.
         tol: relative gap of ρ at which to stop.
         deadline: in `time.monotonic`; no step is begun that would likely end after it.
         progress: called with the steps taken, ρ and the dual value (−inf at first).
@@ -180,9 +183,13 @@ def minimise(
         raise InvalidInput("chain.minimise: problem is no chain. Use interior.minimise.")
     if rho is None or lam is None:
         depth = len(layers.places)
-        count = min(10 + 2 * depth, 30 + depth // 2)
-        first = descent.minimise(problem, max_steps=count, rate=0.1, deadline=deadline)
-        rho, lam = 2 * first.rho, first.lam
+        if depth <= SHALLOW:
+            rho, lam = start(problem)
+        else:
+            first = descent.minimise(
+                problem, max_steps=30 + depth // 2, rate=0.1, deadline=deadline
+            )
+            rho, lam = 2 * first.rho, first.lam
     chain, x = _scaled(layers, rho, lam), np.ones(len(lam) + 1)
     if not math.isfinite(chain.log_det(x)):
         raise CertificationError(

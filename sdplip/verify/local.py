@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -203,13 +204,22 @@ def _displacement(system: System, move: Array) -> tuple[Array, Array]:
     zero, unknown = np.zeros((n, n)), np.full(n, UNKNOWN)
     shifted = replace(system, B=np.diag(move), C=eye, D=zero, c=np.zeros(n), activation=unknown)
     try:
-        eta = np.array(lipschitz(shifted, np.inf, lower=False).multipliers)
+        found = lipschitz(shifted, np.inf, lower=False)
+        # Linear units have no multiplier; no unit moves by more than the bound.
+        eta = np.array(found.multipliers)
+        eta = _coarse(np.where(eta > 0, eta, found.bound))
         return eta, _above(abs(system.A) @ eta * (1 + 4 * n * UNIT))
     except (NotWellPosed, CertificationError):
         gain = lipschitz(replace(shifted, B=eye), 2, lower=False).bound * np.linalg.norm(move)
-        gain *= 1 + 4 * (n + 8) * UNIT
+        gain = _coarse(gain * (1 + 4 * (n + 8) * UNIT))
         norms = np.linalg.norm(system.A, axis=1) * (1 + 4 * (n + 8) * UNIT)
         return np.full(n, gain), _above(gain * norms)
+
+
+def _coarse(value: Any) -> Any:
+    """Rounded up to 12 bits, so that a solver's last digits do not matter to a later check."""
+    mantissa, exponent = np.frexp(value)
+    return np.ldexp(np.ceil(mantissa * 4096) / 4096, exponent)
 
 
 def _sum(shift: Ball, A: Array, z_low: Array, z_high: Array) -> Ball:
