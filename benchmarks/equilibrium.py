@@ -12,13 +12,13 @@ Every method solves the same batch of smooth random images. Its tolerance is low
 sample of the batch has ‖z - z*‖ / ‖z*‖ ≤ target; z* is found in float64 by Newton's method for the
 A and the drive that the method computed in float32 (convolutions: by splitting, to 1e-12). Then
 forward and backward to all weights are timed in turn in one process, the weights being moved by
-their last bit before each pass so that nothing can be kept from the one before; times are of
-the processor (of the clock on a GPU), and a ratio is the median over the rounds of ours by theirs. Methods that miss a target, or after all these passes miss
-it by a factor of 2, show the error that they reached instead of a time. 'Gradient' is the error of
-∂loss/∂x of the worst sample, at the active set that its method found: ours must be within 10 times
-the target (1e-4 at best), the others have one tolerance for both passes, as in the public code.
-Convolutions: forward, without torchdeq. 'First' is our first pass, in which the step is chosen, as
-it is now and then in training.
+their last bit before each pass so that nothing can be kept from the one before; times are of the
+processor (of the clock on a GPU), and a ratio is the median over the rounds of ours by theirs.
+Methods that miss a target, or after all these passes miss it by a factor of 2, show the error that
+they reached instead of a time. 'Gradient' is the error of ∂loss/∂x of the worst sample, at the
+active set that its method found: ours must be within 10 times the target (1e-4 at best), the others
+have one tolerance for both passes, as in the public code. Convolutions: forward, without torchdeq.
+'First' is our first pass, in which the step is chosen, as it is now and then in training.
 
 Methods: 'ours' is the layer in training. 'floor' is A and its gradient, one inverse, our number of
 products and those with B and C. 'α = 1' is Peaceman-Rachford splitting as the public code of MON

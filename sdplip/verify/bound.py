@@ -97,9 +97,8 @@ def lipschitz(
         else:
             deadline = None if time_limit is None else time.monotonic() + time_limit
             task = _Task(system, norm, classes, region)
-            certificate = task.certificate(
-                task.solve(method, deadline, progress, start), lower, seed
-            )
+            found = task.solve(method, deadline, progress, start)
+            certificate = task.certificate(found, lower, seed, deadline)
     return replace(certificate, seconds=time.perf_counter() - began)
 
 
@@ -176,8 +175,10 @@ class _Task:
                 return Proposal("closed form", none, bound, value, value)
         raise CertificationError(f"The norm {value!r} of the linear map could not be proven.")
 
-    def certificate(self, found: Proposal, lower: bool, seed: int) -> Certificate:
-        below = self._below(seed) if lower else None
+    def certificate(
+        self, found: Proposal, lower: bool, seed: int, deadline: float | None
+    ) -> Certificate:
+        below = self._below(seed, deadline) if lower else None
         if below is not None and below > found.bound * (1 + 1e-9):
             raise RuntimeError(
                 f"A Jacobian of norm {below!r} contradicts the bound {found.bound!r}: this is a "
@@ -203,11 +204,11 @@ class _Task:
             solved=found.solved,
         )
 
-    def _below(self, seed: int) -> float | None:
+    def _below(self, seed: int, deadline: float | None) -> float | None:
         system = self.system if self.classes is None else difference(self.system, *self.classes)
         # The bound stands whether or not this network can be evaluated everywhere.
         with contextlib.suppress(NotConverged):
-            return lower_bound(system, self.norm, seed=seed, region=self.region)
+            return lower_bound(system, self.norm, seed=seed, region=self.region, deadline=deadline)
         return None
 
 
