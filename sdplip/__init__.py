@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         NotWellPosed,
         SdplipError,
         ShapeError,
+        UncheckedWarning,
     )
     from .importing import load
     from .layers import CONVOLUTIONS, LAYERS, fold, lipschitz_bound
@@ -41,6 +42,7 @@ _HOMES = {
     "SdplipError": "errors",
     "ShapeError": "errors",
     "System": "system",
+    "UncheckedWarning": "errors",
     "check": "verify",
     "fold": "layers",
     "lipschitz": "verify",
@@ -73,6 +75,7 @@ __all__ = [  # noqa: RUF022 - by job, not by letter
     "ShapeError",
     "NotConverged",
     "NotConvergedWarning",
+    "UncheckedWarning",
     "NotWellPosed",
     "CertificationError",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ..errors import CertificationError, InvalidInput, SdplipError
+from ..errors import CertificationError, InvalidInput, SdplipError, UncheckedWarning
 from ._console import Json, fail, listing, worst
 
 if TYPE_CHECKING:
@@ -97,7 +98,12 @@ def verify(
     codes = [0]
     for path in models:
         try:
-            network = read_network(path, **reading)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", UncheckedWarning)
+                network = read_network(path, **reading)
+            for warning in said:
+                if warning.category is UncheckedWarning:
+                    typer.echo(f"warning: {warning.message}", err=True)
             found += _bounds(path, network, options, per_class, out, several)
         except SdplipError as error:
             if len(models) == 1:

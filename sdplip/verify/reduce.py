@@ -11,7 +11,8 @@ import scipy.linalg
 from .._arrays import Array
 from ..errors import NotWellPosed, ShapeError
 from ..system import System
-from .interior import Form, Optimum, form, minimise
+from .form import Form, form
+from .interior import Optimum, minimise
 
 
 def prune(system: System) -> System:
@@ -241,7 +242,11 @@ def _norm(matrix: Array) -> float:
 def _highest(K: Array) -> float:
     """The largest eigenvalue of a symmetric K."""
     last = len(K) - 1
-    return float(scipy.linalg.eigvalsh(K, subset_by_index=[last, last])[0])
+    try:
+        return float(scipy.linalg.eigvalsh(K, subset_by_index=[last, last])[0])
+    except np.linalg.LinAlgError:
+        # Where eigenvalues coincide, as for orthogonal weights, only the slower way is sure.
+        return float(np.linalg.eigvalsh(K)[-1])
 
 
 def _exponents(matrix: Array) -> np.ndarray:

@@ -15,7 +15,8 @@ from torch import nn
 from sdplip import System, check, conditions, lipschitz
 from sdplip.errors import CertificationError, InvalidInput, NotWellPosed
 from sdplip.verify import norm_product
-from sdplip.verify.interior import form, minimise
+from sdplip.verify.form import form
+from sdplip.verify.interior import minimise
 from sdplip.verify.reduce import normalise, start
 
 SEEDS = st.integers(0, 10**6)

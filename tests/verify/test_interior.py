@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sdplip import System, conditions
 from sdplip.errors import CertificationError, ShapeError
 from sdplip.verify import dense
-from sdplip.verify.interior import form, minimise
+from sdplip.verify.form import form
+from sdplip.verify.interior import minimise
 from sdplip.verify.reduce import least_rho, normalise, prune, start
 
 KINDS = ["chain", "skips", "equilibrium"]
@@ -164,18 +165,19 @@ def test_progress_tells_of_bounds_that_only_improve(rng, kind):
     assert (uppers[-1], duals[-1]) == (found.rho, found.dual)
 
 
-@pytest.mark.parametrize("allowed", [0, 3])
-def test_a_time_limit_leaves_a_feasible_point(rng, allowed):
+@pytest.mark.parametrize("limit", ["at once", "on the way", "steps"])
+def test_limits_leave_a_feasible_point(rng, limit):
     problem = normalise(draw(rng, "skips"))
     data, first = problem.form(), start(problem)
-    until = time.monotonic() + 600 * (allowed > 0)
+    until = time.monotonic() + {"at once": -1.0, "on the way": 0.1, "steps": 600.0}[limit]
 
-    def progress(step, upper, dual):
-        assert step <= allowed
+    def slow(step, upper, dual):
+        time.sleep(0.05 * (limit == "on the way"))
 
-    found = minimise(data, *first, deadline=until, max_steps=allowed or 100, progress=progress)
-    assert found.stopped == ("steps" if allowed else "time")
-    assert found.steps == allowed
+    steps = 3 if limit == "steps" else 100
+    found = minimise(data, *first, deadline=until, max_steps=steps, progress=slow)
+    assert found.stopped == ("steps" if limit == "steps" else "time")
+    assert found.steps in {"at once": [0], "on the way": [0, 1, 2], "steps": [3]}[limit]
     assert found.rho <= first[0]
     assert np.linalg.eigvalsh(data(found.rho, found.lam))[0] > 0
     assert least_rho(data, found.lam) <= found.rho

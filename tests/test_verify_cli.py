@@ -1,0 +1,108 @@
+"""`sdplip verify` and `sdplip check`: every kind of file, region and pair, as typed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import sdplip
+from sdplip.cli import app
+from sdplip.convolutional import Activate, Convolve
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def net(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=(6, 4)), rng.normal(size=(5, 6)), rng.normal(size=(3, 5))]
+    system = sdplip.System.feedforward(weights, [rng.normal(size=len(W)) for W in weights])
+    system.save(tmp_path / "net.npz")
+    return system
+
+
+def document(result):
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_a_region_gives_a_smaller_bound_that_checks(call, net):
+    np.save("x.npy", np.zeros(4))
+    everywhere = document(call("verify", "net.npz", "--json"))
+    for shape in ([], ["--ball"]):
+        words = ["verify", "net.npz", "--local", "x.npy", "--radius", "0.05", *shape]
+        here = document(call(*words, "--certificate", "local.json", "--json"))
+        assert here["bound"] < everywhere["bound"] and here["lower"] <= here["bound"]
+        assert "region" in call("check", "local.json", "net.npz").stdout
+        other = json.loads((call("check", "local.json", "net.npz", "--json")).stdout)
+        assert other == {"holds": True, "bound": here["bound"], "reason": None}
+    assert call("verify", "net.npz", "--radius", "1").exit_code == 2
+    assert call("verify", "net.npz", "--local", "x.npy").exit_code == 2
+    assert call("verify", "net.npz", "--local", "net.npz", "--radius", "1").exit_code == 2
+
+
+def test_every_pair_of_classes_has_a_certificate(call, net, tmp_path):
+    (tmp_path / "pairs").mkdir()
+    words = ("verify", "net.npz", "--per-class", "--certificate", "pairs")
+    found = document(call(*words, "--json"))
+    assert [values["classes"] for values in found] == [[0, 1], [0, 2], [1, 2]]
+    whole = sdplip.lipschitz(net).bound
+    for values in found:
+        assert values["bound"] <= whole * 2**0.5 * (1 + 1e-6)
+        assert call("check", values["certificate"], "net.npz").exit_code == 0
+    assert "0, 2" in call(*words).stdout
+
+
+def test_several_networks_stand_in_one_table_and_the_worst_decides(call, net):
+    net.save("second.npz")
+    result = call("verify", "net.npz", "nowhere.npz", "second.npz", "--json")
+    assert result.exit_code == 2 and "nowhere.npz" in result.stderr
+    found = json.loads(result.stdout)
+    assert [values["bound"] is None for values in found] == [False, True, False]
+    assert found[0]["bound"] == found[2]["bound"]
+    assert "failed" in call("verify", "net.npz", "nowhere.npz").stdout
+
+
+@pytest.mark.parametrize("method", ["interior", "chain", "descent", "layerwise", "clarabel"])
+def test_methods_by_name(call, net, method):
+    found = document(call("verify", "net.npz", "--method", method, "--json", "--no-lower"))
+    assert found["method"].lower() == method and found["proven"]
+    assert found["bound"] >= sdplip.lipschitz(net).optimum * (1 - 1e-9)
+
+
+def test_a_state_dict_is_read_with_a_warning_and_an_activation(call, net):
+    levels = [torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)]
+    model = torch.nn.Sequential(levels[0], torch.nn.ReLU(), levels[1])
+    save_file(model.state_dict(), "model.safetensors")
+    result = call("verify", "model.safetensors", "--activation", "relu", "--json")
+    assert document(result)["bound"] == pytest.approx(sdplip.lipschitz(model).bound, rel=1e-8)
+    assert result.stderr.startswith("warning:")
+    scaled = call(
+        "verify", "model.safetensors", "--activation", "relu", "--normalise", "0.3,0.5", "--json"
+    )
+    assert document(scaled)["bound"] == pytest.approx(2 * document(result)["bound"], rel=1e-7)
+    assert call("verify", "model.safetensors", "--normalise", "a,b").exit_code == 2
+
+
+def test_convolutions_are_verified_and_checked(call, tmp_path):
+    rng = np.random.default_rng(1)
+    stages = (
+        Convolve(rng.normal(size=(3, 1, 3, 3))),
+        Activate(),
+        Convolve(rng.normal(size=(2, 3, 3, 3))),
+    )
+    sdplip.ConvSystem(stages, 1, (6, 6)).save(tmp_path / "conv.npz")
+    found = document(call("verify", "conv.npz", "--certificate", "conv.json", "--json"))
+    assert found["lower"] <= found["bound"] and found["method"] == "frequency"
+    assert call("check", "conv.json", "conv.npz").exit_code == 0
+    assert call("verify", "conv.npz", "--norm", "inf").exit_code == 2
+    content = (tmp_path / "conv.json").read_text()
+    (tmp_path / "conv.json").write_text(content.replace('"units": 1', '"units": 2'))
+    assert call("check", "conv.json", "conv.npz").exit_code == 1
