@@ -22,6 +22,8 @@ Prove = Callable[[float, Array], float | None]
 OWN = ("auto", "interior", "chain", "descent", "layerwise", "product")
 SECOND_ORDER_UNITS = 2500
 """Above this many units the interior point method's n by n systems take too long."""
+DEEP = 3
+"""Hidden layers from which on the blocks of a chain are worth their overhead."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ def euclidean(
         "interior": lambda: minimise(
             problem.form(), rho, interior, deadline=deadline, progress=report
         ),
-        "chain": lambda: chain.minimise(problem, deadline=deadline, progress=report),
+        # A chain's own start is better than the closed form.
+        "chain": lambda: chain.minimise(
+            problem, *(() if warm is None else (rho, interior)), deadline=deadline, progress=report
+        ),
         "descent": lambda: descent.minimise(problem, deadline=deadline, progress=report),
     }
     found = run[method]()
@@ -92,7 +97,7 @@ def euclidean(
 def _choose(problem: Problem) -> str:
     """The cheapest method that reaches the optimum, or the best one that is affordable."""
     n = len(problem.A)
-    if chain.fits(problem):
+    if chain.fits(problem) and (len(problem.levels or ()) >= DEEP or n > SECOND_ORDER_UNITS):
         return "chain" if n <= 2 * SECOND_ORDER_UNITS else "descent"
     return "interior" if n <= SECOND_ORDER_UNITS or problem.levels is None else "layerwise"
 

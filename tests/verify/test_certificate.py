@@ -294,3 +294,13 @@ def test_extreme_scales_are_proven_as_others_are(scales, norm, rng):
     bound = plain.bound * first * last
     assert holds(system, norm, bound * (1 + 1e-11), multipliers)
     assert not holds(system, norm, bound * 0.99, multipliers)
+
+
+@pytest.mark.parametrize("seed", [1, 24, 28, 29])
+def test_a_tight_constant_is_proven_with_little_inflation(seed):
+    """Six orthogonal layers: at the optimum, 1, the condition is singular in many directions."""
+    rng = np.random.default_rng(seed)
+    weights = [np.linalg.qr(rng.normal(size=(32, 32)))[0] for _ in range(6)]
+    certificate = lipschitz(System.feedforward(weights), lower=False)
+    assert 1 - 1e-12 <= certificate.bound <= 1 + 1e-8
+    assert 0 <= certificate.inflation <= 1e-10
