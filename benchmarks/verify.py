@@ -6,9 +6,9 @@
 Random perceptrons have weights N(0, 1/n_in), seed 0. Every figure comes from a process of its own,
 stopped after --limit seconds, so that memory and imports do not mix. Seconds are those of the
 processor for one call with lower=False, imports excluded and the proof included: what CVXPY's
-solvers find goes through the same proof. 'eclipse' is the layerwise closed form of ECLipsE-Fast (Xu,
-Sivaranjani, NeurIPS 2024), written here; 'product' the product of norms. Networks of others need
-SDPLIP_NETS.
+solvers find goes through the same proof. 'eclipse' is the layerwise closed form of ECLipsE-Fast
+(Xu, Sivaranjani, NeurIPS 2024), written here; 'product' the product of norms. Networks of others
+need SDPLIP_NETS.
 """
 
 import argparse
@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 
 WIDE = {f"1x{n}": (64, n, 10) for n in (32, 64, 128, 256, 512)} | {"1x1024": (784, 1024, 10)}
+DEPTHS = {16: (2, 4, 8, 16, 32, 64), 32: (2, 5, 10, 16, 20, 32, 64), 64: (2, 5, 16)}
 DEEP = {
     f"{depth}x{width}": (width, *[width] * depth, 10)
-    for width, depths in {16: (2, 4, 8, 16, 32, 64), 32: (2, 5, 10, 16, 20, 32, 64), 64: (2, 5, 16)}.items()
+    for width, depths in DEPTHS.items()
     for depth in depths
-}  # fmt: skip
+}
 EQUILIBRIA = {"equilibrium 80": 80, "equilibrium 250": 250}
 RESIDUAL = "residual 8 blocks of 64"
 STORED = (
@@ -39,7 +40,6 @@ STORED = (
 CASES = [*WIDE, *DEEP, *EQUILIBRIA, RESIDUAL, *STORED]
 PEERS = {"CLARABEL": 70, "SCS": 200, "CVXOPT": 200, "SDPA": 400}
 """Above so many units each takes more than minutes."""
-SMALL = ["1x64", "1x256", "5x32", "10x32", "20x32", "16x64", "32x16", "64x16", "16x32", "64x32"]
 
 
 def perceptron(sizes):

@@ -193,7 +193,7 @@ def _peel(problem: Problem) -> Array:
         least = max(1e-9 * Q.diagonal().max(), 1e-100)
         weight = np.sqrt(np.maximum(Q.diagonal()[columns], 1e-3 * least))[:, None]
         root = np.sqrt(weight)
-        values, V = scipy.linalg.eigh(Q[np.ix_(columns, columns)] / root / root.T)
+        values, V = np.linalg.eigh(Q[np.ix_(columns, columns)] / root / root.T)
         # With the factor t, the new Schur complement is (tH + K)ᵀ(2t − values)⁻¹(tH + K) − tN.
         H, K = V.T @ (root * (a + b) * c), V.T @ (coupling / root)
         N = 2 * (weight * a * b * c * c).sum()
