@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,6 +33,12 @@ def parse_norm(norm: Any) -> float:
 
 def finite(name: str, value: Any) -> Array:
     if isinstance(value, Tensor):
+        plain = value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+        if value.is_complex() or not plain:
+            raise InvalidInput(
+                f"{name} is a tensor of {value.dtype}, {value.layout}, on {value.device}, but must "
+                "hold real numbers, all of them in memory."
+            )
         value = value.detach().cpu().double().numpy()
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":

@@ -70,6 +70,25 @@ def test_several_networks_stand_in_one_table_and_the_worst_decides(call, net):
     assert "failed" in call("verify", "net.npz", "nowhere.npz").stdout
 
 
+def test_no_certificate_overwrites_another(call, net, tmp_path):
+    for folder in ("certs", "a"):
+        (tmp_path / folder).mkdir()
+    for path in ("a/b.npz", "a-b.npz"):
+        net.save(path)
+    result = call("verify", "a/b.npz", "a-b.npz", "--certificate", "certs")
+    assert result.exit_code == 2 and "one by one" in result.stderr
+    assert not any((tmp_path / "certs").iterdir())
+
+
+def test_the_certificates_of_runs_keep_their_dots(call, tmp_path):
+    for name in ("lr-0.1", "lr-0.2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "certs").mkdir()
+    # Both are empty: what matters is that their names do not clash.
+    result = call("verify", "lr-0.1", "lr-0.2", "--certificate", "certs")
+    assert result.exit_code == 2 and "one by one" not in result.stderr
+
+
 @pytest.mark.parametrize("method", ["interior", "chain", "descent", "layerwise", "clarabel"])
 def test_methods_by_name(call, net, method):
     found = document(call("verify", "net.npz", "--method", method, "--json", "--no-lower"))

@@ -83,7 +83,7 @@ def verify(
     if norm not in ("2", "inf"):
         raise InvalidInput(f"--norm is {norm!r}, but must be 2 or inf.")
     several = len(models) > 1 or per_class
-    _check_out(out, several)
+    _check_out(out, models, several)
     region = _region(local, radius, ball)
     options = {
         "norm": float(norm), "method": _solver(method), "region": region, "lower": lower,
@@ -233,7 +233,7 @@ def _line(values: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _check_out(out: Path | None, several: bool) -> None:
+def _check_out(out: Path | None, models: Sequence[Path], several: bool) -> None:
     if out is None:
         return
     folder = out if several else out.parent
@@ -241,12 +241,22 @@ def _check_out(out: Path | None, several: bool) -> None:
         raise InvalidInput(
             f"--certificate is {out}, but {folder} is no directory. Create it first."
         )
+    files: dict[Path | None, Path] = {}
+    for path in models:
+        other = files.setdefault(_file(out, path, None, several), path)
+        if other is not path:
+            raise InvalidInput(
+                f"--certificate: {other} and {path} would both be written to "
+                f"{_file(out, path, None, several)}. Verify them one by one."
+            )
 
 
 def _file(out: Path | None, path: Path, pair: tuple[int, int] | None, several: bool) -> Path | None:
     if out is None or not several:
         return out
-    name = re.sub(r"[^\w.-]+", "-", str(path.with_suffix("")).strip("/"))
+    # The names of runs, which are directories, have dots that end no suffix.
+    stem = path if path.is_dir() else path.with_suffix("")
+    name = re.sub(r"[^\w.-]+", "-", str(stem).strip("/"))
     return out / f"{name}{'' if pair is None else f'-{pair[0]}-{pair[1]}'}.cert.json"
 
 

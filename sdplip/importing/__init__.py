@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
+from math import isfinite, prod
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import _files
 from ..convolutional import ConvSystem
-from ..errors import InvalidInput
+from ..errors import InvalidInput, ShapeError
 from ..system import System
 from .checking import Normalisation, Source, checked
 from .convolutions import image
@@ -75,7 +76,7 @@ def load(
     Warns:
         UncheckedWarning: nothing could be compared.
     """
-    path = Path(path)
+    path, input_shape = Path(path), sample_shape(input_shape)
     normalisation, kind = Normalisation.of(normalize), path.suffix.lower()
     if not path.exists():
         raise InvalidInput(f"{path} does not exist.")
@@ -90,8 +91,8 @@ def load(
         return checked(read_onnx(path, input_shape, normalisation, declared), normalisation, sample)
     system: System | ConvSystem
     if kind == ".npz":
-        size = None if input_shape is None else (input_shape[-2], input_shape[-1])
-        system = _files.load(path, size)
+        size = (input_shape or ())[-2:]
+        system = _files.load(path, (size[0], size[1]) if len(size) == 2 else None)
     elif kind in KINDS:
         system = _weights(path, kind, activation, _range(slopes), transposed)
     else:
@@ -100,11 +101,26 @@ def load(
             "torch.export are pickles; use from_torch, or export to ONNX."
         )
     own = (system.inputs,) if isinstance(system, System) else system.start
-    shape = tuple(input_shape or own)
+    shape = input_shape or own
+    if prod(shape) != system.inputs:
+        raise ShapeError(f"{path}: input_shape = {shape}, but its network takes {own}.")
     system = _normalised(system, shape, normalisation)
     if kind == ".npz" and sample is None:
         return system
     return checked(Source(str(path), system, shape, []), None, sample)
+
+
+def sample_shape(given: Sequence[int] | None) -> tuple[int, ...] | None:
+    """The shape of one sample; InvalidInput for what is none."""
+    if given is None:
+        return None
+    try:
+        shape = tuple(map(index, given))
+    except TypeError:
+        shape = ()
+    if min(shape, default=0) < 1:
+        raise InvalidInput(f"input_shape = {given!r}, but must be whole numbers from 1 up.")
+    return shape
 
 
 def from_torch(

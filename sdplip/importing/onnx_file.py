@@ -276,7 +276,7 @@ def _reference(model: Any, name: str, shape: tuple[int, ...]) -> Callable[[Tenso
         # The evaluator raises whatever its NumPy code does; onnxruntime is the other witness.
         except Exception:
             return None
-        return torch.from_numpy(np.asarray(y, dtype=np.float64))
+        return torch.from_numpy(np.ascontiguousarray(y, dtype=np.float64))
 
     return run
 
@@ -305,6 +305,6 @@ def _runtime(
         # Not installed, an operator it lacks, or a model too large to serialise.
         except Exception:
             return None
-        return torch.from_numpy(np.asarray(y, dtype=np.float64))
+        return torch.from_numpy(np.ascontiguousarray(y, dtype=np.float64))
 
     return run

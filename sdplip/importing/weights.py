@@ -180,6 +180,9 @@ def read_mat(path: Path, transposed: bool | None) -> tuple[list[Array], list[Arr
         given = [finite(f"biases{{{i + 1}}}", b) for i, b in enumerate(_cells(found["biases"]))]
         if len(given) != len(weights):
             raise InvalidInput(f"{path} has {len(weights)} weights, but {len(given)} biases.")
+        for i, b in enumerate(given):
+            if b.size != max(b.shape, default=1):
+                raise ShapeError(f"biases{{{i + 1}}} has shape {b.shape}, but must be a vector.")
         biases = [b.reshape(-1) for b in given]
     return _oriented(weights, biases, transposed), biases
 
@@ -205,6 +208,8 @@ def _check_unpacked(path: Path) -> None:
 def _cells(value: Any) -> list[Any]:
     if not isinstance(value, np.ndarray) or value.dtype != object:
         return [value]
+    if value.size != max(value.shape, default=1):
+        raise InvalidInput(f"a cell array has shape {value.shape}, but must be one row or column.")
     return list(value.reshape(-1))
 
 

@@ -6,7 +6,7 @@ from .descent import chain_bound
 from .local import restrict
 from .lower import lower_bound
 from .margins import MarginBounds, margin_bounds
-from .promise import promise
+from .promised import promise
 from .region import Region
 
 __all__ = [

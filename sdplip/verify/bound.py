@@ -107,9 +107,9 @@ def _described(
 ) -> System | ConvSystem:
     if input_shape is None or not isinstance(model, nn.Module):
         return model if isinstance(model, ConvSystem) else as_system(model)
-    from ..importing import from_torch
+    from ..importing import from_torch, sample_shape
 
-    return from_torch(model, torch.zeros(1, *input_shape))
+    return from_torch(model, torch.zeros(1, *(sample_shape(input_shape) or ())))
 
 
 class _Task:

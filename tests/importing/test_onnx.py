@@ -197,6 +197,14 @@ def test_operators(tmp_path, nodes, f):
     np.testing.assert_allclose(single(x, importing.load(path)), expected, atol=1e-6)
 
 
+def test_an_output_that_the_original_returns_reversed(tmp_path):
+    """The reference evaluation returns a view with negative strides."""
+    constants = {"s": [-1], "e": [-100], "a": [1], "m": [-1]}
+    slice_ = node("Slice", "x", "s", "e", "a", "m")
+    system = importing.load(write(tmp_path / "net.onnx", [slice_], constants))
+    np.testing.assert_array_equal(system.D, np.eye(4)[::-1])
+
+
 def test_groups_of_pads_strides_and_automatic_pads(tmp_path):
     K = np.random.default_rng(0).normal(size=(4, 1, 3, 2)).astype(np.float32)
     cases = [

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from scipy.io import savemat
 from torch import nn
 
-from sdplip import System
+from sdplip import System, lipschitz
 from sdplip.convolutional import ConvSystem
 from sdplip.errors import InvalidInput, ShapeError, UncheckedWarning
 from sdplip.importing import load
@@ -264,3 +264,43 @@ def test_chains_of_convolutions(tmp_path, rng):
     x = rng.normal(size=(2, 3, 6, 5))
     inner = (x - np.array([1, 2, 3])[:, None, None]) / 0.5
     np.testing.assert_allclose(normal(x), conv(inner), atol=1e-10)
+
+
+def test_shapes_that_are_none_or_another(tmp_path, rng):
+    System.feedforward([rng.normal(size=(6, 4))]).save(tmp_path / "net.npz")
+    np.savez(tmp_path / "conv.npz", K0=rng.normal(size=(2, 3, 3, 3)), size=(4, 5))
+    for shape in ((), (0,), (-4,), (4.0,), "4", (-1, -4)):
+        with pytest.raises(InvalidInput, match="input_shape"):
+            load(tmp_path / "net.npz", input_shape=shape)
+        with pytest.raises(InvalidInput, match="input_shape"):
+            lipschitz(nn.Linear(4, 2), input_shape=shape)
+    for name, shape in (("net", (5,)), ("net", (1,)), ("conv", (3, 5, 5)), ("conv", (60, 2))):
+        with pytest.raises(ShapeError, match="input_shape"):
+            load(tmp_path / f"{name}.npz", input_shape=shape)
+    assert load(tmp_path / "net.npz", input_shape=(2, 2), normalize=(0.5, 2.0)).inputs == 4
+
+
+def test_numbers_that_are_not_real_are_refused(tmp_path, rng):
+    """Tensor.double() drops imaginary parts."""
+    weight = torch.randn(3, 2)
+    for other in (weight + 1j, weight.to_sparse(), weight.to("meta")):
+        torch.save({"0.weight": other}, tmp_path / "net.pt")
+        with pytest.raises(InvalidInput, match=r"0\.weight|net\.pt"):
+            load(tmp_path / "net.pt", activation="relu")
+    with pytest.raises(InvalidInput, match="real"):
+        System.from_module(nn.Linear(2, 3, dtype=torch.complex64))
+
+
+def test_cells_that_are_no_list_of_layers(tmp_path, rng):
+    """MATLAB numbers the entries of a matrix by columns, NumPy by rows."""
+    square = np.empty((2, 2), dtype=object)
+    row = np.empty((1, 2), dtype=object)
+    for place in np.ndindex(2, 2):
+        square[place] = rng.normal(size=(4, 4))
+    row[0, 0], row[0, 1] = rng.normal(size=(2, 2)), rng.normal(size=(4, 1))
+    weights = np.empty((1, 2), dtype=object)
+    weights[0, 0], weights[0, 1] = rng.normal(size=(4, 3)), rng.normal(size=(4, 4))
+    for content in ({"weights": square}, {"weights": weights, "biases": row}):
+        savemat(tmp_path / "net.mat", content)
+        with pytest.raises(InvalidInput, match="shape"):
+            load(tmp_path / "net.mat", activation="relu", transposed=False)

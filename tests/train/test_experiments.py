@@ -110,7 +110,7 @@ def test_lipschitz_margin_training_counts_the_product_of_norms(splits):
     expected = 1.0
     for layer in model:
         if isinstance(layer, torch.nn.Linear):
-            expected *= float(torch.linalg.svdvals(layer.weight.double())[0])
+            expected *= float(torch.linalg.svdvals(layer.weight.detach().double())[0])
     bound = norm_product(model)
     assert float(bound.detach()) == pytest.approx(expected, rel=1e-5)
     logits, labels = torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0])

@@ -17,8 +17,8 @@ from sdplip.layers import (
     SandwichLinear,
     SLLLinear,
 )
-from sdplip.verify import promise as module
-from sdplip.verify.promise import promise
+from sdplip.verify import promised as module
+from sdplip.verify.promised import promise
 
 DTYPES = {torch.float32: 1e-5, torch.float64: 1e-8}
 
