@@ -108,6 +108,10 @@ def test_a_state_dict_is_read_with_a_warning_and_an_activation(call, net):
     )
     assert document(scaled)["bound"] == pytest.approx(2 * document(result)["bound"], rel=1e-7)
     assert call("verify", "model.safetensors", "--normalise", "a,b").exit_code == 2
+    words = ["model.safetensors", "--activation", "relu", "--normalise", "0.3,0.5"]
+    assert call("verify", *words, "--certificate", "scaled.json").exit_code == 0
+    assert call("check", "scaled.json", *words).exit_code == 0
+    assert call("check", "scaled.json", *words[:3]).exit_code == 1
 
 
 def test_convolutions_are_verified_and_checked(call, tmp_path):

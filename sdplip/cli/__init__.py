@@ -21,7 +21,7 @@ from ._console import DEFECT, DOES_NOT_HOLD, INTERRUPTED, Json, fail, listing, w
 from ._derive import derive, has_kind, read, replayed
 from ._report import report
 from ._train import compare, train
-from ._verify import certified, verify
+from ._verify import ActivationName, InputShape, Normalise, certified, how_to_read, verify
 
 
 class _Group(TyperGroup):
@@ -101,6 +101,9 @@ def check(
     model: Annotated[
         Path | None, typer.Argument(help="The network that a certificate is about.")
     ] = None,
+    input_shape: InputShape = None,
+    activation: ActivationName = None,
+    normalise: Normalise = None,
     as_json: Json = False,
 ) -> None:
     """Check a certificate, a proof or a counterexample from its file alone, without any solver."""
@@ -117,7 +120,8 @@ def check(
             f"sdplip check {file} NETWORK"
         )
     else:
-        result, said = certified(file, model)
+        reading = how_to_read(input_shape, activation, normalise)
+        result, said = certified(file, model, **reading)
     typer.echo(to_json(result) if as_json else said)
     if not result["holds"]:
         raise typer.Exit(DOES_NOT_HOLD)

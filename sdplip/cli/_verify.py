@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from ..system import System
     from ..verify import Certificate, Region
 
+InputShape = Annotated[
+    str | None, typer.Option(help="Of one sample, as 1,28,28, where a file leaves it open.")
+]
+ActivationName = Annotated[
+    str | None, typer.Option(help="Between the layers of a state dict or .mat file.")
+]
+Normalise = Annotated[
+    str | None,
+    typer.Option(help="MEAN,STD: the network takes (x - MEAN) / STD, bounds are for x."),
+]
 LOOSE = 1e-3
 """From this relative gap on, `verify` says that its bound is not the tightest."""
 COMPARED = 600
@@ -59,16 +69,9 @@ def verify(
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds of search; the best bound so far is proven.")
     ] = None,
-    input_shape: Annotated[
-        str | None, typer.Option(help="Of one sample, as 1,28,28, where a file leaves it open.")
-    ] = None,
-    activation: Annotated[
-        str | None, typer.Option(help="Between the layers of a state dict or .mat file.")
-    ] = None,
-    normalise: Annotated[
-        str | None,
-        typer.Option(help="MEAN,STD: the network takes (x - MEAN) / STD, bounds are for x."),
-    ] = None,
+    input_shape: InputShape = None,
+    activation: ActivationName = None,
+    normalise: Normalise = None,
     lower: Annotated[bool, typer.Option(help="Search for a lower bound, too.")] = True,
     seed: Annotated[int, typer.Option(help="Of that search.")] = 0,
     out: Annotated[
@@ -89,21 +92,12 @@ def verify(
         "norm": float(norm), "method": _solver(method), "region": region, "lower": lower,
         "seed": seed, "time_limit": time_limit,
     }  # fmt: skip
-    reading = {
-        "input_shape": _numbers("--input-shape", input_shape, int),
-        "activation": activation,
-        "normalize": _numbers("--normalise", normalise, float),
-    }
+    reading = how_to_read(input_shape, activation, normalise)
     found: list[dict[str, Any]] = []
     codes = [0]
     for path in models:
         try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always", UncheckedWarning)
-                network = read_network(path, **reading)
-            for warning in said:
-                if warning.category is UncheckedWarning:
-                    typer.echo(f"warning: {warning.message}", err=True)
+            network = read_network(path, **reading)
             found += _bounds(path, network, options, per_class, out, several)
         except SdplipError as error:
             if len(models) == 1:
@@ -300,11 +294,22 @@ def _numbers(name: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
         raise InvalidInput(f"{name} is {text!r}, but must be numbers, as in 1,28,28.") from error
 
 
-def certified(certificate: Path, model: Path) -> tuple[dict[str, Any], str]:
+def how_to_read(
+    input_shape: str | None, activation: str | None, normalise: str | None
+) -> dict[str, Any]:
+    """The options as `read_network` takes them."""
+    return {
+        "input_shape": _numbers("--input-shape", input_shape, int),
+        "activation": activation,
+        "normalize": _numbers("--normalise", normalise, float),
+    }
+
+
+def certified(certificate: Path, model: Path, **reading: Any) -> tuple[dict[str, Any], str]:
     """What a certificate shows about a network: JSON values, and a sentence."""
     from ..verify import Certificate, check
 
-    network = read_network(model)
+    network = read_network(model, **reading)
     try:
         loaded = Certificate.load(certificate)
         check(loaded, network)
@@ -321,7 +326,13 @@ def read_network(path: Path, **reading: Any) -> System | ConvSystem:
     from ..importing import load
 
     if not (path.is_dir() or (path.suffix == ".safetensors" and _is_ours(path))):
-        return load(path, **reading)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", UncheckedWarning)
+            network = load(path, **reading)
+        for warning in said:
+            if warning.category is UncheckedWarning:
+                typer.echo(f"warning: {warning.message}", err=True)
+        return network
     if any(value is not None for value in reading.values()):
         raise InvalidInput(f"{path} is a run, which says all about its network. Leave options out.")
     import torch

@@ -33,6 +33,8 @@ def add(x: Term | float, y: Term | float) -> Term:
 
 
 def negative(x: Term | float) -> Term:
+    if isinstance(x, Map):
+        return x.times(-1.0)
     return x.linear(torch.neg) if isinstance(x, Value) else -x  # type: ignore[return-value]
 
 

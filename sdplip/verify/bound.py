@@ -167,7 +167,7 @@ class _Task:
         value = float(np.linalg.norm(self.solved.D, self.norm))
         none = np.zeros(0)
         # 0 is proven by D = 0 alone, not by a norm that underflowed; what cancels leaves rounding.
-        rest = norm_product(self.target, self.norm) or 0.0
+        rest = norm_product(self.target, self.norm) or 1.0
         steps = 10.0 ** np.arange(-15, -2)
         slacks = rest * np.concatenate([10.0 ** np.arange(-280, -15, 20), steps])
         for bound in map(float, [value, *(value * (1 + steps)), *(value + slacks)]):

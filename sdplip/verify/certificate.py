@@ -239,6 +239,8 @@ def _count(system: System | ConvSystem, certificate: Certificate) -> int:
     return multiplier_count(system)
 
 
+# What overflows proves nothing, and says so.
+@np.errstate(all="ignore")
 def _shown(certificate: Certificate, system: System | ConvSystem, multipliers: Array) -> bool:
     if isinstance(system, ConvSystem):
         from .frequency import frequency_holds

@@ -243,7 +243,7 @@ def prove(net, claim, exact):
         for _ in groups:
             kept, seen = kept | met @ kept & active, seen | met.T @ seen & active
         kept &= seen
-    if not (kept.any() or (F != 0).any()):
+    if not (kept.any() or (F[:, :m] != 0).any()):
         return True
     linear = kept & (low == high) & (groups is not None)
     kept &= ~linear

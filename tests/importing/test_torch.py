@@ -202,6 +202,21 @@ def test_a_residual_network_stays_convolutions(monkeypatch):
     torch.testing.assert_close(normal(x), system(inner))
 
 
+class Difference(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        y = torch.relu(self.conv(x))
+        return -(y - self.other(y)).clamp(max=0.5)
+
+
+def test_differences_of_images_stay_convolutions(monkeypatch):
+    monkeypatch.setattr(convolutions, "COMFORTABLE", 100)
+    assert isinstance(agree(Difference(), torch.zeros(1, 3, 12, 12)), ConvSystem)
+
+
 def test_groups_dilation_pooling_and_a_dense_head(monkeypatch):
     monkeypatch.setattr(convolutions, "COMFORTABLE", 100)
     net = nn.Sequential(

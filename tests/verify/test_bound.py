@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sdplip import System, check, conditions, lipschitz
+from sdplip import Region, System, check, conditions, lipschitz
 from sdplip.errors import CertificationError, InvalidInput, NotWellPosed
 from sdplip.verify import norm_product
 from sdplip.verify.form import form
@@ -393,3 +393,10 @@ def test_methods_are_ordered_by_what_they_know(rng):
     for method in ("chain", "descent", "product"):
         with pytest.raises(InvalidInput, match="needs a chain"):
             lipschitz(skips, method=method)
+
+
+def test_a_cycle_that_the_input_does_not_reach():
+    """Solving for its units leaves an interval around 0, of which no norm is 0."""
+    system = System.equilibrium([[0.9]], [[0.0]], [[1.0]], activation="identity")
+    region = Region.ball([1.0], 0.5)
+    assert 0 <= lipschitz(system, region=region).bound < 1e-200

@@ -304,3 +304,11 @@ def test_a_tight_constant_is_proven_with_little_inflation(seed):
     certificate = lipschitz(System.feedforward(weights), lower=False)
     assert 1 - 1e-12 <= certificate.bound <= 1 + 1e-8
     assert 0 <= certificate.inflation <= 1e-10
+
+
+@pytest.mark.parametrize("change", [{"multipliers": (5e-324,) * 5}, {"bound": 5e-324}])
+def test_what_overflows_is_not_proven_and_does_not_warn(rng, change):
+    system = System.feedforward([rng.normal(size=(5, 3)), rng.normal(size=(2, 5))])
+    certificate = replace(lipschitz(system), lower=None, **change)
+    with pytest.raises(CertificationError):
+        check(certificate, system)

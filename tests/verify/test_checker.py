@@ -396,3 +396,13 @@ def test_the_exact_fallback_decides_the_last_bit(tmp_path):
         assert checker.main(write(tmp_path, claim, system)) == expected
     net, claim = checker.read_model(str(tmp_path / "m.npz")), vars(claim) | {"norm": "2"}
     assert not checker.prove(net, claim, exact=False) and checker.prove(net, claim, exact=True)
+
+
+@pytest.mark.parametrize("norm", [2, np.inf])
+def test_a_network_that_ignores_its_input_has_the_bound_zero(tmp_path, norm):
+    system = System.feedforward([np.zeros((3, 2)), np.ones((1, 3))])
+    certificate = lipschitz(system, norm)
+    assert certificate.bound == 0
+    certificate.save(tmp_path / "c.json")
+    system.save(tmp_path / "net.npz")
+    assert checker.main([str(tmp_path / "c.json"), str(tmp_path / "net.npz")]) == 0
