@@ -33,6 +33,8 @@ Normalise = Annotated[
 ]
 LOOSE = 1e-3
 """From this relative gap on, `verify` says that its bound is not the tightest."""
+SEARCHES = ("interior", "chain", "frequency")
+"""Methods that know how far they are from the optimum."""
 COMPARED = 600
 """Up to this many units the closed-form bound is proven, too, for comparison."""
 
@@ -151,6 +153,12 @@ def _bounds(
                 typer.echo(
                     f"warning: {what}: the search stopped early; the bound is at most "
                     f"{certificate.gap:.1%} above the best one",
+                    err=True,
+                )
+            elif certificate.gap is None and certificate.solver in SEARCHES and certificate.bound:
+                typer.echo(
+                    f"warning: {what}: the search stopped early; how far the bound is above the "
+                    "best one is not known",
                     err=True,
                 )
     return results

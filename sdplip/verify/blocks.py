@@ -278,7 +278,9 @@ def minimise(
 
     while True:
         mu, (value, error) = point.mu, point.dual()
-        dual = max(dual, value - error)
+        # The price is right where v is: not while X is far from feasible.
+        if error <= tol * abs(float(point.v[0])):
+            dual = max(dual, value - error)
         if progress is not None:
             progress(steps, float(point.v[0]), dual)
         late = deadline is not None and time.monotonic() > deadline

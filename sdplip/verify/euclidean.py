@@ -62,7 +62,8 @@ def euclidean(
         candidates = [interior / scale for scale in scales]
         norm = float(np.linalg.norm(system.D, 2))
         return _best("closed form", system, problem, candidates, prove, norm, norm)
-    method = _choose(problem) if method == "auto" else method
+    chosen = method == "auto"
+    method = _choose(problem) if chosen else method
     if method == "product":
         # In normalised units every layer's norm is 1.
         ones = np.full(system.units, 1 + 1e-9)
@@ -89,6 +90,12 @@ def euclidean(
         "descent": lambda: descent.minimise(problem, deadline=deadline, progress=report),
     }
     found = run[method]()
+    small = len(problem.A) <= SECOND_ORDER_UNITS
+    if chosen and method == "chain" and found.stopped == "rounding" and small:
+        # Degenerate blocks end it early; the dense method goes on where it can.
+        other = run["interior"]()
+        if other.rho < found.rho or other.dual > found.dual:
+            found, method = other, "interior"
     solved, optimum = (problem.gain * math.sqrt(max(v, 0.0)) for v in (found.rho, found.dual))
     known = optimum if found.dual > -math.inf else None
     return _best(method, system, problem, _blends(found.lam, interior), prove, solved, known)
