@@ -124,7 +124,11 @@ class Layer(nn.Module):
 
     def _current(self) -> dict[str, Tensor]:
         """`_tensors` for forward: kept in evaluation while nothing it depends on changes."""
-        return self._cache.get(self, self._options, self._tensors)
+        return self._cache.get(self, self._options, self._by_columns)
+
+    def _by_columns(self) -> dict[str, Tensor]:
+        """`_tensors`, matrices stored by columns: F.linear multiplies a few percent faster."""
+        return {k: v.mT.contiguous().mT if v.ndim == 2 else v for k, v in self._tensors().items()}
 
     def _check_parameters(self) -> None:
         check_finite(type(self).__name__, dict(self.named_parameters()))

@@ -65,8 +65,7 @@ class Cache:
         ):
             with torch.inference_mode(False), torch.no_grad():
                 vectors = list(map(_vector, used))
-                tensors = {name: _by_columns(value) for name, value in compute().items()}
-                self.kept = kept = Kept(key, vectors, _marks(used, vectors), tensors)
+                self.kept = kept = Kept(key, vectors, _marks(used, vectors), compute())
         return kept.tensors
 
     def forget(self) -> None:
@@ -91,11 +90,6 @@ def _may_keep(layer: nn.Module, parameters: list[Any]) -> bool:
     if any(p.is_meta or p.is_inference() for p in owned):
         return False
     return not (torch.is_grad_enabled() and any(p.requires_grad for p in owned))
-
-
-def _by_columns(value: Tensor) -> Tensor:
-    """The same matrix, stored by columns: F.linear multiplies with it a few percent faster."""
-    return value.mT.contiguous().mT if value.ndim == 2 else value
 
 
 def _identity(p: nn.Parameter) -> tuple[object, ...]:
