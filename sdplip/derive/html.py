@@ -34,40 +34,40 @@ def _set(part: parts.Part) -> str:
     match part:
         case parts.Title():
             return (
-                f'<header class="{escape(part.status)}"><h1>{_prose(part.text)}</h1>'
+                f'<header class="{escape(part.status)}"><h1>{prose(part.text)}</h1>'
                 f'<p class="verdict"><span class="badge">{escape(part.status)}</span> '
-                f"{_prose(part.sentence)}</p></header>"
+                f"{prose(part.sentence)}</p></header>"
             )
         case parts.Heading():
-            return f"<h2>{_prose(part.text)}</h2>"
+            return f"<h2>{prose(part.text)}</h2>"
         case parts.Prose():
-            label = f"<b>{_prose(part.label)}</b> " if part.label else ""
+            label = f"<b>{prose(part.label)}</b> " if part.label else ""
             kind = ' class="claim"' if part.label in ("Theorem.", "Claim.") else ""
-            return f"<p{kind}>{label}{_prose(part.text)}</p>"
+            return f"<p{kind}>{label}{prose(part.text)}</p>"
         case parts.Formula():
-            return _displayed(part.latex, part.more)
+            return displayed(part.latex, part.more)
         case parts.Items():
             rows = [
                 f'<li><span class="scroll">{mathml(latex)}</span>'
-                + (f'<span class="remark">{_prose(remark)}</span>' if remark else "")
+                + (f'<span class="remark">{prose(remark)}</span>' if remark else "")
                 + "</li>"
                 for latex, remark in part.items
             ]
             return f'<ul class="items{" dense" * part.dense}">{"".join(rows)}</ul>'
         case parts.Step():
             said = (
-                f'<p><span class="number">{part.number}</span> <b>{_prose(part.name)}</b> — '
-                f'{_prose(part.reason)} <span class="tag {escape(part.direction)}">'
+                f'<p><span class="number">{part.number}</span> <b>{prose(part.name)}</b> — '
+                f'{prose(part.reason)} <span class="tag {escape(part.direction)}">'
                 f"{SYMBOLS[part.direction]} {escape(part.direction)}</span></p>"
             )
-            formula = _displayed(part.latex) if part.latex else ""
+            formula = displayed(part.latex) if part.latex else ""
             return f'<section class="step">{said}{formula}</section>'
         case parts.Checks():
             rows = [
                 f'<tr class="{"holds" if holds else "fails"}"><td>{"✓" if holds else "✗"}</td>'
-                f"<td>{_prose(name)}</td>"
+                f"<td>{prose(name)}</td>"
                 f'<td><span class="scope {scope.split()[-1]}">{scope}</span></td>'
-                f"<td>{_prose(detail)}</td></tr>"
+                f"<td>{prose(detail)}</td></tr>"
                 for name, holds, scope, detail in part.rows
             ]
             head = "<tr><th></th><th>check</th><th>scope</th><th>detail</th></tr>"
@@ -78,7 +78,8 @@ def _set(part: parts.Part) -> str:
             )
 
 
-def _displayed(latex: str, more: tuple[str, ...] = ()) -> str:
+def displayed(latex: str, more: tuple[str, ...] = ()) -> str:
+    """A formula on lines of its own; `more` are its further lines."""
     # The font shrinks for a formula that is wider than the column, down to what can be read.
     longest = max(len(line) for part in (latex, *more) for line in plain(part, 10**6).splitlines())
     fit = max(0.55, min(1.0, COLUMN / longest))
@@ -87,7 +88,7 @@ def _displayed(latex: str, more: tuple[str, ...] = ()) -> str:
     return f'<div class="formula scroll"{style}>{formula}</div>'
 
 
-def _prose(text: str) -> str:
+def prose(text: str) -> str:
     """Escaped, with S_ij, Σ_{i<j} and p^{1/2} set as indices and exponents."""
     found = escape(text, quote=False).replace("-Lipschitz", "\u2011Lipschitz")
     # Not in words_like_these.

@@ -144,7 +144,7 @@ class _Adjoint(_Function):
     ) -> Tensor:
         # Large, so that the residual is measured by u itself.
         size = torch.linalg.vector_norm(g / LARGE, ord=1, dim=-1, keepdim=True)
-        size += size == 0
+        size.masked_fill_(size == 0, 1)
         with full_precision(g):
             solution = run(kind(values), g / size, linear(slopes), settings, metric)
         # The samples of a bad input have been taken out; another g that is not finite is a failure.
@@ -286,10 +286,12 @@ def implicit(
     work, sigma = working_dtype(operator, v), as_activation(activation, rows[1])
     truncated = not isinstance(gradient, str)
     report = partial(_report, layer_name, on_failure, tuning, truncated)
-    operator, flat = operator.to(work), v.to(work).reshape(rows)
+    operator, flat = operator.to(work), v.to(work)
+    if v.ndim != 2:
+        flat = flat.reshape(rows)
     how = (operator.kind, sigma, settings, adjoint, report)
     z, _ = _Equilibrium.call(operator.values, flat, metric, z0, *how)
-    return cast(Tensor, z).reshape(v.shape).to(v.dtype)
+    return cast(Tensor, z if v.ndim == 2 else z.reshape(v.shape)).to(v.dtype)
 
 
 def _report(

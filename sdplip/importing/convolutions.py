@@ -103,12 +103,14 @@ class Map(Value):
 
     def gated(self, other: Map) -> Map:
         """x · y, which is SiLU where one is the sigmoid of the other."""
-        for x, y in ((self, other), (other, self)):
+        for x, y in ((self, other), (other, self)) if self.size == other.size else ():
             if y.before is x and isinstance(y.stage, Activate) and y.stage.name == "sigmoid":
                 return x.then(Activate("silu"))
         raise self._refused("multiplies images")
 
     def _per_channel(self, value: Tensor | float) -> Array:
+        if torch.is_complex(torch.as_tensor(value)):
+            raise self._refused("computes complex numbers")
         full = torch.as_tensor(value, dtype=torch.float64).expand(self.size)
         flat = full.reshape(self.image[0], -1)
         if tuple(self.size[-3:]) != self.image or bool((flat != flat[:, :1]).any()):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._arrays import MAX_FILE_BYTES
 from ..errors import InvalidInput, SdplipError
+from . import operations as op
 from .checking import Normalisation, Original, Source
 from .convolutions import build
 from .onnx_operators import OPERATORS
@@ -185,20 +186,16 @@ def _run(
     if missing := [name for name in node.input if name and name not in values]:
         raise InvalidInput(f"{where} takes {missing[0]}, which nothing computes.")
     inputs = [values[name] if name else None for name in node.input]
-    if operator is None:
-        if node.op_type not in slopes or not inputs or not isinstance(inputs[0], Value):
-            raise InvalidInput(
-                f"{where} has no sound translation. Remove it, or, if it is an elementwise "
-                f"function, declare its slopes: slopes={{{node.op_type!r}: (alpha, beta)}}."
-            )
-        return {node.output[0]: inputs[0].activate("unknown", slopes[node.op_type])}
     while inputs and inputs[-1] is None:
         inputs.pop()
     options = {a.name: _attribute(onnx, a) for a in node.attribute}
     if node.op_type in COUNTED:
         options["count"] = len(node.output)
     try:
-        result = operator(*inputs, **options)
+        if operator is not None:
+            result = operator(*inputs, **options)
+        else:
+            result = op.declared(node.op_type, where, inputs, slopes)
     except SdplipError as error:
         text = str(error)
         raise type(error)(text if where in text else f"{where}: {text}") from error

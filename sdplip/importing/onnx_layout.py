@@ -41,7 +41,6 @@ def _reshape(x: Term, shape: Tensor, *, allowzero: int = 0) -> Term:
 
 
 def _flatten(x: Term, *, axis: int = 1) -> Term:
-    axis = axis % (len(x.shape) + 1) if axis < 0 else axis
     rows = prod(x.shape[:axis])
     return op.linear(x, lambda t: t.reshape(rows, -1))
 

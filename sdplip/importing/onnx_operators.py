@@ -17,6 +17,11 @@ from .onnx_layout import LAYOUT
 from .values import Term
 
 
+def _single(value: float) -> float:
+    """As attributes are stored, which defaults are, too."""
+    return float(np.float32(value))
+
+
 def _gemm(
     a: Term,
     b: Tensor,
@@ -127,7 +132,7 @@ def _batch_norm(
     mean: Tensor,
     variance: Tensor,
     *,
-    epsilon: float = 1e-5,
+    epsilon: float = _single(1e-5),
     momentum: float = 0.9,
     training_mode: int = 0,
 ) -> Term:
@@ -188,13 +193,17 @@ def _clip(
     return op.clip(x, _number(ends[0], "minimum"), _number(ends[1], "maximum"))
 
 
+def _leaky_relu(x: Term, *, alpha: float = _single(0.01)) -> Term:
+    return op.activate(x, parametrised("leaky_relu", alpha))
+
+
 def _shrink(x: Term, *, bias: float = 0.0, lambd: float = 0.5) -> Term:
     if bias != lambd:
         raise InvalidInput(f"Shrink with bias {bias:g} and lambd {lambd:g} jumps.")
     return op.activate(x, parametrised("softshrink", lambd))
 
 
-def _hard_sigmoid(x: Term, *, alpha: float = 0.2, beta: float = 0.5) -> Term:
+def _hard_sigmoid(x: Term, *, alpha: float = _single(0.2), beta: float = 0.5) -> Term:
     return op.clip(op.add(op.multiply(x, alpha), beta), 0.0, 1.0)
 
 
@@ -204,7 +213,7 @@ def _selu(
     alpha: float = 1.67326319217681884765625,
     gamma: float = 1.05070102214813232421875,
 ) -> Term:
-    return op.multiply(op.activate(x, parametrised("elu", alpha)), gamma)
+    return op.multiply(op.elu(x, alpha), gamma)
 
 
 def _gelu(x: Term, *, approximate: str = "none") -> Term:
@@ -245,13 +254,13 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "ConvTranspose": _conv_transpose,
     "Div": _divide,
     "Dropout": _dropout,
-    "Elu": lambda x, *, alpha=1.0: op.activate(x, "elu" if alpha == 1 else f"elu({alpha!r})"),
+    "Elu": lambda x, *, alpha=1.0: op.elu(x, alpha),
     "Exp": _same(torch.exp, "exponential"),
     "Gelu": _gelu,
     "Gemm": _gemm,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _named("hardswish"),
-    "LeakyRelu": lambda x, *, alpha=0.01: op.activate(x, parametrised("leaky_relu", alpha)),
+    "LeakyRelu": _leaky_relu,
     "MatMul": op.matmul,
     "Max": op.greatest,
     "Min": op.least,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from .._elementwise import parametrised
 from ..activations import elementwise
 from ..errors import InvalidInput
+from ..system import UNKNOWN
 from .convolutions import Map
 from .products import product, quotient
-from .values import Affine, Term, Value
+from .values import Affine, Slopes, Term, Value
 
 
 def linear(x: Term, f: Callable[[Tensor], Tensor]) -> Term:
@@ -87,6 +88,30 @@ def dense(x: Term, weight: Term, bias: Term | None = None) -> Term:
 
 def activate(x: Term, name: str) -> Term:
     return x.activate(name) if isinstance(x, Value) else elementwise(name)(x)
+
+
+def declared(name: str, where: str, inputs: Sequence[Any], slopes: Mapping[str, Slopes]) -> Value:
+    """An operator on these inputs as the elementwise function that `slopes` declares it to be.
+
+    Raises:
+        InvalidInput: it is not declared, or no elementwise function of one tensor.
+    """
+    values = [x for x in inputs if isinstance(x, Value)]
+    shapes = [tuple(x.shape) for x in inputs if isinstance(x, Value | Tensor)]
+    if (
+        name not in slopes
+        or len(values) != 1
+        or np.broadcast_shapes(*shapes) != tuple(values[0].shape)
+    ):
+        raise InvalidInput(
+            f"{where} has no sound translation. Remove it, or, if it is an elementwise function of "
+            f"one tensor, declare its slopes: slopes={{{name!r}: (alpha, beta)}}."
+        )
+    return values[0].activate(UNKNOWN, slopes[name])
+
+
+def elu(x: Term, alpha: float = 1.0) -> Term:
+    return activate(x, "elu" if alpha == 1 else parametrised("elu", alpha))
 
 
 def prelu(x: Term, slope: Tensor) -> Term:

@@ -116,12 +116,6 @@ def _softplus(x: Term, beta: float = 1.0, threshold: float = 20.0) -> Term:
     return op.softplus(x, beta)
 
 
-def _elu(x: Term, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Term:
-    name = "elu" if alpha == 1 else parametrised("elu", alpha)
-    y = op.activate(x if input_scale == 1 else op.multiply(x, input_scale), name)
-    return y if scale == 1 else op.multiply(y, scale)
-
-
 def _dropout(x: Term, p: float, train: bool) -> Term:
     if train and p:
         raise InvalidInput("dropout is in training mode; call model.eval().")
@@ -179,7 +173,7 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "conv_transpose3d": _conv_transpose,
     "div": op.divide,
     "dropout": _dropout,
-    "elu": _elu,
+    "elu": op.elu,
     "feature_dropout": _dropout,
     "gelu": lambda x, approximate="none": op.activate(
         x, "gelu" if approximate == "none" else "gelu_tanh"
@@ -271,7 +265,9 @@ def read_module(
             elif node.op == "call_function" and node.users:
                 values[node] = _run(node, values, where, slopes)
             elif node.op == "output":
-                output = values.get(node.args[0][0])
+                # Others are what the module wrote into its input.
+                found = [values[n] for n in node.args[0] if str(n) == signature.user_outputs[0]]
+                output = found[0] if found else None
         if not isinstance(output, Value):
             raise InvalidInput(f"{owner}: the output does not depend on the input.")
         return output
@@ -302,11 +298,14 @@ def _exported(module: Any, example: Tensor) -> tuple[Any, Callable[[Tensor], Ten
             ) from error
 
     def run(x: Tensor) -> Tensor:
+        # A copy, for the module may write into its input.
         with torch.no_grad():
-            y = twin(x.reshape(example.shape))
-        if not isinstance(y, Tensor):
+            y = twin(x.reshape(example.shape).clone())
+        if not isinstance(y, Tensor) or y.is_complex():
+            found = y.dtype if isinstance(y, Tensor) else type(y).__name__
             raise InvalidInput(
-                f"{type(module).__name__} returns a {type(y).__name__}, but must return one tensor."
+                f"{type(module).__name__} returns {found}, but must return one tensor of real "
+                "numbers."
             )
         return y.double()
 
@@ -354,14 +353,9 @@ def _run(node: Any, values: Any, where: str, slopes: Mapping[str, Slopes]) -> An
         if name in LISTS and isinstance(first, Value):
             count = len(target(torch.zeros(first.shape).double(), *args[1:], **kwargs))
             return [first.linear(_part(target, i, args[1:], kwargs)) for i in range(count)]
-        if name in slopes and isinstance(first, Value):
-            return first.activate("unknown", slopes[name])
+        return op.declared(name, where, flat, slopes)
     except SdplipError as error:
         text = str(error)
         raise type(error)(text if where in text else f"{where}: {text}") from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise InvalidInput(f"{where} cannot be translated as it stands here ({e}).") from e
-    raise InvalidInput(
-        f"{where} has no sound translation. Remove it, or, if it is an elementwise function, "
-        f"declare its slopes: slopes={{{name!r}: (alpha, beta)}}."
-    )

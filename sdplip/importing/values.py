@@ -107,6 +107,8 @@ class Network(Reading):
 
     def system(self, y: Affine) -> System:
         """The system with output y, without the units that do not reach it."""
+        if not y.offset.numel():
+            raise InvalidInput(f"The output has shape {tuple(y.shape)}, which holds nothing.")
         outputs = y.data.reshape(len(y.columns), -1)
         used = torch.zeros(self.inputs + self.units, dtype=torch.bool)
         used[y.columns] = (outputs != 0).any(1)
@@ -187,6 +189,10 @@ class Affine(Value):
     columns: Tensor
     data: Tensor
     offset: Tensor
+
+    def __post_init__(self) -> None:
+        if self.data.is_complex() or self.offset.is_complex():
+            raise InvalidInput(f"{self.network.where} computes complex numbers.")
 
     @property
     def shape(self) -> torch.Size:

@@ -11,6 +11,7 @@ from .containers import Concatenate, ConvexResidual, Residual
 from .cpl import CPLConv2d, CPLLinear
 from .folding import fold
 from .head import NormalizedLinear
+from .implicit import ImplicitLinear
 from .lben import LBENLinear
 from .lben_conv import LBENConv2d
 from .mon import MONConv2d, MONLinear, MultiscaleMON
@@ -71,6 +72,7 @@ __all__ = [
     "EquilibriumLayer",
     "GroupSort",
     "Householder",
+    "ImplicitLinear",
     "LBENConv2d",
     "LBENLinear",
     "Layer",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from .._tensors import only_recorded
+from .._tensors import certainly_at_most, only_recorded
 from ..activations import Activation
 from ..equilibrium.operators import frobenius
 from ..errors import InvalidInput
@@ -58,9 +58,18 @@ def witness(
     Source: [LBEN], the direct parametrisation that follows Theorem 2; D = 0 there.
     """
     scale, outer = limits(V.shape[-1], gamma)
-    V, S, B, C = saturate(V, scale), saturate(S, scale), saturate(B, outer), saturate(C, outer)
+    if not _certainly_within([V, S, B, C], outer):
+        V, S, B, C = saturate(V, scale), saturate(S, scale), saturate(B, outer), saturate(C, outer)
     X = D if D is None or unbounded(gamma) else saturate(D, CONTRACTION)
     return solution(psi, V, S, B, C, X, gamma, eps)
+
+
+def _certainly_within(matrices: list[Tensor], limit: float | Tensor) -> bool:
+    """Whether one look in training shows that none has to saturate."""
+    if isinstance(limit, Tensor) or not only_recorded(matrices[0]):
+        return False
+    norms = torch._foreach_norm([X.detach() for X in matrices])
+    return certainly_at_most(torch.linalg.vector_norm(torch.stack(norms)), limit)
 
 
 def limits(units: int, gamma: float | Tensor) -> tuple[float, float | Tensor]:
@@ -122,24 +131,24 @@ def _solution(
         Lam = V.new_ones(V.shape[-1], dtype=V.dtype.to_real())
     else:
         Lam = soft_bound(-psi, SPREAD).exp()
-    D, target = X, _plus_gram(S - S.mH, V)
+    D, target = X, _less_gram(S.mH - S, V)
     if not unbounded(gamma):
         D, rows = _bound(Lam, B, C, X, gamma)
         for Y in rows:
-            target = _plus_gram(target, Y, 0.5 / gamma)
+            target = _less_gram(target, Y, 0.5 / gamma)
     # Rounding of A must not eat up ε, so it grows with what is rounded.
-    size = frobenius(target.detach()) + Lam.detach().amax(dim=-1)
-    shift = eps + 8 * torch.finfo(V.dtype).eps * size
-    A = target / -Lam.unsqueeze(-1)
-    A.diagonal(dim1=-2, dim2=-1).add_(1 - shift[..., None] / Lam)
+    size = frobenius(target.detach()) + (1 if psi is None else Lam.detach().amax(dim=-1))
+    shift = (eps + 8 * torch.finfo(V.dtype).eps * size)[..., None]
+    A = target if psi is None else target / Lam.unsqueeze(-1)
+    A.diagonal(dim1=-2, dim2=-1).add_(1 - (shift if psi is None else shift / Lam))
     return A, Lam, D
 
 
-def _plus_gram(target: Tensor, Y: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-    """target + scale·YᴴY."""
+def _less_gram(target: Tensor, Y: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """target - scale·YᴴY."""
     if Y.ndim == 2 and not isinstance(scale, Tensor):
-        return torch.addmm(target, Y.mT, Y, alpha=scale)
-    return target + scale * (Y.mH @ Y)
+        return torch.addmm(target, Y.mT, Y, alpha=-scale)
+    return target - scale * (Y.mH @ Y)
 
 
 def _bound(
@@ -173,7 +182,7 @@ class _Plain(torch.autograd.Function):
         eps: float,
     ) -> tuple[Tensor, Tensor]:
         A, Lam, _ = _solution(psi, V, S, B, C, None, gamma, eps)
-        ctx.save_for_backward(V, B, C, A, Lam)
+        ctx.save_for_backward(psi, V, B, C, A, Lam)
         ctx.half = 0.5 / gamma  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)
         return A, Lam
@@ -182,23 +191,23 @@ class _Plain(torch.autograd.Function):
     def backward(
         ctx: FunctionCtx, by_A: Tensor | None, by_Lam: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        V, B, C, A, Lam = ctx.saved_tensors  # type: ignore[attr-defined]
+        psi, V, B, C, A, Lam = ctx.saved_tensors  # type: ignore[attr-defined]
         half: float = ctx.half  # type: ignore[attr-defined]
-        by_psi = by_V = by_S = by_B = by_C = by_N = None
-        column, learned = Lam.unsqueeze(-1), ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+        by_psi = by_V = by_S = by_B = by_C = None
+        learned = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
         if by_A is not None:
-            G = by_A / -column  # by Λ(I - A)
+            G = by_A if psi is None else by_A / Lam.unsqueeze(-1)  # by -Λ(I - A)
             turned = G.mT
-            twice, by_S = G + turned, G - turned
+            twice, by_S = -(G + turned), turned - G
             by_V = V @ twice
             if half:
-                by_C = half * (C @ twice)
-                by_N = twice @ (half * column * B)
-                by_B = column * by_N
-            if learned:  # Λ(I - A) is divided by Λ, and Λ is in N
-                moved = (G * A).sum(dim=-1) - G.diagonal()
-                if by_N is not None:
-                    moved = moved + (by_N * B).sum(dim=-1)
+                inner = half * twice
+                by_C = C @ inner
+                by_B = (inner if psi is None else Lam.unsqueeze(-1) * inner * Lam) @ B
+            if learned:  # Λ(I - A) is divided by Λ, and Λ is in N = ΛB
+                moved = G.diagonal() - (G * A).sum(dim=-1)
+                if by_B is not None:
+                    moved = moved + (by_B * B).sum(dim=-1) / Lam
                 by_Lam = moved if by_Lam is None else by_Lam + moved
         if by_Lam is not None and learned:
             by_psi = by_Lam * Lam * ((Lam.log() / SPREAD).square() - 1)

@@ -114,9 +114,10 @@ class EvalConfig:
     """The measurements: accuracies at `radii` (ℓ₂) and `linf_radii` (ℓ∞), per raw pixel in [0, 1].
 
     Accuracies are taken on the first `images` test images (None: all of them), those under attack
-    on the first `attack_images` of these (None: all). With `linf`, dense models that promise
-    nothing in ℓ∞ are measured in it too. `verify` asks for the SDP bound; networks of more than
-    `verify_units` units, and convolutional ones, are left out of it.
+    on the first `attack_images` of these (None: all). With `linf`, models that promise nothing in
+    ℓ∞ are measured in it too. `fgsm` attacks by one step of the radius as well. `verify`
+    asks for the SDP bound; networks of more than `verify_units` units, and convolutional ones, are
+    left out of it.
     """
 
     radii: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
@@ -128,6 +129,7 @@ class EvalConfig:
     verify_units: int = 300
     attack_images: int | None = None
     linf: bool = False
+    fgsm: bool = False
 
     def __post_init__(self) -> None:
         check_types("evaluate", self)

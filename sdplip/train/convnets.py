@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ..activations import activation
 from ..errors import InvalidInput
 from ..layers import (
     CONVOLUTIONS,
@@ -24,9 +25,11 @@ from ..layers import (
     Layer,
     MaxMin,
     MaxPool2d,
+    MONConv2d,
     Normalize,
     NormalizedLinear,
     SpaceToDepth,
+    SpectralLinear,
 )
 
 if TYPE_CHECKING:
@@ -44,12 +47,26 @@ WIDE = 512
 PATCH = 4
 """The side of a patchwise network's patches, and of a residual network's pooling windows."""
 
+WINDOW = 2
+"""The side of an equilibrium network's pooling windows."""
+
 
 def families() -> tuple[str, ...]:
     """The families that keep the image and can be stacked; equilibrium layers are no part of it."""
     return tuple(
         name for name, cls in CONVOLUTIONS.items() if name in LAYERS and not _needs(cls, "hidden")
     )
+
+
+def equilibria() -> dict[str, Callable[..., nn.Module]]:
+    """The equilibrium convolutions by name, MON among them as LBEN's special case."""
+    needing = {name: cls for name, cls in CONVOLUTIONS.items() if _needs(cls, "hidden")}
+    return {**needing, "mon": MONConv2d}
+
+
+def families_of(architecture: str) -> tuple[str, ...]:
+    """The families that a convolutional architecture can be built from."""
+    return tuple(equilibria()) if architecture == "equilibrium" else families()
 
 
 def _needs(family: Callable[..., object], name: str) -> bool:
@@ -84,10 +101,11 @@ def _start(module: nn.Module) -> None:
 
 def check(config: ModelConfig) -> None:
     """Raise InvalidInput for what the architecture cannot be built from, before anything is."""
-    if config.layer not in (*families(), UNCONSTRAINED):
+    known = families_of(config.architecture)
+    if config.layer not in (*known, UNCONSTRAINED):
         raise InvalidInput(
             f"model: the architecture {config.architecture} knows no layer {config.layer!r}. Its "
-            f"families are {', '.join(families())}; the baseline {UNCONSTRAINED}."
+            f"families are {', '.join(known)}; the baseline {UNCONSTRAINED}."
         )
     if len(config.input_shape) != 3:
         raise InvalidInput(
@@ -181,12 +199,44 @@ def patchwise(config: ModelConfig) -> list[nn.Module]:
     return [*body[:-1], ChannelSlice(config.num_classes, dim=-1)]
 
 
+def equilibrium(config: ModelConfig) -> list[nn.Module]:
+    """One equilibrium convolution of `width` channels, pooling 2x2, a dense layer.
+
+    γ bounds the whole: where there is one, the dense layer is spectrally normalised. In [LBEN] and
+    [MON] what is read out of the units is only pooled before it, and part of their condition.
+
+    Source: [LBEN], [MON] and [NEMON], the experiments on CIFAR-10.
+    """
+    channels, width = config.input_shape[0], config.width
+    body: list[nn.Module]
+    if config.layer == UNCONSTRAINED:
+        bounded = False
+        body = [nn.Conv2d(channels, width, config.kernel, padding="same")]
+        body.append(activation(config.activation).module())
+    else:
+        family = equilibria()[config.layer]
+        options: dict[str, object] = {"activation": config.activation, "tol": config.tol}
+        gamma = math.inf if config.gamma is None else config.gamma
+        options |= _accepted(family, {"gamma": gamma})
+        bounded = options.get("gamma", math.inf) != math.inf
+        body = [family(channels, width, width, config.kernel, **options)]
+    features = width * math.prod(side // WINDOW for side in config.input_shape[1:])
+    last = SpectralLinear if bounded else nn.Linear
+    return [*body, AvgPool2d(WINDOW), nn.Flatten(), last(features, config.num_classes)]
+
+
 def _patches(config: ModelConfig) -> int:
     return math.prod(side // PATCH for side in config.input_shape[1:])
 
 
 def _check_residual(config: ModelConfig) -> None:
     _divides(config, PATCH)
+
+
+def _check_equilibrium(config: ModelConfig) -> None:
+    _divides(config, WINDOW)
+    if config.layer == "nemon" and config.kernel % 2 == 0:
+        raise InvalidInput(f"model: kernel is {config.kernel}, but nemon needs an odd number.")
 
 
 def _check_patchwise(config: ModelConfig) -> None:
@@ -261,6 +311,7 @@ ARCHITECTURES: dict[str, Callable[[ModelConfig], list[nn.Module]]] = {
     "convnet": convnet,
     "residual": residual,
     "patchwise": patchwise,
+    "equilibrium": equilibrium,
 }
 """Every convolutional architecture by name; `dense` is that of `models`."""
 
@@ -268,4 +319,5 @@ _CHECKS: dict[str, Callable[[ModelConfig], None]] = {
     "convnet": _check_convnet,
     "residual": _check_residual,
     "patchwise": _check_patchwise,
+    "equilibrium": _check_equilibrium,
 }

@@ -29,7 +29,8 @@ class Splits:
     """A data set: `train` and `test` are pairs of images (N, *input_shape) and labels (N,).
 
     Images are uint8, or floating-point in [0, 1]: `pixels` turns a batch into what models take.
-    Raises InvalidInput for images of another dtype.
+    Raises InvalidInput for images of another dtype or shape, and for labels that are not one class
+    per image.
     """
 
     train: tuple[Tensor, Tensor]
@@ -39,8 +40,21 @@ class Splits:
     name: str
 
     def __post_init__(self) -> None:
-        for images, _ in (self.train, self.test):
+        for part, (images, labels) in (("training", self.train), ("test", self.test)):
             _check_dtype(images)
+            found, wanted = tuple(images.shape[1:]), tuple(self.input_shape)
+            if found != wanted or not len(images) == len(labels) > 0:
+                raise InvalidInput(
+                    f"{self.name}: there are {len(images)} {part} images of shape {found} with "
+                    f"{len(labels)} labels, but each needs one label and the shape {wanted}. "
+                    "Repair the data set, or fetch it again."
+                )
+            if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+                raise InvalidInput(
+                    f"{self.name}: {part} labels go from {int(labels.min())} to "
+                    f"{int(labels.max())}, but must lie in 0…{self.num_classes - 1}. "
+                    "Repair the data set, or fetch it again."
+                )
 
     @property
     def mean(self) -> float:
@@ -128,20 +142,25 @@ def data_root(root: str | Path | None = None) -> Path:
     """Where data sets lie: `root`, else $SDPLIP_DATA, else the platform's user cache."""
     if root is not None:
         return Path(root)
-    if "SDPLIP_DATA" in os.environ:
-        return Path(os.environ["SDPLIP_DATA"])
-    return user_cache()
+    return Path(os.environ.get("SDPLIP_DATA") or user_cache())
 
 
 def user_cache() -> Path:
-    """The platform's cache folder for sdplip; $XDG_CACHE_HOME moves it on Linux."""
-    if sys.platform == "win32":
-        cache = os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
-    else:
-        cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    return Path(cache) / "sdplip"
+    """The platform's cache folder for sdplip; $XDG_CACHE_HOME moves it on Linux.
+
+    Raises InvalidInput for a user without a home, as in some containers.
+    """
+    variable, *below = {
+        "win32": ("LOCALAPPDATA", "AppData", "Local"),
+        "darwin": ("", "Library", "Caches"),
+    }.get(sys.platform, ("XDG_CACHE_HOME", ".cache"))
+    try:
+        return Path(os.environ.get(variable) or Path.home().joinpath(*below)) / "sdplip"
+    except RuntimeError as error:
+        raise InvalidInput(
+            f"there is no home folder to keep data sets in ({error}). "
+            "Set HOME, or SDPLIP_DATA and XDG_CACHE_HOME."
+        ) from error
 
 
 def known(name: str) -> bool:
@@ -206,6 +225,7 @@ class _Published:
     folder: str
     files: tuple[str, ...]
     num_classes: int = 10
+    sizes: tuple[int, int] = (50_000, 10_000)
 
 
 _IDX = tuple(
@@ -214,8 +234,8 @@ _IDX = tuple(
     for kind in ("images-idx3", "labels-idx1")
 )
 _PUBLISHED = {
-    "mnist": _Published("MNIST", "MNIST/raw", _IDX),
-    "fashionmnist": _Published("FashionMNIST", "FashionMNIST/raw", _IDX),
+    "mnist": _Published("MNIST", "MNIST/raw", _IDX, sizes=(60_000, 10_000)),
+    "fashionmnist": _Published("FashionMNIST", "FashionMNIST/raw", _IDX, sizes=(60_000, 10_000)),
     "cifar10": _Published(
         "CIFAR10",
         "cifar-10-batches-py",
@@ -247,6 +267,12 @@ def _torchvision(name: str, root: Path, download: bool) -> Splits:
             "Remove the damaged files and run again with --download."
         ) from error
     train, test = ((_channels_first(p.data), torch.as_tensor(p.targets).long()) for p in parts)
+    if (len(train[0]), len(test[0])) != published.sizes:
+        raise InvalidInput(
+            f"{published.cls} in {place} has {len(train[0])} training and {len(test[0])} test "
+            f"images, but {published.sizes[0]} and {published.sizes[1]} were published. Remove the "
+            f"files and run again with --download, or use another name: --data {FOLDER}PATH."
+        )
     return Splits(train, test, published.num_classes, tuple(train[0].shape[1:]), name)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,7 +74,7 @@ def evaluate(
     with full_float32():
         if config.model.architecture == DENSE:
             return _dense_rows(exact, x, labels, config, cost)
-        return [_image_row(exact, x, labels, config, cost)]
+        return _image_rows(exact, x, labels, config, cost)
 
 
 def _dense_rows(
@@ -84,12 +85,10 @@ def _dense_rows(
     subject = Subject(exact)
     logits = subject.logits(x)
     rows = []
-    promise = promises(config.model)
-    linf = config.evaluate.linf or (promise and norm_of(layer) == math.inf)
-    for norm in [2.0, math.inf] if linf else [2.0]:
+    for norm in _norms(config):
         promised = None
         pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
-        if promise and norm_of(layer) == norm:
+        if promises(config.model) and norm_of(layer) == norm:
             promised = lipschitz_bound(exact, norm=norm)
             pairs = (
                 promised_pairs(exact, promised, classes)
@@ -109,22 +108,38 @@ def _dense_rows(
     return rows
 
 
-def _image_row(
+def _image_rows(
     exact: nn.Sequential, x: Tensor, labels: Tensor, config: RunConfig, cost: dict[str, float]
-) -> Row:
+) -> list[Row]:
     model = config.model
     classes = model.num_classes
-    promised = None
-    pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
-    if promises(model):
-        promised = lipschitz_bound(exact)
-        pairs = promised_pairs(exact, promised, classes)
     subject, slack = _subject(exact, x, config)
-    return _row(
-        subject, x, labels, subject.logits(x), pairs, config, cost,
-        norm=2.0, promised=promised, slack=slack, sampled=_steepest(exact, x),
-        note="not verified: a semidefinite program of a convolutional network is too large",
-    )  # fmt: skip
+    logits = subject.logits(x)
+    rows = []
+    for norm in _norms(config):
+        promised = None
+        pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
+        if promises(model) and norm_of(model.layer) == norm:
+            promised = lipschitz_bound(exact, norm=norm)
+            pairs = (
+                promised_pairs(exact, promised, classes)
+                if norm == 2
+                else global_pairs(promised, classes, norm)
+            )
+        row = _row(
+            subject, x, labels, logits, pairs, config, cost,
+            norm=norm, promised=promised, slack=slack, sampled=_steepest(exact, x, norm),
+            note="not verified: a semidefinite program of a convolutional network is too large",
+        )  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def _norms(config: RunConfig) -> list[float]:
+    """The norms that a model is measured in."""
+    model = config.model
+    promised = promises(model) and norm_of(model.layer) == math.inf
+    return [2.0, math.inf] if config.evaluate.linf or promised else [2.0]
 
 
 def _subject(exact: nn.Sequential, x: Tensor, config: RunConfig) -> tuple[Subject, float]:
@@ -143,7 +158,7 @@ def _subject(exact: nn.Sequential, x: Tensor, config: RunConfig) -> tuple[Subjec
     return subject, max(SLACK[torch.float32], 4 * float(off.max()))
 
 
-def _steepest(exact: nn.Sequential, x: Tensor) -> float:
+def _steepest(exact: nn.Sequential, x: Tensor, norm: float) -> float:
     """The largest norm of a Jacobian of some logits at some images: a lower bound."""
     images, logits = JACOBIANS
     point = pixels(x[:images], torch.float64).requires_grad_()
@@ -152,7 +167,7 @@ def _steepest(exact: nn.Sequential, x: Tensor) -> float:
         torch.autograd.grad(output, point, retain_graph=True)[0].flatten(1)
         for output in outputs[:logits]
     ]
-    return float(torch.linalg.matrix_norm(torch.stack(rows, dim=1), ord=2).max())
+    return float(torch.linalg.matrix_norm(torch.stack(rows, dim=1), ord=norm).max())
 
 
 def _row(
@@ -182,6 +197,13 @@ def _row(
     attacked, unsound = subject.attacked(
         x[:first], labels[:first], correct[:first], found[:first], radii, norm, config
     )
+    fgsm: tuple[float, ...] = ()
+    if config.evaluate.fgsm:
+        once = replace(config, evaluate=replace(config.evaluate, steps=1, restarts=1))
+        fgsm, refuted = subject.attacked(
+            x[:first], labels[:first], correct[:first], found[:first], radii, norm, once
+        )
+        unsound = max(unsound, refuted)
     grid = torch.linspace(0, 1.5 * max(radii, default=1.0), CURVE_POINTS).tolist()
     return Row(
         layer=config.model.layer,
@@ -190,6 +212,7 @@ def _row(
         radii=tuple(radii),
         certified=tuple(certified_accuracy(found, r) for r in radii),
         attacked=attacked,
+        fgsm=fgsm,
         promised=promised,
         verified=None if certificate is None else certificate.bound,
         proven=None if certificate is None else certificate.proven,

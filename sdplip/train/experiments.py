@@ -2,194 +2,208 @@
 
 [LBEN], [NEMON]: the experiment scripts of the authors' code, and the models stored with it, whose
 test errors and least bounds over diagonal multipliers were measured anew, for normalised inputs.
+[ARAUJO], [AOL], [CPL], [1LLC]: see `presets`, whose networks and recipes these comparisons train.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInput
-from .checkpoint import read_json
-from .config import RunConfig, override, preset
-from .data import Splits
+from .config import CIFAR_RADII, RunConfig, override, preset
+from .data import FOLDER, Splits
+from .presets import CIFAR10_SHAPE, find_preset
+from .published import (
+    AOL_CIFAR10,
+    AOL_CIFAR100,
+    AOL_SOURCE,
+    CIFAR10_24H,
+    CIFAR_STORED,
+    CPL_CIFAR10,
+    GRID,
+    GRID_SOURCE,
+    LBEN_ATTACKED,
+    LBEN_STORED,
+    LBEN_WIDTHS,
+    SLL_CIFAR10,
+    SLL_CIFAR100,
+    SLL_TINY,
+    STORED_SOURCE,
+)
 
 ATTACKED = 1000
-MEASURING = 0.35
-"""The share of a budget that is kept for measuring what was trained."""
-WARM, PROBED = 3, 10
-"""Steps before a step's time is taken, and steps that it is taken from."""
+TINY_SHAPE = (3, 64, 64)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One model of a comparison: its name, what it changes, and published figures by name."""
+    """One model of a comparison: its name, what it changes, and published figures by name.
+
+    `changes` are entries of a configuration, or "preset", the published network to start from.
+    `published` are figures as in `captions`, from `source`, or that of the comparison.
+    """
 
     name: str
     changes: dict[str, Any]
     published: dict[str, float] = field(default_factory=dict)
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A comparison: data set, settings common to all, and the models."""
+    """A comparison: data sets, settings common to all, and the models.
+
+    `data` are names of data sets; a folder of images will do where it has as many `classes` and
+    images of this `shape`. With `each`, a budget is that of each model's training.
+    """
 
     title: str
     source: str
     data: tuple[str, ...]
+    classes: int
+    shape: tuple[int, ...]
     changes: dict[str, Any]
     variants: tuple[Variant, ...]
+    each: bool = False
 
     def configs(self, splits: Splits, **changes: Any) -> dict[str, RunConfig]:
         """Every variant's configuration by its name; `changes` as in `override` go on top.
 
         Raises InvalidInput for another data set.
         """
-        if splits.name not in self.data:
+        fits = (splits.num_classes, splits.input_shape) == (self.classes, self.shape)
+        if splits.name not in self.data and not (splits.name.startswith(FOLDER) and fits):
+            shape = "x".join(map(str, self.shape))
+            known = " or ".join((*self.data, f"a folder of {self.classes} classes of {shape}"))
             raise InvalidInput(
-                f"the experiment is about {' or '.join(self.data)}, but the data set is "
-                f"{splits.name!r}. Choose it with --data."
+                f"the experiment is about {known}, but the data set is {splits.name!r} with "
+                f"{splits.num_classes} classes of {'x'.join(map(str, splits.input_shape))}. "
+                "Choose it with --data."
             )
-        found = {}
-        for variant in self.variants:
-            settings = {**self.changes, **variant.changes}
-            config = preset(settings["layer"], splits)
-            if "gamma" in settings and settings["gamma"] is None:
-                # None means 'as it is' to `override`.
-                config = replace(config, model=replace(config.model, gamma=None))
-            found[variant.name] = override(override(config, **settings), **changes)
-        return found
+        return {
+            variant.name: override(self._config(variant, splits), **changes)
+            for variant in self.variants
+        }
+
+    def _config(self, variant: Variant, splits: Splits) -> RunConfig:
+        settings = {**self.changes, **variant.changes}
+        name = settings.pop("preset", None)
+        config = preset(settings["layer"], splits) if name is None else _found(name, splits)
+        if "gamma" in settings and settings["gamma"] is None:
+            # None means 'as it is' to `override`.
+            config = replace(config, model=replace(config.model, gamma=None))
+        if settings.get("architecture") == "equilibrium":
+            # Together: a family that only convolutions of equilibria know is none before.
+            names = ("layer", "architecture", "width")
+            together = {name: settings.pop(name) for name in names}
+            config = replace(config, model=replace(config.model, **together))
+        return override(config, **settings)
+
+    def only(self, names: str) -> Experiment:
+        """With the models of these names, or of the families, separated by commas; "all".
+
+        Raises InvalidInput for a name of none.
+        """
+        if names == "all":
+            return self
+        wanted = [name.strip() for name in names.split(",")]
+        for name in wanted:
+            if not any(_goes_by(variant, name) for variant in self.variants):
+                raise InvalidInput(
+                    f"the experiment has no model {name!r}. Its models are "
+                    f"{', '.join(variant.name for variant in self.variants)}."
+                )
+        kept = tuple(v for v in self.variants if any(_goes_by(v, name) for name in wanted))
+        return replace(self, variants=kept)
 
     def published(self) -> dict[str, dict[str, float]]:
         """What was published, by the variants' names."""
         return {variant.name: variant.published for variant in self.variants}
 
-
-def shrink(config: RunConfig, scale: float) -> RunConfig:
-    """The same run with a share of its epochs, at least one; it keeps the full number.
-
-    Raises InvalidInput for a scale outside (0, 1].
-    """
-    if not 0 < scale <= 1:
-        raise InvalidInput(f"scale is {scale}, but must lie in (0, 1].")
-    full = config.train.of_epochs or config.train.epochs
-    epochs = max(1, round(scale * full))
-    return override(config, epochs=epochs, of_epochs=None if epochs == full else full)
+    def sources(self) -> dict[str, str]:
+        """Where that is from."""
+        return {variant.name: variant.source or self.source for variant in self.variants}
 
 
-def affordable(
-    configs: dict[str, RunConfig], splits: Splits, minutes: float, device: str = "auto"
-) -> dict[str, RunConfig]:
-    """The runs shortened so that all of them, measuring included, take about `minutes`.
-
-    Every run gets the same time; what one leaves over goes to the others. A run that cannot finish
-    one epoch gets fewer images, evenly from all classes.
-    """
-    if not (math.isfinite(minutes) and minutes > 0):
-        raise InvalidInput(f"budget is {minutes}, but must be a positive number of minutes.")
-    cost = {name: _epoch_seconds(config, splits, device) for name, config in configs.items()}
-    left, found = 60 * minutes * (1 - MEASURING), {}
-    # The cheapest first: what they cannot use is the others'.
-    order = sorted(configs, key=lambda name: cost[name] * configs[name].train.epochs)
-    for k, name in enumerate(order):
-        share = left / (len(order) - k)
-        config, full = configs[name], configs[name].train.epochs
-        epochs = min(full, max(1, int(share / cost[name])))
-        images = config.train.train_images or len(splits.train[0])
-        if cost[name] > share:
-            least = min(images, 10 * splits.num_classes)
-            images = max(least, int(images * share / cost[name]))
-        limited = images < len(splits.train[0])
-        found[name] = override(
-            config,
-            epochs=epochs,
-            of_epochs=full if epochs < full else None,
-            train_images=images if limited else None,
-        )
-        left -= epochs * cost[name] * images / (config.train.train_images or len(splits.train[0]))
-    return {name: found[name] for name in configs}
+def _found(name: str, splits: Splits) -> RunConfig:
+    return find_preset(name).config(splits)
 
 
-def _epoch_seconds(config: RunConfig, splits: Splits, device: str) -> float:
-    """Seconds of an epoch, from a few steps of a model that is thrown away."""
-    from .fit import steps
-
-    chosen = splits.first(config.train.train_images)
-    batches = -(-len(chosen.train[0]) // config.train.batch_size)
-    times = []
-    began = time.perf_counter()
-    for k, _ in enumerate(steps(config, chosen, device)):
-        now = time.perf_counter()
-        if k >= WARM:
-            times.append(now - began)
-        began = now
-        if k + 1 >= min(WARM + PROBED, max(batches, WARM + 1)):
-            break
-    return batches * sorted(times)[len(times) // 2]
+def _goes_by(variant: Variant, name: str) -> bool:
+    return variant.name == name or variant.name.split()[0] == name
 
 
-def settled(config: RunConfig, folder: Path) -> RunConfig:
-    """`config` with the length of the run that `folder` holds, where that is all that differs.
-
-    A budget is measured anew by every command; what was begun must go on as it began.
-    """
-    if not (folder / "config.json").is_file():
-        return config
-    try:
-        stored = RunConfig.from_dict(read_json(folder / "config.json"))
-    except InvalidInput:
-        return config
-    names = ("epochs", "of_epochs", "train_images")
-    length = {name: getattr(stored.train, name) for name in names}
-    same = replace(config, train=replace(config.train, **length))
-    return same if same == stored else config
-
-
-_LBEN: dict[str, Any] = {
-    "width": 80,
-    "normalise": "std",
-    "mean": 0.1307,
-    "std": 0.3081,
-    "epochs": 30,
+_STD = {"normalise": "std", "mean": 0.1307, "std": 0.3081}
+_EQUILIBRIUM: dict[str, Any] = {
     "batch_size": 128,
-    "lr": 1e-3,
-    "schedule": "step",
     "loss": "cross_entropy",
     "attack_images": ATTACKED,
+}
+_LBEN: dict[str, Any] = {
+    **_EQUILIBRIUM,
+    **_STD,
+    "width": 80,
+    "epochs": 30,
+    "lr": 1e-3,
+    "schedule": "step",
     "radii": (0.4, 0.8, 1.5, 2.3, 3.9, 7.3),
 }
-_STORED = {
-    0.1: (10.12, 0.0991, 0.0988),
-    0.2: (7.41, 0.1962, 0.1954),
-    0.3: (5.44, 0.2937, 0.2920),
-    0.5: (3.52, 0.4821, 0.4757),
-    1.0: (2.36, 0.9158, 0.8834),
-    8.0: (1.83, 5.50, 4.94),
-    50.0: (1.77, 13.21, 11.04),
+_NEMON: dict[str, Any] = {
+    **_EQUILIBRIUM,
+    "linf_radii": (0.01, 0.03, 0.05, 0.1, 0.2),
+    "linf": True,
 }
-"""γ: test error in %, least bound, largest Jacobian found."""
+_CIFAR: dict[str, Any] = {
+    **_EQUILIBRIUM,
+    "architecture": "equilibrium",
+    "width": 81,
+    "normalise": "std",
+    "lr": 1e-3,
+    "schedule": "multistep",
+    "attack_images": 200,
+}
+"""Mean and deviation are those of the data."""
+
+
+def _sizes(
+    sizes: dict[str, dict[str, float]], source: str, layer: str = "sll"
+) -> tuple[Variant, ...]:
+    return tuple(
+        Variant(f"{layer} {size}", {"layer": layer, "preset": f"{layer}-{size}"}, figures, source)
+        for size, figures in sizes.items()
+    )
 
 
 def _lben(gamma: float) -> Variant:
-    error, bound, sampled = _STORED[gamma]
-    return Variant(
-        f"lben γ={gamma:g}",
-        {"layer": "lben", "gamma": gamma},
-        {"error": error, "verified": bound, "sampled": sampled},
-    )
+    error, bound, sampled = LBEN_STORED[gamma]
+    figures = {"error": error, "verified": bound, "sampled": sampled}
+    attacked = LBEN_ATTACKED.get(f"lben γ={gamma:g}", {})
+    return Variant(f"lben γ={gamma:g}", {"layer": "lben", "gamma": gamma}, figures | attacked)
 
+
+def _cifar(name: str, layer: str, gamma: float | None) -> Variant:
+    return Variant(name, {"layer": layer, "gamma": gamma}, CIFAR_STORED.get(name, {}))
+
+
+def _grid(layer: str, size: str) -> Variant:
+    figures = dict(GRID.get(layer, {}).get(size, {})) | CIFAR10_24H.get(f"{layer} {size}", {})
+    changes = {"layer": layer, "preset": f"convnet-{size}-{layer}"}
+    return Variant(f"{layer} {size}", changes, figures)
+
+
+_PENALTIES = (1e-4, 1e-3, 1e-2)
 
 EXPERIMENTS = {
     "lben-mnist": Experiment(
         "Test error against the Lipschitz bound: equilibrium networks of 80 units on MNIST",
-        "[LBEN] section 7; published: the models stored with the authors' code",
+        STORED_SOURCE,
         ("mnist",),
+        10,
+        (1, 28, 28),
         _LBEN,
         (
-            *map(_lben, _STORED),
+            *map(_lben, LBEN_STORED),
             Variant(
                 "lben no bound",
                 {"layer": "lben", "gamma": None},
@@ -198,7 +212,7 @@ EXPERIMENTS = {
             Variant(
                 "mon",
                 {"layer": "mon", "gamma": None},
-                {"error": 2.04, "verified": 8.752, "sampled": 7.07},
+                {"error": 2.04, "verified": 8.752, "sampled": 7.07} | LBEN_ATTACKED["mon"],
             ),
             Variant(
                 "lipschitz-margin",
@@ -207,32 +221,86 @@ EXPERIMENTS = {
             Variant("unconstrained", {"layer": "unconstrained", "depth": 1}),
         ),
     ),
+    "lben-mnist-widths": Experiment(
+        "Test error against the width: equilibrium networks with γ = 1 on MNIST",
+        STORED_SOURCE,
+        ("mnist",),
+        10,
+        (1, 28, 28),
+        _LBEN | {"layer": "lben", "gamma": 1.0},
+        tuple(
+            Variant(f"lben width={width}", {"width": width}, {"error": error, "verified": bound})
+            for width, (error, bound) in LBEN_WIDTHS.items()
+        ),
+    ),
+    "lben-cifar10": Experiment(
+        "Test error against the Lipschitz bound: equilibrium convolutions of 81 channels on "
+        "CIFAR-10",
+        f"{STORED_SOURCE}: figures as stored, metric of every pixel, ε = 0.1",
+        ("cifar10",),
+        10,
+        CIFAR10_SHAPE,
+        _CIFAR | {"epochs": 25, "milestones": (0.6,), "radii": (0.38, 1.54, 3.85)},
+        (
+            *(_cifar(f"lben γ={gamma:g}", "lben", gamma) for gamma in (1.0, 2.0, 3.0, 5.0, 50.0)),
+            _cifar("lben no bound", "lben", None),
+            _cifar("mon", "mon", None),
+            Variant(
+                "unconstrained", {"layer": "unconstrained"}, CIFAR_STORED["unconstrained"]
+            ),
+        ),
+    ),
     "nemon-mnist": Experiment(
         "Robustness in ℓ∞: equilibrium networks of 100 units on MNIST",
         "[NEMON] section 6; without published numbers",
         ("mnist",),
-        {
-            "width": 100,
-            "normalise": "std",
-            "mean": 0.1307,
-            "std": 0.3081,
-            "epochs": 30,
-            "batch_size": 128,
-            "lr": 2e-3,
-            "schedule": "piecewise",
-            "loss": "cross_entropy",
-            "attack_images": ATTACKED,
-            "linf_radii": (0.01, 0.03, 0.05, 0.1, 0.2),
-            "linf": True,
+        10,
+        (1, 28, 28),
+        _NEMON | _STD | {"width": 100, "epochs": 30, "lr": 2e-3, "schedule": "piecewise"},
+        (
+            Variant("nemon", {"layer": "nemon", "linf_penalty": 0.0}),
+            *(
+                Variant(f"nemon penalty {weight:g}", {"layer": "nemon", "linf_penalty": weight})
+                for weight in _PENALTIES
+            ),
+            Variant("mon", {"layer": "mon", "gamma": None}),
+            Variant("lben γ=5", {"layer": "lben", "gamma": 5.0}),
+        ),
+    ),
+    "nemon-cifar10": Experiment(
+        "Robustness in ℓ∞: equilibrium convolutions of 81 channels on CIFAR-10",
+        "[NEMON] section 6; without published numbers",
+        ("cifar10",),
+        10,
+        CIFAR10_SHAPE,
+        _NEMON
+        | _CIFAR
+        | {
+            "epochs": 40,
+            "milestones": (0.625,),
+            "kernel": 5,
+            "fgsm": True,
+            "linf_radii": (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
         },
         (
             Variant("nemon", {"layer": "nemon", "linf_penalty": 0.0}),
             *(
                 Variant(f"nemon penalty {weight:g}", {"layer": "nemon", "linf_penalty": weight})
-                for weight in (1e-4, 1e-3, 1e-2)
+                for weight in (1e-4, 1e-3)
             ),
             Variant("mon", {"layer": "mon", "gamma": None}),
-            Variant("lben γ=5", {"layer": "lben", "gamma": 5.0}),
+            Variant("unconstrained", {"layer": "unconstrained"}),
+        ),
+    ),
+    "sll-cifar10": Experiment(
+        "Certified accuracy of 1-Lipschitz residual networks on CIFAR-10",
+        "[ARAUJO] section 5",
+        ("cifar10",),
+        10,
+        CIFAR10_SHAPE,
+        {},
+        (
+            *SLL_CIFAR10_VARIANTS,
         ),
     ),
 }

@@ -8,99 +8,141 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .plots import COLOURS, OTHER, blank, plain
+from .markup import colour, tones
+from .plots import blank, plain
 from .row import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Insights = Sequence[tuple[Row, Mapping[str, Any]]]
+"""Models and what `insight` found in them."""
+LEAST = 1e-17
+"""Residuals are drawn from here on: zero has no place on a logarithmic axis."""
+
+
+def compared_radius(row: Row) -> int:
+    """The place of the radius at which models are compared in one point: the middle one."""
+    return (len(row.radii) - 1) // 2
+
 
 def cost_figure(rows: Sequence[Row]) -> Figure:
-    """Clean (open) and certified (filled) accuracy against seconds of training."""
-    shown = [row for row in rows if math.isfinite(row.train_seconds)]
-    norms = list(dict.fromkeys(row.norm for row in shown))
-    figure = blank(7.6, 2.9 * max(len(norms), 1))
-    axes = figure.subplots(max(len(norms), 1), 1, squeeze=False)[:, 0]
-    for axis, norm in zip(axes, norms, strict=False):
-        group = [row for row in shown if row.norm == norm]
-        for row in group:
-            colour, x = COLOURS.get(row.layer, OTHER), row.train_seconds
-            low, high = 100 * row.certified[0], 100 * row.clean
-            axis.plot([x, x], [low, high], color=colour, alpha=0.35, linewidth=2)
-            axis.plot(x, high, "o", color=colour, markerfacecolor="white", zorder=3)
-            axis.plot(x, low, "o", color=colour, zorder=3)
+    """Clean against certified accuracy, one point per model, its area the time of training."""
+    norms = list(dict.fromkeys(row.norm for row in rows))
+    height = sum(max(2.6, 0.6 + 0.17 * len([r for r in rows if r.norm == n])) for n in norms)
+    figure = blank(7.6, height)
+    axes = figure.subplots(len(norms), 1, squeeze=False)[:, 0]
+    longest = max((row.train_seconds for row in rows if row.train_seconds > 0), default=1.0)
+    for axis, norm in zip(axes, norms, strict=True):
+        group = [row for row in rows if row.norm == norm]
+        group.sort(key=lambda row: (row.clean, row.certified[compared_radius(row)]))
+        points = [(100 * r.certified[compared_radius(r)], 100 * r.clean) for r in group]
+        for row, (x, y) in zip(group, points, strict=True):
+            share = row.train_seconds / longest if math.isfinite(row.train_seconds) else 0.0
+            axis.scatter(x, y, s=18 + 260 * share, color=colour(row), alpha=0.4, linewidth=0)
+            axis.plot(x, y, ".", color=colour(row), markersize=3)
+        axis.margins(0.1)
+        axis.autoscale_view()
+        axis.set(xlim=within(*axis.get_xlim()), ylim=within(*axis.get_ylim()))
+        for place, (row, point) in enumerate(zip(group, points, strict=True)):
+            # The names stand beside the axes, in the order of the points, and never on each other.
             axis.annotate(
-                row.label, (x, high), xytext=(0, 6), textcoords="offset points", fontsize=8,
-                color=colour, ha="center",
+                f"{row.label}, {seconds(row.train_seconds)}", point, va="center", fontsize=7.5,
+                xytext=(1.04, (place + 0.5) / len(group)), textcoords=axis.transAxes,
+                color=colour(row), annotation_clip=False,
+                arrowprops={
+                    "arrowstyle": "-", "color": colour(row), "alpha": 0.35, "lw": 0.7,
+                    "relpos": (0, 0.5),
+                },
             )  # fmt: skip
-        symbol = "ℓ₂" if norm == 2 else "ℓ∞"
-        axis.set_title(
-            f"open: clean; filled: certified at the {symbol} radius {group[0].radii[0]:.3g}",
-            loc="left", fontsize=9,
-        )  # fmt: skip
-        axis.set_xscale("log")
-        plain(axis.xaxis)
-        axis.margins(x=0.12, y=0.15)
-        axis.set_xlabel("seconds of training")
-        axis.set_ylabel("accuracy (%)")
+        symbol, radii = ("ℓ₂" if norm == 2 else "ℓ∞"), [r.radii[compared_radius(r)] for r in group]
+        at = ", ".join(f"{radius:.3g}" for radius in dict.fromkeys(radii))
+        axis.set_xlabel(f"certified accuracy at the {symbol} radius {at} (%)")
+        axis.set_ylabel("clean accuracy (%)")
     return figure
 
 
-def spectra_figure(models: Mapping[str, Mapping[str, Any]]) -> Figure:
+def within(low: float, high: float) -> tuple[float, float]:
+    """The limits of an axis of accuracies: no more than 0 to 100, but for half a point's width."""
+    return max(low, -4.0), min(high, 101.5)
+
+
+def seconds(value: float) -> str:
+    """A time in seconds, minutes or hours, as short as two digits allow."""
+    if not math.isfinite(value):
+        return "time unknown"
+    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
+        if value < 100 * size or unit == "h":
+            return f"{value / size:.2g} {unit}"
+    return ""
+
+
+def spectra_figure(models: Insights) -> Figure:
     """Every layer's singular values, from the largest to the smallest, one panel per model."""
-    shown = {k: v["singular_values"] for k, v in models.items() if v["singular_values"]}
-    columns = min(3, max(len(shown), 1))
-    lines = math.ceil(len(shown) / columns) or 1
+    columns = min(3, len(models))
+    lines = math.ceil(len(models) / columns)
     figure = blank(2.7 * columns, 0.4 + 2.0 * lines)
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
-    for axis, (name, layers) in zip(axes.flat, shown.items(), strict=False):
-        colour = COLOURS.get(name.split()[0], OTHER)
-        for k, layer in enumerate(layers):
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis, (row, found) in zip(axes.flat, models, strict=False):
+        for k, layer in enumerate(found["singular_values"]):
             values = np.asarray(layer["values"])
             place = np.linspace(0, 1, len(values)) if len(values) > 1 else np.zeros(1)
             style = ("-", "--", "-.", ":")[k % 4]
-            axis.plot(place, values, linestyle=style, color=colour, label=layer["layer"])
-        axis.set_title(name, loc="left", color=colour, fontweight="bold", fontsize=9)
+            mark = "." if len(values) == 1 else ""
+            axis.plot(
+                place, values, linestyle=style, marker=mark, color=colour(row),
+                alpha=1 - 0.6 * k / len(found["singular_values"]), label=layer["layer"],
+            )  # fmt: skip
+        axis.set_ylim(bottom=0)
+        axis.set_title(row.label, loc="left", color=colour(row), fontweight="bold", fontsize=9)
         axis.set_xlabel("share of the singular values", labelpad=1)
         axis.legend(frameon=False, fontsize=6.5, handlelength=2.2)
-    for axis in axes.flat[len(shown) :]:
+    for axis in axes.flat[len(models) :]:
         axis.set_axis_off()
     for axis in axes[:, 0]:
         axis.set_ylabel("singular value")
     return figure
 
 
-def residual_figure(models: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Relative residual after each iteration: the median image, and the worst one dashed."""
-    figure = blank(7.6, 3.0)
-    axis = figure.subplots()
-    for name, found in models.items():
-        for layer in found["equilibria"]:
-            steps = range(1, len(layer["median"]) + 1)
-            colour = COLOURS.get(name.split()[0], OTHER)
-            axis.plot(steps, layer["median"], color=colour, label=name)
-            axis.plot(steps, layer["largest"], color=colour, linestyle="--", linewidth=1)
-    axis.set_yscale("log")
-    plain(axis.yaxis)
-    axis.set_xlabel("iteration of Peaceman-Rachford")
-    axis.set_ylabel("relative residual")
-    axis.legend(frameon=False, fontsize=8)
+def equilibrium_figure(models: Insights) -> Figure:
+    """Residuals after each iteration, then iterations and milliseconds of a whole solve."""
+    layers = [(row, layer) for row, found in models for layer in found["equilibria"]]
+    figure = blank(7.6, 3.0 + 0.26 * len(layers))
+    upper, lower = figure.subplots(2, 1, height_ratios=[2.4, 0.6 + 0.26 * len(layers)])
+    colours = tones([row for row, _ in layers])
+    for tone, (_, layer) in zip(colours, layers, strict=True):
+        steps = layer.get("at") or range(1, len(layer["median"]) + 1)
+        for name, style in (("median", "-"), ("largest", "--")):
+            values = [max(value, LEAST) for value in layer[name]]
+            upper.plot(steps, values, style, color=tone, linewidth=1.4 if style == "-" else 1)
+    upper.set_yscale("log")
+    plain(upper.yaxis)
+    upper.set_xlabel("iteration of Peaceman-Rachford", labelpad=1)
+    upper.set_ylabel("relative residual")
+    for place, (tone, (_, layer)) in enumerate(zip(colours, layers, strict=True)):
+        median, most = layer["steps"]["median"], layer["steps"]["largest"]
+        lower.plot([median, most], [place] * 2, color=tone, alpha=0.5, linewidth=4)
+        lower.plot(median, place, "o", color=tone)
+        lower.text(
+            1.02, place, f"{layer['milliseconds_per_image']:.3g} ms per image",
+            transform=lower.get_yaxis_transform(), va="center", fontsize=8, color="#444444",
+        )  # fmt: skip
+    lower.set_yticks(range(len(layers)), [row.label for row, _ in layers])
+    lower.set_ylim(len(layers) - 0.4, -0.6)
+    lower.set_xlim(left=0)
+    lower.set_xlabel("iterations to the layer's own tolerance: median to worst", labelpad=1)
     return figure
 
 
-def history_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+def history_figure(histories: Sequence[tuple[Row, Sequence[Mapping[str, float]]]]) -> Figure:
     """Accuracy on the training batches after each epoch."""
     figure = blank(7.6, 3.0)
     axis = figure.subplots()
-    for name, history in histories.items():
-        accuracy = [100 * entry["accuracy"] for entry in history]
-        axis.plot(
-            range(1, len(accuracy) + 1),
-            accuracy,
-            color=COLOURS.get(name.split()[0], OTHER),
-            label=name,
-        )
+    for tone, (row, history) in zip(tones([row for row, _ in histories]), histories, strict=True):
+        accuracy = [100 * epoch["accuracy"] for epoch in history]
+        mark = "." if len(accuracy) == 1 else ""
+        axis.plot(range(1, len(accuracy) + 1), accuracy, marker=mark, color=tone, label=row.label)
     axis.set_xlabel("epoch")
     axis.set_ylabel("accuracy in training (%)")
-    axis.legend(frameon=False, fontsize=7, ncols=2)
+    figure.legend(frameon=False, fontsize=7, loc="outside right upper")
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import Tensor, nn
 
 from ..errors import InvalidInput
@@ -29,10 +31,17 @@ from .data import Splits, pixels
 from .loss import lipschitz_margin, margin_cross_entropy, multi_margin
 from .models import build, linf_bounds, logit_scale, norm_product
 from .optim import optimizer, schedule
-from .state import Average, Batches, KeepState, OnEpoch, Recorder, check_finite
-
-CHECKED = 50
-"""Every so many steps the loss is looked at, which waits for the device."""
+from .processes import launched, together
+from .state import (
+    CHECKED,
+    Average,
+    Batches,
+    Files,
+    KeepState,
+    OnEpoch,
+    Recorder,
+    check_finite,
+)
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16-mixed": "bf16-mixed"}
 
@@ -87,12 +96,15 @@ def train(
     With `resume_dir`, the state is kept there after every epoch and when interrupted, and a run
     found there continues where it stopped, to the same result. `on_epoch(epoch, metrics)` is called
     after each epoch. `tensorboard` is a directory for TensorBoard's records. Under torchrun every
-    batch is shared by the processes, to the result of one process, up to rounding.
+    batch is shared by the processes, to the result of one process, up to rounding (and to what
+    augmentation draws).
 
     Raises NotConverged when the loss stops being finite, KeyboardInterrupt when interrupted: a
-    first SIGINT lets the batch finish.
+    first SIGINT or SIGTERM lets the batch finish. InvalidInput for a state in `resume_dir` of
+    another model or recipe, and where states cannot be written.
     """
-    target = pick_device(device)
+    processes, nodes = together()
+    target = _own(pick_device(device), processes)
     chosen = splits.first(config.train.train_images)
     model = build(config.model, seed=config.train.seed)
     module = _Classifier(model, config, tuple(t.to(target) for t in chosen.train))
@@ -100,11 +112,10 @@ def train(
     recorder = Recorder(module, on_epoch, keep)
     average = Average(model, config.train.ema) if config.train.ema else None
     callbacks: list[Callback] = [c for c in (average, recorder, keep) if c is not None]
-    resume = None if keep is None else keep.latest()
+    resume = None if keep is None else keep.latest(module.run)
     logger = None
     if tensorboard is not None:
         logger = TensorBoardLogger(tensorboard.parent, name="", version=tensorboard.name)
-    processes, nodes = together()
     started = time.perf_counter()
     with _quiet():
         trainer = pl.Trainer(
@@ -118,16 +129,18 @@ def train(
             precision=_PRECISIONS[config.train.precision],
             reload_dataloaders_every_n_epochs=1,
             callbacks=callbacks,
+            # Not what Lightning makes of a cluster's variables.
+            plugins=[TorchElasticEnvironment() if launched() else LightningEnvironment(), Files()],
             enable_checkpointing=resume_dir is not None,
             enable_progress_bar=False,
             enable_model_summary=False,
             logger=logger or False,
             default_root_dir=resume_dir,
         )
-        with recorder.on_interrupt():
-            _fit(trainer, module, resume)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        with recorder.on_interrupt(), _together():
+            _fit(trainer, module, recorder, resume)
+    if recorder.interrupted:
+        raise KeyboardInterrupt
     if average is not None:
         average.give(model)
     return RunResult(
@@ -139,12 +152,17 @@ def train(
     )
 
 
-def together() -> tuple[int, int]:
-    """How many processes share this training on this machine, and on how many machines: as
-    torchrun says, else (1, 1)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
-    return local, max(world // local, 1)
+def _own(target: torch.device, processes: int) -> torch.device:
+    """The device of this process, one of several."""
+    if target.type == "cpu" or processes == 1:
+        return target
+    count = torch.cuda.device_count()
+    if target.index is not None or count < processes:
+        raise InvalidInput(
+            f"device {str(target)!r} is for {processes} processes, but there are {count} CUDA "
+            "devices, of which each takes one. Use cuda and fewer processes, or cpu."
+        )
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 def _devices(target: torch.device, processes: int) -> list[int] | int:
@@ -166,16 +184,38 @@ def steps(config: RunConfig, splits: Splits, device: str = "auto") -> Iterator[N
         yield
 
 
-def _fit(trainer: pl.Trainer, module: pl.LightningModule, resume: Path | None) -> None:
+def _fit(
+    trainer: pl.Trainer, module: pl.LightningModule, recorder: Recorder, resume: Path | None
+) -> None:
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, ckpt_path=resume, weights_only=True)
     except SystemExit:
         # Lightning turns Ctrl-C into exit code 1 and switches the signal off.
         raise KeyboardInterrupt from None
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        if resume is None or recorder.began:
+            raise
+        raise InvalidInput(
+            f"{resume} is no state of this run: {error!r}. Remove it, to go on from the one before "
+            "it or from the start."
+        ) from error
     finally:
         if signal.getsignal(signal.SIGINT) is not handler:
             signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Leaves the group of processes, in whatever way training ends."""
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # What still refers to the group would keep its threads to the interpreter's end, which
+            # they may not survive.
+            gc.collect()
+            torch.distributed.destroy_process_group()
 
 
 @contextmanager
@@ -198,6 +238,8 @@ class _Classifier(pl.LightningModule):
     def __init__(self, model: nn.Sequential, config: RunConfig, data: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.model, self.config, self.data = model, config.train, data
+        whole = config.to_dict()
+        self.run = {name: whole[name] for name in ("model", "train")} | {"images": len(data[0])}
         self.losses: list[Tensor] = []
         self.hits = torch.zeros((), dtype=torch.int64, device=data[0].device)
         self.seen = 0
@@ -250,17 +292,21 @@ class _Classifier(pl.LightningModule):
         return loss
 
     def epoch_metrics(self) -> dict[str, float]:
-        """Mean loss and accuracy since the last call."""
+        """Mean loss and accuracy since the last call; NEMON's ℓ∞ bound, for normalised input."""
         loss, hits = torch.stack(self.losses).double().mean(), self.hits.double()
         if self._part()[1] > 1:
             loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
             hits = self.trainer.strategy.reduce(hits, reduce_op="sum")
         self.losses, self.hits, self.seen = [], torch.zeros_like(self.hits), 0
-        return {"loss": float(loss), "accuracy": float(hits) / len(self.data[0])}
+        metrics = {"loss": float(loss), "accuracy": float(hits) / len(self.data[0])}
+        with torch.no_grad():
+            bounds = linf_bounds(self.model)
+        return metrics | ({"linf_bound": float(sum(bounds))} if bounds else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         losses = torch.stack(self.losses) if self.losses else torch.zeros(0)
         checkpoint["epoch_so_far"] = {"seen": self.seen, "losses": losses, "hits": self.hits}
+        checkpoint["run"] = self.run
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         so_far = checkpoint["epoch_so_far"]

@@ -11,8 +11,10 @@ is decoded again, and its former arrays are removed.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -214,6 +216,7 @@ def _decode(parts: Sequence[_Listing], arrays: Sequence[Path], progress: Progres
         warnings.filterwarnings("ignore", module="PIL")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         shape, mode = _common(files, list(pool.map(_head, files)))
+        _check_room(arrays[0].parent, len(files) * math.prod(shape))
         done = 0
         for part, target in zip(parts, arrays, strict=True):
             write = partial(_write, part.files, shape, mode, pool, done, len(files), progress)
@@ -236,6 +239,15 @@ def _common(
     return (1 if grey else 3, height, width), "L" if grey else "RGB"
 
 
+def _check_room(cache: Path, needed: int) -> None:
+    free = shutil.disk_usage(cache).free
+    if free < needed:
+        raise InvalidInput(
+            f"folder {str(cache)!r} has {free / 1e6:.0f} MB left, but the decoded images need "
+            f"{needed / 1e6:.0f} MB. Make room, or point the cache elsewhere."
+        )
+
+
 def _write(
     files: Sequence[Path],
     shape: tuple[int, int, int],
@@ -246,14 +258,16 @@ def _write(
     progress: Progress | None,
     target: Path,
 ) -> None:
-    array = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=(len(files), *shape))
-    for start in range(0, len(files), CHUNK):
-        part = files[start : start + CHUNK]
-        for place, image in enumerate(pool.map(partial(_image, mode=mode), part), start=start):
-            array[place] = image
-        if progress is not None:
-            progress(done + start + len(part), total)
-    array.flush()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *shape)}
+    # Not by a memory map: where the disk is full, that would end the process without a word.
+    with target.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, header)
+        for start in range(0, len(files), CHUNK):
+            part = files[start : start + CHUNK]
+            for image in pool.map(partial(_image, mode=mode), part):
+                out.write(image.reshape(shape).tobytes())
+            if progress is not None:
+                progress(done + start + len(part), total)
 
 
 def _head(file: Path) -> tuple[tuple[int, int], str]:

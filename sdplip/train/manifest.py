@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .data import Splits
+from .processes import together
+
+PACKAGES = (
+    "sdplip", "torch", "lightning", "numpy", "scipy", "cvxpy", "clarabel", "kornia", "pillow",
+    "scikit-learn", "torchvision",
+)  # fmt: skip
+"""What results can depend on."""
 
 
 def manifest(splits: Splits, device: str) -> dict[str, Any]:
-    """Versions, commit (of a working copy, else None), machine, threads and the data's SHA-256."""
+    """Versions, commit (of a working copy, else None), machine, threads, processes that shared the
+    training, and the data's SHA-256."""
     return {
         "device": device,
         "device_name": torch.cuda.get_device_name(device) if "cuda" in device else None,
         "threads": torch.get_num_threads(),
+        "processes": math.prod(together()),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
-        "versions": {name: version(name) for name in ("sdplip", "torch", "lightning", "numpy")}
+        "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None}
         | {"python": platform.python_version()},
         "commit": commit(),
         "data_sha256": checksum(splits),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def commit() -> str | None:

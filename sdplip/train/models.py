@@ -24,19 +24,27 @@ from ..activations import activation
 from ..errors import InvalidInput
 from ..layers import (
     LAYERS,
+    AvgPool2d,
+    ImplicitLinear,
     MONLinear,
-    NEMONLinear,
     Normalize,
     NormalizedLinear,
     OrthogonalLinear,
     lipschitz_bound,
 )
 from ..layers._products import PRODUCTS
+from ..layers.nemon import Measured
 from . import convnets
 
 BASELINES = (convnets.UNCONSTRAINED, "torch-spectral")
-FAMILIES: dict[str, Callable[..., nn.Module]] = {**LAYERS, "mon": MONLinear}
-"""The layer families by name, with LBEN's special case Λ = I."""
+SPECIAL = {"mon": "lben", "implicit": "nemon"}
+"""Special cases, each with the family that it belongs to: Λ = I, and ‖A‖_∞ < 1."""
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    **LAYERS,
+    "mon": MONLinear,
+    "implicit": ImplicitLinear,
+}
+"""The layer families by name, with their special cases."""
 UNBOUNDED = ("lben", "mon")
 """Families whose ℓ₂ bound can be switched off."""
 DENSE = "dense"
@@ -52,13 +60,14 @@ class ModelConfig:
 
     `width` is the number of units per layer, `depth` the number of hidden layers (equilibrium
     families have one); in a convolutional `architecture` that of channels and of convolutions, see
-    `convnets`. Residual convolutions have `hidden` channels of units (None: as many as channels);
-    `dense_depth` layers of `dense_width` units follow the convolutions where the architecture has
-    some. `gamma` is LBEN's and MON's bound for the normalised input, None for no bound. `normalise`
-    subtracts `mean` (one, or one per channel) and, for "std", divides by `std`, inside the model:
-    bounds per raw pixel are then 1/std times those of the rest. `tol` is the equilibrium solver's
-    tolerance while training, None for the layers' own, 1e-2. `products` are SLL's and AOL's;
-    those of convolutions of fewer than `convnets.WIDE` channels stay exact.
+    `convnets`. Residual convolutions have `hidden` channels of units (None: as many as channels),
+    equilibrium convolutions a `kernel` of that side; `dense_depth` layers of `dense_width` units
+    follow the convolutions where the architecture has some. `gamma` is LBEN's and MON's bound for
+    the normalised input, None for no bound. `normalise` subtracts `mean` (one, or one per channel)
+    and, for "std", divides by `std`, inside the model: bounds per raw pixel are then 1/std times
+    those of the rest. `tol` is the equilibrium solver's tolerance while training, None for the
+    layers' own, 1e-2. `products` are SLL's and AOL's; those of convolutions of fewer than
+    `convnets.WIDE` channels stay exact.
     """
 
     layer: str
@@ -77,13 +86,15 @@ class ModelConfig:
     dense_depth: int = 0
     dense_width: int = 0
     products: str = "exact"
+    kernel: int = 3
 
     def __post_init__(self) -> None:
         check_types("model", self)
         known_layer(self.layer)
         if not self.input_shape:
             raise InvalidInput("model: input_shape is empty, but must hold the sizes of an input.")
-        sizes = {"width": self.width, "depth": self.depth, "num_classes": self.num_classes}
+        names = ("width", "depth", "num_classes", "kernel")
+        sizes = {name: getattr(self, name) for name in names}
         sizes |= {f"input_shape[{i}]": size for i, size in enumerate(self.input_shape)}
         if self.hidden is not None:
             sizes["hidden"] = self.hidden
@@ -203,7 +214,8 @@ def known_layer(name: str) -> str:
 
 def norm_of(layer: str) -> float:
     """The norm in which the family makes its promise; 2 for the baselines."""
-    return float(LAYERS[layer].norm) if layer in LAYERS else 2.0
+    family = LAYERS.get(SPECIAL.get(layer, layer))
+    return 2.0 if family is None else float(family.norm)
 
 
 def promises(config: ModelConfig) -> bool:
@@ -244,8 +256,8 @@ def _body(config: ModelConfig, features: int) -> list[nn.Module]:
     if layer in BASELINES:
         return _stack(partial(_baseline, layer), config, features, activated=True)
     family = FAMILIES[layer]
-    # MON passes LBEN's arguments on.
-    accepted = inspect.signature(LAYERS["lben"] if layer == "mon" else family).parameters
+    # Special cases pass their family's arguments on.
+    accepted = inspect.signature(LAYERS.get(SPECIAL.get(layer, ""), family)).parameters
     gamma = math.inf if config.gamma is None else config.gamma
     offered = {
         "gamma": gamma,
@@ -287,9 +299,20 @@ def logit_scale(model: nn.Sequential, config: ModelConfig) -> float:
     return lipschitz_bound(model[:-1] if isinstance(model[-1], NormalizedLinear) else model)
 
 
-def linf_bounds(model: nn.Module) -> list[Tensor]:
-    """The differentiable ℓ∞ bounds of the model's NEMON layers."""
-    return [m.linf_bound() for m in model.modules() if isinstance(m, NEMONLinear)]
+def linf_bounds(model: nn.Sequential) -> list[Tensor]:
+    """The differentiable ℓ∞ bounds of the model's NEMON layers, each of everything after it too.
+
+    Bounds of pooling and dense layers count as factors; normalisation does not.
+    """
+    factor, bounds = torch.ones(()), []
+    for module in reversed(model):
+        if isinstance(module, Measured):
+            bounds.append(module.linf_bound() * factor)
+        elif isinstance(module, nn.Linear):
+            factor = factor * torch.linalg.matrix_norm(module.weight, torch.inf)
+        elif isinstance(module, AvgPool2d):
+            factor = factor * module.lipschitz_in(torch.inf)
+    return bounds
 
 
 def norm_product(model: nn.Module) -> Tensor:

@@ -1,9 +1,9 @@
-"""Two pictures, each answering one question; matplotlib is imported only here, with no display."""
+"""Pictures, each answering one question; matplotlib is imported only here, with no display."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._arrays import write_atomically
+from .captions import bound_of, published_bound, published_errors, scaled_down
 from .report import number
 from .row import Row
 
@@ -28,11 +29,17 @@ COLOURS = {
     "lben": "#CC79A7",
     "nemon": "#E69F00",
     "mon": "#3B3B98",
+    "implicit": "#7A9A01",
     "sandwich": "#7B4F2C",
     "unconstrained": "#222222",
     "torch-spectral": "#888888",
 }
 OTHER = "#555555"
+TICKS = 9
+CROWD = 12
+"""More models than this are not all drawn in grey behind each of them."""
+STYLES = tuple(zip(("-", "--", "-.", ":") * 2, "osD^vPX*", strict=True))
+"""Line and marker, which tell the models of one family apart."""
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -42,18 +49,35 @@ STYLE = {
 }
 
 
-def plot(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write accuracy and lipschitz, and tradeoff where rows share a family, as PNG and SVG into
-    `folder`; returns the PNGs."""
+History = Sequence[Mapping[str, float]]
+
+
+def plot(
+    rows: Sequence[Row],
+    folder: Path,
+    histories: Mapping[str, History] | None = None,
+    insights: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Path]:
+    """Write every picture that the rows have something for as PNG and SVG into `folder`; returns
+    the PNGs. `histories` and `insights` are those of the models by label."""
     import matplotlib
 
     draws = {"accuracy": accuracy_figure, "lipschitz": lipschitz_figure}
     if any(row.variant for row in rows):
-        draws["tradeoff"] = tradeoff_figure
+        draws |= {"tradeoff": tradeoff_figure, "attack": attack_figure}
+        if any(bound_of(row) is not None and row.sampled is not None for row in rows):
+            draws["tightness"] = tightness_figure
+    drawn = {name: partial(draw, rows) for name, draw in draws.items()}
+    if bounds := bound_histories(histories or {}):
+        drawn["linf-bound"] = partial(bound_history_figure, bounds)
+    if methods := methods_of(insights or {}):
+        drawn["iterations"] = partial(iterations_figure, methods)
     pictures = []
     with matplotlib.rc_context(STYLE):
-        for name, draw in draws.items():
-            figure = draw(rows)
+        for name, draw in drawn.items():
+            figure = draw()
+            if said := scaled_down(rows):
+                figure.supxlabel(said, x=0.02, ha="left", fontsize=7, color="#444444")
             for suffix in ("png", "svg"):
                 # A date in the file would make every run differ.
                 metadata = {"Date": None} if suffix == "svg" else {"Software": None}
@@ -71,7 +95,8 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
     ordered = sorted(rows, key=lambda row: row.norm)
     for axis, row in zip(axes.flat, ordered, strict=False):
-        _accuracy_panel(axis, row, [other for other in rows if other.norm == row.norm])
+        alike = [other for other in rows if other.norm == row.norm]
+        _accuracy_panel(axis, row, alike if len(alike) <= CROWD else [])
     for axis in axes.flat[len(rows) :]:
         axis.set_axis_off()
     for axis in axes[:, 0]:
@@ -133,31 +158,161 @@ def lipschitz_figure(rows: Sequence[Row]) -> Figure:
 
 
 def tradeoff_figure(rows: Sequence[Row]) -> Figure:
-    """Test error against the verified bound for the normalised input, published points beside."""
+    """Test error against the bound for the normalised input, published points beside."""
     figure = blank(7.6, 4.2)
     axis = figure.subplots()
-    shown = [row for row in rows if row.norm == 2 and row.verified is not None]
-    for layer in dict.fromkeys(row.layer for row in shown):
-        group = sorted((r for r in shown if r.layer == layer), key=lambda r: r.verified or 0.0)
-        colour = COLOURS.get(layer, OTHER)
-        for row in group:
-            error, bound = 100 * (1 - row.clean), (row.verified or 0.0) * row.scale
-            sampled = bound if row.sampled is None else row.sampled * row.scale
-            axis.plot([sampled, bound], [error] * 2, color=colour, alpha=0.35, linewidth=3)
-            axis.plot(sampled, error, "o", color=colour, markerfacecolor="white", markersize=4)
+    for row in rows:
+        bound, sampled = bound_of(row), row.sampled
+        if row.norm != 2 or (bound is None and sampled is None):
+            continue
+        colour, error = COLOURS.get(row.layer, OTHER), 100 * (1 - row.clean)
+        found = bound if sampled is None else sampled * row.scale
+        if bound is not None:
+            axis.plot([found, bound], [error] * 2, color=colour, alpha=0.35, linewidth=3)
             axis.plot(bound, error, "o", color=colour, markersize=5)
-            axis.annotate(
-                row.variant or row.layer, (bound, error), xytext=(5, 4), fontsize=7, color=colour,
-                textcoords="offset points",
-            )  # fmt: skip
-            if {"error", "verified"} <= row.published.keys():
-                axis.plot(row.published["verified"], row.published["error"], "x", color="#666666")
+        axis.plot(found, error, "o", color=colour, markerfacecolor="white", markersize=4)
+        axis.annotate(
+            row.variant or row.layer, (found if bound is None else bound, error), xytext=(5, 4),
+            fontsize=7, color=colour, textcoords="offset points",
+        )  # fmt: skip
+        published = published_bound(row)
+        if published is not None and "error" in row.published:
+            axis.plot(published, row.published["error"], "x", color="#666666")
     axis.set_xscale("log")
     plain(axis.xaxis)
     axis.set_ylim(bottom=0)
-    axis.set_xlabel("Lipschitz constant for the normalised input: verified (filled), found (open)")
+    axis.set_xlabel("Lipschitz constant for the normalised input: bound (filled), found (open)")
     axis.set_ylabel("test error (%)")
-    axis.set_title("crosses: published models, measured anew", loc="left", fontsize=9)
+    axis.set_title("crosses: published", loc="left", fontsize=9)
+    return figure
+
+
+def tightness_figure(rows: Sequence[Row]) -> Figure:
+    """The empirical constant, the largest Jacobian found, against the bound; on the line the bound
+    is reached."""
+    figure = blank(5.4, 4.6)
+    axis = figure.subplots()
+    ends = []
+    for row in rows:
+        bound = bound_of(row)
+        if row.norm != 2 or bound is None or row.sampled is None:
+            continue
+        colour, found = COLOURS.get(row.layer, OTHER), row.sampled * row.scale
+        axis.plot(bound, found, "o", color=colour, markersize=5)
+        axis.annotate(
+            row.variant or row.layer, (bound, found), xytext=(5, -8), fontsize=7, color=colour,
+            textcoords="offset points",
+        )  # fmt: skip
+        ends += [bound, found]
+        published = published_bound(row)
+        if published is not None and "sampled" in row.published:
+            axis.plot(published, row.published["sampled"], "x", color="#666666")
+    axis.plot([min(ends), max(ends)], [min(ends), max(ends)], color="#BBBBBB", linewidth=1)
+    axis.set(xscale="log", yscale="log")
+    plain(axis.xaxis)
+    plain(axis.yaxis)
+    axis.set_xlabel("bound for the normalised input")
+    axis.set_ylabel("largest constant found")
+    axis.set_title("line: the bound is reached; crosses: published", loc="left", fontsize=9)
+    return figure
+
+
+def attack_figure(rows: Sequence[Row]) -> Figure:
+    """Test error under attack against the radius, all models in one axis per norm and attack."""
+    panels = [
+        (norm, attack)
+        for norm in dict.fromkeys(row.norm for row in rows)
+        for attack in ("attacked", "fgsm")
+        if any(row.norm == norm and getattr(row, attack) for row in rows)
+    ]
+    figure = blank(0.8 + 3.6 * len(panels), 4.4)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    styles = _styles(rows)
+    for axis, (norm, attack) in zip(axes, panels, strict=True):
+        for row in (r for r in rows if r.norm == norm and getattr(r, attack)):
+            start = row.clean if row.attack_clean is None else row.attack_clean
+            at = sorted(zip((0.0, *row.radii), (start, *getattr(row, attack)), strict=True))
+            line, marker = styles[row.layer, row.variant]
+            axis.plot(
+                [radius for radius, _ in at], [100 * (1 - share) for _, share in at],
+                color=COLOURS.get(row.layer, OTHER), linestyle=line, marker=marker, markersize=3.5,
+                linewidth=1.1, label=f"{row.layer} {row.variant}".rstrip(),
+            )  # fmt: skip
+            if norm == 2:
+                for radius, error in published_errors(row):
+                    axis.plot(radius, error, "x", color=COLOURS.get(row.layer, OTHER), markersize=5)
+        symbol = "ℓ₂" if norm == 2 else "ℓ∞"
+        name = "one step (FGSM)" if attack == "fgsm" else "many steps"
+        axis.set_title(f"{symbol}, {name}", loc="left", fontsize=9)
+        axis.set_xlabel(f"{symbol} radius, pixels in [0, 1]")
+        axis.set_ylim(0, 102)
+    axes[0].set_ylabel("test error under attack (%)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=4, frameon=False, fontsize=7)
+    if any(published_errors(row) for row in rows):
+        figure.suptitle("crosses: published, one step, other images", x=0.02, ha="left", fontsize=8)
+    return figure
+
+
+def _styles(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[str, str]]:
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for key in dict.fromkeys((row.layer, row.variant) for row in rows):
+        found[key] = STYLES[sum(layer == key[0] for layer, _ in found) % len(STYLES)]
+    return found
+
+
+def bound_histories(histories: Mapping[str, History]) -> dict[str, list[float]]:
+    """The models' ℓ∞ bounds after every epoch, where training recorded them."""
+    return {
+        name: [entry["linf_bound"] for entry in history]
+        for name, history in histories.items()
+        if history and all("linf_bound" in entry for entry in history)
+    }
+
+
+def bound_history_figure(bounds: Mapping[str, Sequence[float]]) -> Figure:
+    """The ℓ∞ bound for the normalised input after every epoch of training."""
+    figure = blank(7.6, 3.2)
+    axis = figure.subplots()
+    for k, (name, values) in enumerate(bounds.items()):
+        line, marker = STYLES[k % len(STYLES)]
+        axis.plot(
+            range(1, len(values) + 1), values, color=COLOURS.get(name.split()[0], OTHER),
+            linestyle=line, marker=marker, markersize=3.5, label=name,
+        )  # fmt: skip
+    axis.set_yscale("log")
+    plain(axis.yaxis)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("ℓ∞ bound, normalised input")
+    axis.legend(frameon=False, fontsize=7, ncols=2)
+    return figure
+
+
+def methods_of(insights: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """What every method of solving took, per model with one equilibrium layer."""
+    found = {name: inside["equilibria"] for name, inside in insights.items()}
+    return {k: v[0]["methods"] for k, v in found.items() if len(v) == 1 and "methods" in v[0]}
+
+
+def iterations_figure(models: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Iterations to the same residual by every method: the median image, the worst one lighter."""
+    figure = blank(7.6, 0.9 + 0.3 * len(models))
+    axis = figure.subplots()
+    colours = list(COLOURS.values())
+    for place, found in enumerate(models.values()):
+        for k, (method, took) in enumerate(found.items()):
+            marker, label = STYLES[k % len(STYLES)][1], method if place == 0 else None
+            style = {"color": colours[k % len(colours)], "linestyle": "none", "marker": marker}
+            axis.plot(took["median"], place, markersize=6, label=label, **style)
+            axis.plot(took["largest"], place, markersize=6, alpha=0.35, **style)
+    axis.set_yticks(range(len(models)), list(models))
+    axis.set_ylim(len(models) - 0.5, -0.5)
+    axis.set_xscale("log")
+    plain(axis.xaxis)
+    axis.grid(axis="x", color="#E8E8E8", zorder=0)
+    tol = next(iter(next(iter(models.values())).values()))["tol"]
+    axis.set_xlabel(f"iterations to a relative residual of {tol:g}: median image, worst (pale)")
+    figure.legend(loc="outside upper left", ncols=6, frameon=False, fontsize=7)
     return figure
 
 
@@ -175,7 +330,7 @@ def _mark(name: str, colour: str) -> dict[str, Any]:
 
 def _constants(axis: Any, place: int, row: Row) -> None:
     colour = COLOURS.get(row.layer, OTHER)
-    values = {name: getattr(row, name) for name in MARKS if getattr(row, name)}
+    values = {name: v for name in MARKS if _drawn(v := getattr(row, name))}
     if values:
         ends = [min(values.values()), max(values.values())]
         axis.plot(ends, [place, place], color=colour, alpha=0.3, linewidth=4, zorder=2)
@@ -188,6 +343,11 @@ def _constants(axis: Any, place: int, row: Row) -> None:
     )  # fmt: skip
 
 
+def _drawn(value: float | None) -> bool:
+    """Whether a constant has a place on a logarithmic axis."""
+    return value is not None and 0 < value < 1e300
+
+
 def _decorate(axis: Any, group: Sequence[Row]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -198,12 +358,15 @@ def _decorate(axis: Any, group: Sequence[Row]) -> None:
         va="bottom", fontsize=8, family="monospace", color="#444444",
     )  # fmt: skip
     axis.set_xscale("log")
-    values = [v for row in group for name in MARKS if (v := getattr(row, name))] or [1.0]
-    steps = [m * 10.0**k for k in range(-9, 10) for m in (1, 2, 5)]
-    low = max((s for s in steps if s <= 0.95 * min(values)), default=steps[0])
-    high = min((s for s in steps if s >= 1.05 * max(values)), default=steps[-1])
+    values = [v for row in group for name in MARKS if _drawn(v := getattr(row, name))] or [1.0]
+    first, last = (math.floor(math.log10(end(values))) for end in (min, max))
+    mantissas = (1, 2, 5) if last - first < 3 else (1,)
+    steps = [m * 10.0**k for k in range(first - 1, last + 2) for m in mantissas]
+    low = max(s for s in steps if s <= 0.95 * min(values))
+    high = min(s for s in steps if s >= 1.05 * max(values))
     axis.set_xlim(low, high)
-    axis.xaxis.set_major_locator(FixedLocator([s for s in steps if low <= s <= high]))
+    ticks = [s for s in steps if low <= s <= high]
+    axis.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // TICKS)]))
     plain(axis.xaxis)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.grid(axis="x", color="#E8E8E8", zorder=0)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .captions import published_table, scaled_down, sources
 from .row import Row
 
 if TYPE_CHECKING:
@@ -44,9 +45,10 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 def _accuracy_table(rows: Sequence[Row]) -> Table:
     symbol = "ℓ₂" if rows[0].norm == 2 else "ℓ∞"
     radii = rows[0].radii
-    table = _table(
+    what = (
         f"Accuracy in %, {rows[0].images} test images: certified/attacked at each {symbol} radius"
     )
+    table = _table("; ".join(filter(None, (what, scaled_down(rows)))))
     table.add_column("layer")
     table.add_column("clean", justify="right")
     for radius in radii:
@@ -61,33 +63,21 @@ def _accuracy_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-PUBLISHED = ("error (%)", "published", "verified", "published", "sampled", "published")
-
-
-def published_cells(row: Row) -> list[str]:
-    """Test error, verified and sampled constants of a row, and beside each what was published."""
-    own = {"error": 100 * (1 - row.clean), "verified": row.verified, "sampled": row.sampled}
-    cells = []
-    for name, value in own.items():
-        scale = 1.0 if name == "error" or value is None else row.scale
-        cells += [number(None if value is None else value * scale)]
-        cells += [number(row.published.get(name))]
-    return cells
-
-
 def _published_table(rows: Sequence[Row]) -> Table:
-    table = _table("Beside what was published, constants for the normalised input")
+    said = filter(None, (f"Beside what was published: {sources(rows)}", scaled_down(rows)))
+    table = _table("; ".join(said))
     table.add_column("layer")
-    for name in PUBLISHED:
+    head, cells = published_table(rows)
+    for name in head:
         table.add_column(name, justify="right")
-    for row in rows:
-        if row.norm == 2:
-            table.add_row(row.label, *published_cells(row))
+    for row, figures in cells:
+        table.add_row(row.label, *map(number, figures))
     return table
 
 
 def _constants_table(rows: Sequence[Row]) -> Table:
-    table = _table("Lipschitz constants per raw pixel, cost")
+    said = filter(None, ("Lipschitz constants per raw pixel, cost", scaled_down(rows)))
+    table = _table("; ".join(said))
     table.add_column("layer")
     for name in ("sampled ≤", "verified ≤", "promised", "ms/step", "parameters"):
         table.add_column(name, justify="right")

@@ -24,8 +24,9 @@ class Row:
     `unsound` counts images attacked within their certified radius. Where fewer than `images` were
     attacked, `attacked` belongs to the first `attack_images`, whose clean and certified accuracies
     are `attack_clean` and `attack_certified`. `variant` tells apart rows of one family.
-    `published` has figures of a source for the same model: test `error` in %, and `verified` and
-    `sampled` for the normalised input.
+    `fgsm` are the accuracies of the attacked images under one step of the radius, where asked for.
+    `published` has figures of a `source` for the same model: test `error` and `clean` in %,
+    constants for the normalised input, and others as `captions` says.
     """
 
     layer: str
@@ -56,6 +57,8 @@ class Row:
     product: float | None = None
     variant: str = ""
     published: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+    fgsm: tuple[float, ...] = ()
     certificate: Certificate | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -73,12 +76,14 @@ class Row:
         clean, proved = self.clean, self.certified
         if self.attack_clean is not None:
             clean, proved = self.attack_clean, self.attack_certified
-        for radius, certified, attacked in zip(self.radii, proved, self.attacked, strict=True):
-            if not certified <= attacked <= clean:
-                found.append(
-                    f"{self.label}: at radius {radius:g} certified {certified:.4f}, attacked "
-                    f"{attacked:.4f}, clean {clean:.4f} are not in this order"
-                )
+        attacks = {"attacked": self.attacked} | ({"FGSM": self.fgsm} if self.fgsm else {})
+        for name, shares in attacks.items():
+            for radius, certified, attacked in zip(self.radii, proved, shares, strict=True):
+                if not certified <= attacked <= clean:
+                    found.append(
+                        f"{self.label}: at radius {radius:g} certified {certified:.4f}, {name} "
+                        f"{attacked:.4f}, clean {clean:.4f} are not in this order"
+                    )
         if self.unsound:
             found.append(
                 f"{self.label}: {self.unsound} images broken inside their certified radius"

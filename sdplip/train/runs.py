@@ -33,7 +33,7 @@ from .data import Splits, pixels
 from .evaluate import evaluate
 from .insight import insight
 from .manifest import manifest
-from .models import parameters
+from .models import DENSE, parameters
 from .report import document
 from .row import Row
 
@@ -41,7 +41,8 @@ FORMAT = "sdplip-run-1"
 LOCK = ".lock"
 CERTIFICATES = {2.0: "certificate-2.json", math.inf: "certificate-inf.json"}
 INSIDE = 128
-"""Test images on which a model's inside is looked at."""
+"""Test images on which a model's inside is looked at; of a convolutional one IMAGES_INSIDE."""
+IMAGES_INSIDE = 8
 TENSORBOARD = "tensorboard"
 RUN_FILES = ("metrics.json", MODEL_FILE, *CERTIFICATES.values(), *STATES, "config.json")
 
@@ -69,19 +70,24 @@ def run(
     on_epoch: OnEpoch | None = None,
     variant: str = "",
     published: dict[str, float] | None = None,
+    source: str = "",
     tensorboard: bool = False,
 ) -> Finished:
     """Train and evaluate one model in the directory `out`.
 
     A finished run of the same configuration is read back; an interrupted one continues, to the
-    result it would have had. `force` starts over. Raises InvalidInput when the directory holds a
+    result it would have had. Its rows are named by `variant`, and carry what was `published` in
+    `source` for the same model. `force` starts over. Raises InvalidInput when the directory holds a
     run of another configuration, is in use by another process, or is interrupted and `resume` is
     False, and when there are fewer training images than asked for.
     """
     splits = splits.first(config.train.train_images)
     prepare(config, out, force=force, resume=resume)
+    beside: dict[str, Any] = {
+        "variant": variant, "published": published or {}, "source": source if published else ""
+    }  # fmt: skip
     if (out / "metrics.json").is_file():
-        return Finished(read_rows(out), out, already=True)
+        return Finished([replace(row, **beside) for row in read_rows(out)], out, already=True)
     from .fit import pick_device, train
     from .state import KeepState
 
@@ -109,15 +115,16 @@ def run(
             step_ms=result.step_ms,
             train_seconds=result.seconds,
         )
-        rows = [replace(row, variant=variant, published=published or {}) for row in rows]
+        rows = [replace(row, **beside) for row in rows]
         for row in rows:
             if row.certificate is not None:
                 row.certificate.save(out / CERTIFICATES[row.norm])
+        inside = INSIDE if config.model.architecture == DENSE else IMAGES_INSIDE
         metrics = {
             "format": FORMAT,
             "rows": [row.to_dict() for row in rows],
             "history": result.history,
-            "insight": insight(result.model, pixels(splits.test[0][:INSIDE])),
+            "insight": insight(result.model, pixels(splits.test[0][:inside])),
             **manifest(splits, result.device),
         }
         write_json(out / "metrics.json", metrics)
@@ -173,6 +180,7 @@ def compare(
     on_epoch: OnEpoch | None = None,
     on_finished: Callable[[Finished], None] | None = None,
     published: Mapping[str, dict[str, float]] | None = None,
+    sources: Mapping[str, str] | None = None,
     engine: str = "local",
     address: str | None = None,
     cpus: float = 1,
@@ -181,8 +189,9 @@ def compare(
     """Run every configuration under `out`, draw the pictures, write and return compare.json.
 
     Where configurations have names, these tell apart runs of one family; `published` has figures
-    of a source by the same names. With the engine "ray" the runs are tasks of a cluster, see
-    `_engine.scatter`; a run whose worker is lost goes on from its last state, on the same machine.
+    by the same names, `sources` where they are from. With the engine "ray" the runs are tasks of a
+    cluster, see `_engine.scatter`; a run whose worker is lost goes on from its last state, on the
+    same machine.
     """
     from .plots import plot
 
@@ -197,6 +206,7 @@ def compare(
         (
             config, (out / folder_name(name)).resolve(), device, resume,
             name.removeprefix(config.model.layer).strip(), (published or {}).get(name),
+            (sources or {}).get(name, ""),
         )
         for name, config in configs.items()
     ]  # fmt: skip
@@ -213,8 +223,12 @@ def compare(
         found[k] = finished
         if on_finished is not None:
             on_finished(finished)
-    rows = [row for k in range(len(tasks)) for row in found[k].rows]
-    pictures = [str(path) for path in plot(rows, out)]
+    runs = [found[k] for k in range(len(tasks))]
+    rows = [row for finished in runs for row in finished.rows]
+    metrics = {f.rows[0].label: read_json(f.path / "metrics.json") for f in runs if f.rows}
+    histories = {name: values["history"] for name, values in metrics.items()}
+    insights = {k: values["insight"] for k, values in metrics.items() if values.get("insight")}
+    pictures = [str(path) for path in plot(rows, out, histories, insights)]
     result = document(rows, splits.name, pictures, time.perf_counter() - started)
     write_json(out / "compare.json", result)
     return result
@@ -228,11 +242,12 @@ def _task(
     resume: bool,
     variant: str,
     published: dict[str, float] | None,
+    source: str,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[Finished, dict[str, bytes]]:
     finished = run(
         config, splits, out, device=device, resume=resume, on_epoch=on_epoch, variant=variant,
-        published=published,
+        published=published, source=source,
     )  # fmt: skip
     return finished, {}
 

@@ -15,15 +15,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .._arrays import write_atomically
-from ..errors import NotConverged
+from ..errors import InvalidInput, NotConverged
 from .checkpoint import STATES
 
 NEXT_FILE, RESUME_FILE, PREVIOUS_FILE = STATES
 OnEpoch = Callable[[int, dict[str, float]], None]
+STOPPED_BY = (signal.SIGINT, signal.SIGTERM)
+
+CHECKED = 50
+"""Every so many steps the loss is looked at, which waits for the device."""
 
 
 class Batches:
@@ -72,6 +77,25 @@ def check_finite(loss: float, epoch: int) -> None:
         )
 
 
+class Files(CheckpointIO):
+    """States in files as torch writes them.
+
+    Lightning's way leads through memory and the folder of temporary files, which may be smaller,
+    and takes some paths for addresses on the network.
+    """
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, *options: Any, **more: Any) -> Any:
+        """No code in the file is run."""
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
 class KeepState(Checkpoint):
     """The whole training state after every epoch, in `folder`, and the one before it.
 
@@ -85,38 +109,63 @@ class KeepState(Checkpoint):
         self.save(trainer)
 
     def save(self, trainer: Any) -> None:
+        """Raises InvalidInput where the state cannot be written; those before it are kept."""
         last, following = self.folder / RESUME_FILE, self.folder / NEXT_FILE
         if not trainer.is_global_zero:
             # Every process takes part in gathering the state; one of them writes it.
             trainer.save_checkpoint(following)
             return
-        write_atomically(following, trainer.save_checkpoint)
+        try:
+            write_atomically(following, trainer.save_checkpoint)
+        except (OSError, RuntimeError) as error:
+            # Torch turns a full disk into a RuntimeError.
+            reason = error if isinstance(error, OSError) else error.__context__ or error
+            raise InvalidInput(
+                f"{self.folder}: the training state cannot be written ({reason}). "
+                "Make room and run again, to go on from the one before it."
+            ) from error
         if last.is_file():
             os.replace(last, self.folder / PREVIOUS_FILE)
         os.replace(following, last)
 
-    def latest(self) -> Path | None:
-        """The newest state that can be read."""
-        for name in (NEXT_FILE, RESUME_FILE, PREVIOUS_FILE):
+    def latest(self, run: dict[str, Any]) -> Path | None:
+        """The newest state that can be read.
+
+        Raises InvalidInput for the state of another run than `run`, what `train` says of its own.
+        """
+        self._tidy()
+        for name in STATES:
             path = self.folder / name
             if not path.is_file():
                 continue
             try:
-                torch.load(path, map_location="cpu", weights_only=True)
+                found = Files().load_checkpoint(path)["run"]
             except Exception as error:
                 warnings.warn(
-                    f"{path} cannot be read ({type(error).__name__}); going on from an earlier "
-                    "state.",
+                    f"{path} is no training state that can be read ({type(error).__name__}); going "
+                    "on from the one before it, without one from the start.",
                     stacklevel=2,
                 )
                 continue
+            if found != run:
+                raise InvalidInput(
+                    f"{path} is the state of another run: another model, recipe or number of "
+                    "images. Give another directory, or remove the states in it."
+                )
             return path
         return None
 
     def clear(self) -> None:
         """Remove every kept state."""
-        for name in (NEXT_FILE, RESUME_FILE, PREVIOUS_FILE):
+        self._tidy()
+        for name in STATES:
             (self.folder / name).unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        """Remove what a process left behind that was killed while it wrote."""
+        for name in STATES:
+            for left in self.folder.glob(f".{name}.*.tmp*"):
+                left.unlink(missing_ok=True)
 
 
 class Recorder(Callback):
@@ -130,43 +179,70 @@ class Recorder(Callback):
         self.history: list[dict[str, float]] = []
         self.step_ms: list[float] = []
         self.earlier_seconds = 0.0
-        self.interrupted = False
-        self._started = time.perf_counter()
-        self._step = 0.0
+        self.began = self.interrupted = False
+        self._started = self._step = time.perf_counter()
+        self._steps = 0
 
     @contextmanager
     def on_interrupt(self) -> Iterator[None]:
-        """A first SIGINT lets the batch finish and its state be saved; a second one does not."""
+        """A first SIGINT or SIGTERM lets the batch finish and its state be saved, a second does
+        not."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-
-        def note(number: int, frame: Any) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-
-        before = signal.signal(signal.SIGINT, note)
+        before = {number: signal.signal(number, self._note) for number in STOPPED_BY}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def _stops(self, trainer: Any) -> bool:
+        """Whether some process was interrupted: all must stop after the same batch."""
+        return bool(trainer.strategy.reduce_boolean_decision(self.interrupted, all=False))
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.began = True
+        if signal.getsignal(signal.SIGINT) == self._note:
+            # Lightning's own handler talks to the other processes, which may be gone.
+            signal.signal(signal.SIGTERM, self._note)
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        # The state was saved as the epoch before ended.
+        if self._stops(trainer):
+            raise KeyboardInterrupt
+        self._step, self._steps = time.perf_counter(), 0
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-        self._step = time.perf_counter()
+        if module.device.type == "cpu":
+            self._step = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
-        if self.module.device.type == "cuda":
-            torch.cuda.synchronize(self.module.device)
-        self.step_ms.append(1e3 * (time.perf_counter() - self._step))
+        self._time(module.device, trainer.is_last_batch)
         # The end of an epoch saves by itself; gradients that pile up cannot be saved.
         between = (index + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
-        if self.interrupted and between:
+        if between and self._stops(trainer):
             if self.keep is not None:
                 self.keep.save(trainer)
             raise KeyboardInterrupt
+
+    def _time(self, device: torch.device, last: bool) -> None:
+        """A graphics card is waited for every so many steps only, and their mean taken."""
+        self._steps += 1
+        if device.type != "cpu":
+            if self._steps < CHECKED and not last:
+                return
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        self.step_ms.append(1e3 * (now - self._step) / self._steps)
+        self._step, self._steps = now, 0
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         metrics = self.module.epoch_metrics()

@@ -250,6 +250,7 @@ def _convolutional(
         model=system.digest(),
         version=__version__,
         kind=CONVOLUTION,
+        solved=found.solved,
     )
 
 

@@ -1,42 +1,46 @@
 """An independent checker: `python checker.py CERTIFICATE MODEL.npz` proves a certified bound again.
 
-It imports the standard library and NumPy, nothing of sdplip, and may be copied anywhere. Of the
-certificate it uses the claim and the multipliers, which may be any numbers: weights and slopes are
-the model's, and what is proved here, in float64 with error bounds or else, for a small network, in
-rational arithmetic, implies the claim. Norm 2: if λ > 0 and M ≻ 0 (`condition`), all solutions of
-z = σ(Az + Bx + b), y = Cz + Dx + c satisfy ‖Δy‖ ≤ bound·‖Δx‖, as (Δz − αΔv)ᵀΛ(βΔv − Δz) ≥ 0 for σ
-with slopes in [α, β], and with cycles in A there is exactly one (Fazlyab et al., NeurIPS 2019,
-Theorem 2; Revay et al., arXiv 2010.01732, Theorem 2). Norm inf: all `margins` > 0 (Jafarpour et
-al., NeurIPS 2021, Theorem 3). Relied on: IEEE 754 double precision, and that NumPy's matrix
-products are sums of products in some order. sdplip's own proof shares no code with this one.
-One line is printed; exit code 0: proven, 1: not proven, 2: unreadable or not supported.
+It imports the standard library and NumPy, nothing of sdplip, and may be copied anywhere, with
+checker_*.py for convolutions and regions. It uses the claim and the multipliers, which may be any
+numbers: weights and slopes are the model's, and what is proved here, in float64 with error bounds
+or, for a small network, in rational arithmetic, implies the claim. Norm 2: if λ > 0 and M ≻ 0
+(`condition`), all solutions of z = σ(Az + Bx + b), y = Cz + Dx + c satisfy ‖Δy‖ ≤ bound·‖Δx‖, as
+(Δz − αΔv)ᵀΛ(βΔv − Δz) ≥ 0 for σ with slopes in [α, β], and with cycles in A there is exactly one
+(Fazlyab et al., NeurIPS 2019, Theorem 2; Revay et al., arXiv 2010.01732, Theorem 2). Norm inf: all
+`margins` > 0 (Jafarpour et al., NeurIPS 2021, Theorem 3). Relied on: IEEE 754 double precision, and
+matrix products that are sums of products in some order. sdplip's own proof shares no code with it.
+Prints one line; exit code 0: proven, 1: not proven, 2: unreadable or not supported.
 """
 
 # mypy: ignore-errors
 import hashlib
 import json
 import sys
-import zipfile
 from fractions import Fraction
 from itertools import pairwise
 from math import inf, isfinite, nextafter
+from pathlib import Path
+from runpy import run_path
 
 import numpy as np
 
 FORMAT = "sdplip certificate 2"
 FIELDS = "format bound norm multipliers proven lower optimum norm_product solver seconds inputs"
 FIELDS += " units outputs model version kind classes region solved sha256"
-RISING = "relu tanh softplus elu softsign atan asinh logsigmoid tanhshrink"
-SLOPES = dict.fromkeys(RISING.split(), (0.0, 1.0)) | {
-    **{"abs": (-1.0, 1.0), "sin": (-1.0, 1.0), "cos": (-1.0, 1.0), "identity": (1.0, 1.0)},
+SLOPES = {
+    "relu tanh softplus elu softsign atan asinh logsigmoid tanhshrink": (0.0, 1.0),
+    **{"abs sin cos": (-1.0, 1.0), "identity": (1.0, 1.0), "unknown": (inf, -inf)},
     **{"leaky_relu": (0.01, 1.0), "erf": (0.0, 1.1283792), "silu": (-0.09985, 1.09985)},
     **{"gelu": (-0.12891, 1.12891), "gelu_tanh": (-0.129, 1.129), "mish": (-0.11253, 1.0885)},
-    **{"hardswish": (-0.5, 1.5), "hardsigmoid": (0.0, nextafter(1 / 6, 1)), "selu": (0.0, 1.7581)},
-    **{"leaky_relu()": lambda s: (min(s, 1.0), max(s, 1.0)), "unknown": (inf, -inf)},
-    **{"elu()": lambda s: (min(s, 0.0), max(s, 1.0)), "celu()": lambda s: (0.0, 1.0 / (s > 0))},
-    **{"softplus()": lambda s: (0.0, 1.0 / (s > 0)), "softshrink()": lambda s: (0.0, 1 / (s >= 0))},
-    **{"hardtanh()": lambda a, b: (0.0, 1.0 / (a < b)), "sigmoid": (0.0, 0.25)},
+    **{"hardswish": (-0.5, 1.5), "hardsigmoid": (0.0, nextafter(1 / 6, 1)), "sigmoid": (0.0, 0.25)},
+    **{"leaky_relu()": lambda s: (min(s, 1.0), max(s, 1.0)), "selu": (0.0, 1.7581)},
+    **{"elu()": lambda s: (min(s, 0.0), max(s, 1.0)), "softshrink()": lambda s: (0, 1 / (s >= 0))},
+    **{
+        "celu() softplus()": lambda s: (0, 1 / (s > 0)),
+        "hardtanh()": lambda a, b: (0, 1 / (a < b)),
+    },
 }
+SLOPES = {name: slopes for names, slopes in SLOPES.items() for name in names.split()}
 """Of σ by name; () has parameters, as in leaky_relu(0.2); what divides by zero is refused."""
 U, TINY, LARGE, BYTES, EXACT = 2.0**-53, 1e-150, 1e40, 1 << 30, 1e6
 
@@ -50,6 +54,11 @@ def need(holds, message, error=ValueError):
         raise error(message)
 
 
+def beside(name, function):
+    """A function of the file checker_NAME.py, which lies beside this one."""
+    return run_path(str(Path(__file__).with_name(f"checker_{name}.py")))[function]
+
+
 def read_certificate(path):
     with open(path, encoding="utf-8", newline="") as file:
         text = file.read(BYTES)
@@ -61,57 +70,63 @@ def read_certificate(path):
     bare = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     same = again == text and hashlib.sha256(bare).hexdigest() == digest
     need(same, "the certificate was edited", NotProven)
-    numbers = [content["bound"], *content["multipliers"]]
-    need(all(type(v) is float for v in numbers), "bound and multipliers must be decimals")
+    told = [content[k] for k in ("lower", "optimum", "norm_product", "solved", "seconds")]
+    told = [0.0 if v is None else v for v in told]
+    numbers = [*told, content["bound"], *content["multipliers"]]
+    need(all(type(v) is float for v in numbers), "the numbers must be decimals")
     need(content["norm"] in ("2", "inf"), "norm is neither 2 nor inf")
-    need(content["kind"] == "system", "convolutions are not supported; use sdplip check")
-    need(content["region"] is None, "regions are not supported; use sdplip check")
+    agree = content["proven"] is True and min(told) >= 0 and told[0] <= content["bound"]
+    need(agree, "the certificate contradicts itself", NotProven)
     return content
 
 
 def read_model(path):
-    """The arrays A B C D b c alpha beta activation, from these or from W0 b0 W1 b1 …"""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    need(sum(e.file_size for e in entries) <= BYTES, "the model unpacks to more than 1 GiB")
-    need(len({e.filename for e in entries}) == len(entries), "the model has two arrays of a name")
     with np.load(path, allow_pickle=False) as file:
+        sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}
+        need(sum(sizes.values()) <= BYTES, "the model unpacks to more than 1 GiB")
+        need(len(sizes) == len(file.zip.infolist()), "the model has two arrays of a name")
         net = {name: file[name] for name in file.files}
-    names = net.pop("activation", None)
-    need(names is None or names.dtype.kind == "U", "activation is no text")
     for name, array in net.items():
-        need(array.dtype.kind in "fiub", f"{name} has dtype {array.dtype}")
-        net[name] = array.astype(np.float64)
-        need(np.isfinite(net[name]).all(), f"{name} is not finite")
-    low, high = net.pop("alpha", np.zeros(())), net.pop("beta", np.ones(()))
-    depth = sum(name[0] == "W" for name in net)
-    known = [f"{k}{i}" for i in range(depth) for k in "Wb"] or [*"ABCDbc"]
-    need({*net} <= {*known}, f"the model has the arrays {', '.join(net)}")
-    net = perceptron([net[f"W{i}"] for i in range(depth)], net) if depth else net
-    size = {}
-    for name, dims in {"A": "nn", "B": "nm", "C": "pn", "D": "pm"}.items():
-        size |= dict(zip(dims, net[name].shape, strict=True)) if name in net else {}
-    n, m, p = size.get("n", 0), size["m"], size["p"]
-    for name, shape in {"A": (n, n), "B": (n, m), "C": (p, n), "D": (p, m)}.items():
-        need(net.setdefault(name, np.zeros(shape)).shape == shape, f"{name} must be {shape}")
-    net |= {name: np.broadcast_to(net.get(name, 0.0), k) for name, k in (("b", n), ("c", p))}
-    net |= {"alpha": np.broadcast_to(low, n) * 1.0, "beta": np.broadcast_to(high, n) * 1.0}
-    for a, b in zip(net["alpha"].tolist(), net["beta"].tolist(), strict=True):
-        leaky = f"leaky_relu({a!r})" if b == 1 and 0 < a < 1 else "unknown"
-        net.setdefault("names", []).append("relu" if (a, b) == (0, 1) else leaky)
-    net["names"] = net.get("names", []) if names is None else np.broadcast_to(names, n).tolist()
+        text = name in ("activation", "stages")
+        need(array.dtype.kind in ("U" if text else "fiub"), f"{name} has dtype {array.dtype}")
+        net[name] = array if text else array.astype(np.float64)
+        need(text or np.isfinite(net[name]).all(), f"{name} is not finite")
+    images = any(name == "stages" or name[0] == "K" for name in net)
+    net = beside("stages", "read")(net) if images else system(net)
     for name, a, b in zip(net["names"], net["alpha"], net["beta"], strict=True):
         family, _, rest = name.partition("(")
         values = [float(text) for text in rest[:-1].split(",")] if rest else []
         need(rest[-1:] in ("", ")") and all(map(isfinite, values)), f"{name} is no activation")
         lowest, highest = SLOPES[family + "()"](*values) if rest else SLOPES[name]
         need(a <= b and a <= lowest and highest <= b, f"{name} has slopes beyond [{a}, {b}]")
+    return net
+
+
+def system(net):
+    """The arrays A B C D b c alpha beta activation, from these or from W0 b0 W1 b1 …"""
+    depth = sum(name[0] == "W" for name in net)
+    known = [f"{k}{i}" for i in range(depth) for k in "Wb"] or [*"ABCDbc"]
+    need({*net} <= {*known, "alpha", "beta", "activation"}, f"it has the arrays {', '.join(net)}")
+    net |= perceptron([net[f"W{i}"] for i in range(depth)], net) if depth else {}
+    size = {}
+    for name, dims in {"A": "nn", "B": "nm", "C": "pn", "D": "pm"}.items():
+        size |= dict(zip(dims, net[name].shape, strict=True)) if name in net else {}
+    n, m, p = size.get("n", 0), size["m"], size["p"]
+    for name, shape in {"A": (n, n), "B": (n, m), "C": (p, n), "D": (p, m)}.items():
+        need(net.setdefault(name, np.zeros(shape)).shape == shape, f"{name} must be {shape}")
+    for name, (k, value) in {"b": (n, 0), "c": (p, 0), "alpha": (n, 0), "beta": (n, 1)}.items():
+        net[name] = np.broadcast_to(net.get(name, value), k) * 1.0
+    guess = []
+    for a, b in zip(net["alpha"].tolist(), net["beta"].tolist(), strict=True):
+        leaky = f"leaky_relu({a!r})" if b == 1 and 0 < a < 1 else "unknown"
+        guess.append("relu" if (a, b) == (0, 1) else leaky)
+    net["names"] = np.broadcast_to(net.pop("activation", guess), n).tolist()
     h = hashlib.sha256(b"sdplip system 1")
     for name in ("A", "B", "C", "D", "b", "c", "alpha", "beta"):
         array = np.ascontiguousarray(net[name], dtype="<f8")
         h.update(f"{name}{array.shape}".encode() + array.tobytes())
     h.update("\0".join(net["names"]).encode())
-    return net | {"sha256": h.hexdigest(), "sizes": (m, n, p)}
+    return net | {"sha256": h.hexdigest(), "sizes": [m, n, p], "kind": "system"}
 
 
 def perceptron(W, arrays):
@@ -133,11 +148,10 @@ def levels(A):
     """Units in groups that depend on earlier groups only; None where A has a cycle."""
     left, groups = np.ones(len(A), bool), []
     while left.any():
-        ready = left & ~(A[:, left] != 0).any(1)
-        if not ready.any():
+        groups.append(np.flatnonzero(left & ~(A[:, left] != 0).any(1)))
+        if not groups[-1].size:
             return None
-        groups.append(np.flatnonzero(ready))
-        left &= ~ready
+        left[groups[-1]] = False
     return groups
 
 
@@ -186,14 +200,12 @@ def definite(S, rad):
             return False
         P = np.rint(L * 2.0**25) / 2.0**25
         Q = L - P
-        if not np.linalg.norm(P, axis=1).max() < 2:
-            return False
         T, G = S - P @ P.T, P @ Q.T
         G = G + G.T + Q @ Q.T
         rest, entry = T - G, 8 * (d + 4) * U * np.linalg.norm(Q, axis=1).max() + 1e-150
         others = abs(rest).sum(1) - abs(rest.diagonal()) + rad
         others = (others + 4 * U * (abs(T) + abs(G)).sum(1) + d * entry) * (1 + 1e-9)
-        if (rest.diagonal() > others).all():
+        if np.linalg.norm(P, axis=1).max() < 2 and (rest.diagonal() > others).all():
             return True
         shift = 1.5 * others
     return False
@@ -203,11 +215,9 @@ def definite_exactly(M):
     """Whether a matrix of dyadic fractions is ≻ 0: its leading minors are positive (Bareiss)."""
     M, last = M * max((v.denominator for v in M.flat), default=1), 1
     M = np.vectorize(int, otypes=[object])(M)
-    while len(M):
-        if M[0, 0] <= 0:
-            return False
+    while len(M) and M[0, 0] > 0:
         M, last = (M[0, 0] * M[1:, 1:] - np.outer(M[1:, 0], M[0, 1:])) // last, M[0, 0]
-    return True
+    return not len(M)
 
 
 def substitute(R, F, slope, linear, columns, groups):
@@ -263,26 +273,33 @@ def prove(net, claim, exact):
         k += (rows != 0).sum(axis).max(initial=0)
     error = 1.01 * k * U * parts[1] + TINY * lam.max(initial=1)
     numbers = (R, F, low, high, bound, rows, np.sqrt(lam))
-    if max(np.max(abs(v), initial=0) for v in numbers) >= LARGE:
-        return False
-    return definite(parts[0], error) if f is condition else (parts[0] > error).all()
+    small = max(np.max(abs(v), initial=0) for v in numbers) < LARGE
+    return small and (definite(parts[0], error) if axis == 0 else (parts[0] > error).all())
 
 
 def check(certificate, model):
     """The statement that is proven; NotProven, or any other exception for what is unreadable."""
     claim, net = read_certificate(certificate), read_model(model)
     need(claim["model"] == net["sha256"], "the certificate is for other weights", NotProven)
-    (m, n, p), stated = net["sizes"], (claim["inputs"], claim["units"], claim["outputs"])
-    need(stated == (m, n, p) and len(claim["multipliers"]) == n, "other sizes", NotProven)
-    pair, bound, f = claim["classes"], claim["bound"], "f"
+    (m, n, p), pair, region, f = net["sizes"], claim["classes"], claim["region"], "f"
+    told = [claim[key] for key in ("kind", "inputs", "units", "outputs")]
+    need(json.dumps(told) == json.dumps([net["kind"], m, n, p]), "other kind or sizes", NotProven)
     if pair is not None:
-        need(all(type(k) is int and 0 <= k < p for k in pair), "classes are no outputs")
+        fit = len({*pair}) == len(pair) == 2 and all(type(k) is int and 0 <= k < p for k in pair)
+        need(fit, "classes are not two outputs")
         f = "(f_{} - f_{})".format(*pair)
-    cost = (m + n) ** 3 if claim["norm"] == "2" else n * (m + n)
     with np.errstate(all="ignore"):
-        holds = prove(net, claim, False) or (cost <= EXACT and prove(net, claim, True))
+        if net["kind"] == "convolution":
+            holds = beside("convolution", "holds")(net, claim, condition, definite)
+        else:
+            need(len(claim["multipliers"]) == n, "other sizes", NotProven)
+            if region is not None:
+                net |= beside("region", "slopes")(net, levels(net["A"]), region)
+            cost = (m + n) ** 3 if claim["norm"] == "2" else n * (m + n)
+            holds = prove(net, claim, False) or (cost <= EXACT and prove(net, claim, True))
+    bound, where = claim["bound"], "" if region is None else " of the region"
     need(holds and bound >= 0, f"the condition is not shown at bound {bound!r}", NotProven)
-    return f"|{f}(x) - {f}(x')| <= {bound!r} |x - x'| for all x, x' in norm {claim['norm']}"
+    return f"|{f}(x) - {f}(x')| <= {bound!r} |x - x'| for all x, x'{where} in norm {claim['norm']}"
 
 
 def main(arguments):

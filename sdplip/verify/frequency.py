@@ -43,12 +43,14 @@ class ConvBound:
 
     Attributes:
         bound: ‖f(x) − f(x′)‖₂ ≤ bound · ‖x − x′‖₂, shown by `frequency_holds`.
+        solved: the bound before the proof.
         multipliers: as `frequency_holds` takes them.
         optimum: a value below the best bound over all such multipliers, by duality: evidence only.
         steps, frequencies: of the interior point method, and how many frequencies entered.
     """
 
     bound: float
+    solved: float
     multipliers: Array
     optimum: float
     steps: int
@@ -81,7 +83,7 @@ def lipschitz_conv(
     pruned, multipliers = whole.pruned(), np.zeros(whole.multipliers)
     live = np.append(whole.live(), np.ones(len(multipliers) - whole.units, dtype=bool))
     if _holds(pruned, 0.0, multipliers[live]):
-        return ConvBound(0.0, multipliers, 0.0, 0, 0)
+        return ConvBound(0.0, 0.0, multipliers, 0.0, 0, 0)
     problem = _Problem.of(pruned, device)
 
     def report(steps: int, upper: float, lower: float) -> None:
@@ -96,12 +98,13 @@ def lipschitz_conv(
         found = minimise(
             families, start, entered, problem.signed, tol=tol, deadline=deadline, progress=report
         )
-        bound, multipliers[live] = problem.prove(families[0], found.v, start)
+        bound, solved, multipliers[live] = problem.prove(families[0], found.v, start)
     except torch.linalg.LinAlgError as error:
         raise CertificationError(
             f"The interior point method met numbers that are none ({error}). Rescale the weights."
         ) from error
-    return ConvBound(bound, multipliers, problem.bound(found.dual), found.steps, found.entered)
+    optimum = problem.bound(found.dual)
+    return ConvBound(bound, solved, multipliers, optimum, found.steps, found.entered)
 
 
 def multiplier_count(conv: ConvSystem) -> int:
@@ -331,18 +334,22 @@ class _Problem:
         rho = 1.5 * torch.linalg.eigvalsh(R)[:, -1].max().clamp_min(TINY)
         return torch.cat([rho[None], lam, g])
 
-    def prove(self, blocks: Blocks, v: Tensor, start: Tensor) -> tuple[float, Array]:
-        """The best bound that v proves, or what lies between it and the start; the multipliers."""
+    def prove(self, blocks: Blocks, v: Tensor, start: Tensor) -> tuple[float, float, Array]:
+        """The bound of v, or what lies between v and the start: proven, as solved; multipliers.
+
+        With ten times the excess that this proof takes, so that other checkers, whose arithmetic
+        may be coarser, can show it, too.
+        """
         n = self.data.units
         for share in (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0):
             u = (1 - share) * v + share * start
             least = _least(blocks, u, self.data.inputs).cpu().numpy()
             lam = u[1 : 1 + n] * (self.gain / self.unit).square()
             kept = torch.cat([lam, self.head_gain * u[1 + n :].sqrt()]).cpu().numpy()
-            for power in range(-13, -5) if np.isfinite(least).all() else ():
-                bound = self.bound(float(least.max())) * (1 + 10.0**power)
-                if _holds(self.data, bound, kept, np.argsort(-least)):
-                    return bound, kept
+            solved = self.bound(float(least.max()))
+            for excess in 10.0 ** np.arange(-12, -5) if math.isfinite(solved) else ():
+                if _holds(self.data, float(solved * (1 + excess)), kept, np.argsort(-least)):
+                    return float(solved * (1 + 10 * excess)), solved, kept
         raise CertificationError(
             f"Multipliers were found, but no bound could be proven with them in float64 ({n} units "
             "per pixel of the coarsest grid). Rescale the weights."

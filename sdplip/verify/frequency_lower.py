@@ -15,6 +15,8 @@ from ..system import UNKNOWN
 
 SHAVED = 1e-9
 """What is taken off for rounding, relative."""
+DOUBT = 8
+"""Times what another rounding makes of Jv, which is taken off, too: where terms cancel, all."""
 POWERS = 25
 """Power iterations at the end."""
 
@@ -58,15 +60,19 @@ def lower_bound_conv(
         loss.backward()
         optimiser.step()
     with torch.no_grad():
-        best = torch.zeros(len(x), dtype=torch.float64)
         # Weights beyond float32 leave no gradient, nor numbers, but this start.
         x, v = torch.where(x.isfinite(), x, start).double(), _unit(v.double().nan_to_num())
+    best, steepest = torch.zeros(len(x), dtype=torch.float64), v
     for _ in range(POWERS):
         slope = _tangent(conv.stages, x, v.requires_grad_(), 0.0)[1]
         gain = (_length(slope.detach()) / _length(v.detach())).nan_to_num(0.0, 0.0)
+        steepest = torch.where((gain > best)[:, None, None, None], v.detach(), steepest)
         best = torch.maximum(best, gain)
         v = _unit(torch.autograd.grad(slope.square().sum() / 2, v)[0].nan_to_num())
-    return float(best.max()) * (1 - SHAVED)
+    with torch.no_grad():
+        once, again = (_tangent(conv.stages, x, steepest / s, 0.0)[1] for s in (1, 3))
+        found = (_length(once) - DOUBT * _length(once - 3 * again)) / _length(steepest)
+    return max(float(found.nan_to_num(0.0, 0.0).max()) * (1 - SHAVED), 0.0)
 
 
 def _tangent(stages: Sequence[Stage], x: Tensor, v: Tensor, width: float) -> tuple[Tensor, Tensor]:

@@ -153,6 +153,8 @@ W = np.arange(16, dtype=np.float32).reshape(4, 4) / 8 - 1
         ([node("Slice", "x", "s", "e", "a", "m", out="t"),
           node("Concat", "t", "x", out="u", axis=1), node("Slice", "u", "z", "four", "a")],
          lambda x: np.concatenate([x[:, 3:0:-2], x], 1)[:, :4]),
+        ([node("Flatten", "x", out="t", axis=-1), node("Gemm", "t", "w")], lambda x: x @ W),
+        ([node("Slice", "x", "z", "z")], None),
         ([node("Transpose", "x", out="t", perm=[1, 0]), node("Reshape", "t", "shape")],
          lambda x: x),
         ([node("Unsqueeze", "x", "a", out="t"), node("Squeeze", "t", "a")], lambda x: x),
@@ -189,7 +191,7 @@ def test_operators(tmp_path, nodes, f):
         constants["shape"] = np.array([1, -1])
     path = write(tmp_path / "net.onnx", nodes, constants)
     if f is None:
-        with pytest.raises(InvalidInput, match=r"node 'the_\w+'"):
+        with pytest.raises(InvalidInput, match=r"node 'the_\w+'|holds nothing"):
             importing.load(path)
         return
     x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -242,6 +244,21 @@ def test_an_operator_of_others_needs_declared_slopes(tmp_path):
     assert set(system.activation) == {"unknown"}
     with pytest.raises(InvalidInput, match="dictionary"):
         importing.load(path, slopes=(0, 1))
+
+
+def test_declared_slopes_are_of_functions_of_one_tensor(tmp_path):
+    nodes = [node("Neg", "x", out="t"), node("Swirl", "x", "t", domain="else")]
+    path = write(tmp_path / "net.onnx", nodes, domains=[("else", 1)])
+    with pytest.raises(InvalidInput, match="of one tensor"):
+        importing.load(path, slopes={"Swirl": (-0.5, 2.0)})
+
+
+@pytest.mark.parametrize("kind", ["HardSigmoid", "LeakyRelu"])
+def test_defaults_are_the_single_precision_numbers_of_the_standard(tmp_path, kind):
+    system = importing.load(write(tmp_path / "net.onnx", [node(kind, "x")]))
+    alpha = onnx.defs.get_schema(kind).attributes["alpha"].default_value.f
+    slopes = {system.B[0, 0], system.alpha[0], system.beta[0]}
+    assert alpha in slopes and alpha not in (0.2, 0.01)
 
 
 def test_a_translation_that_is_wrong_is_noticed(tmp_path, monkeypatch):

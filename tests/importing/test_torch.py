@@ -114,6 +114,65 @@ def test_what_has_no_translation_is_refused(name):
         from_torch(Function(REFUSED[name]), torch.zeros(1, 6))
 
 
+WRITING = {
+    "scaled twice": lambda m, x: x.mul_(2) * 2,
+    "normalised": lambda m, x: m.b(F.relu(m.a(x.sub_(0.5).div_(0.25)))),
+    "first activation": lambda m, x: m.a(F.relu_(x)),
+    "returned": lambda m, x: x.relu_(),
+}
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_modules_may_write_into_their_input(name):
+    net = Function(WRITING[name])
+    system, x = from_torch(net, torch.zeros(1, 6)), torch.randn(4, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(system(x.double()).float(), net(x.clone()))
+    if name == "scaled twice":
+        assert sdplip.lipschitz(system, lower=False).bound == pytest.approx(4)
+
+
+@pytest.mark.parametrize("comfortable", [6000, 1])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda m, x: m.a(x) * m.z,
+        lambda m, x: m.a(x) + 1j,
+        lambda m, x: (x * (1 + 2j)).real,
+        lambda m, x: x.to(torch.complex128),
+    ],
+)
+def test_complex_numbers_are_refused(f, comfortable, monkeypatch):
+    monkeypatch.setattr(convolutions, "COMFORTABLE", comfortable)
+    net = Function(f)
+    net.a = nn.Conv2d(1, 2, 1)
+    net.register_buffer("z", torch.randn(1, dtype=torch.complex64))
+    with pytest.raises(InvalidInput, match="node '.*complex|returns torch.complex"):
+        from_torch(net, torch.zeros(1, 1, 3, 3))
+
+
+def test_an_output_without_numbers_is_refused():
+    with pytest.raises(InvalidInput, match="holds nothing"):
+        from_torch(Function(lambda m, x: m.a(x)[:, :0]), torch.zeros(1, 6))
+
+
+def test_slopes_are_declared_for_functions_of_one_tensor():
+    """x + y is no elementwise function of x alone, nor one that repeats it."""
+    slopes = {"hypot": (-1.0, 1.0)}
+    for f in (
+        lambda m, x: torch.hypot(m.a(x), 5 * m.a(-x)),
+        lambda m, x: torch.hypot(m.a(x), torch.ones(3, 8)),
+        lambda m, x: torch.hypot(torch.ones(8), m.a(x)).sum(0),
+    ):
+        net = Function(f)
+        if f(net, torch.ones(1, 6)).shape == (8,):
+            with pytest.warns(UncheckedWarning):
+                assert from_torch(net, torch.zeros(1, 6), slopes=slopes).units == 8
+            continue
+        with pytest.raises(InvalidInput, match="of one tensor"):
+            from_torch(net, torch.zeros(1, 6), slopes=slopes)
+
+
 def test_attention_is_refused():
     with pytest.raises(InvalidInput, match="node "):
         from_torch(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.zeros(1, 4, 8))

@@ -5,14 +5,15 @@ import torch
 from torch import nn
 
 from sdplip.errors import InvalidInput
-from sdplip.layers import CONVOLUTIONS, NormalizedLinear, lipschitz_bound
+from sdplip.layers import CONVOLUTIONS, NormalizedLinear, SpectralLinear, lipschitz_bound
 from sdplip.train import ModelConfig, build, load_model, save_model
-from sdplip.train.convnets import ARCHITECTURES, UNCONSTRAINED, families
+from sdplip.train.convnets import ARCHITECTURES, UNCONSTRAINED, families, families_of
 from sdplip.train.measure import exact_copy, promised_pairs
-from sdplip.train.models import logit_scale, parameters
+from sdplip.train.models import linf_bounds, logit_scale, norm_of, parameters
 
 FAMILIES = families()
-ALL = [(a, f) for a in ARCHITECTURES for f in (*FAMILIES, UNCONSTRAINED)]
+STACKED = [name for name in ARCHITECTURES if name != "equilibrium"]
+ALL = [(a, f) for a in STACKED for f in (*FAMILIES, UNCONSTRAINED)]
 
 
 def config(architecture, layer="aol", **changes):
@@ -53,7 +54,7 @@ def test_promise_holds_on_samples(architecture, layer):
     assert (change > 0).any()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", STACKED)
 def test_seed_decides_and_files_rebuild_it(architecture, tmp_path):
     c = config(architecture, "sll")
     one, two, other = (build(c, seed=seed) for seed in (3, 3, 4))
@@ -65,7 +66,7 @@ def test_seed_decides_and_files_rebuild_it(architecture, tmp_path):
     assert parameters(c) == sum(p.numel() for p in one.parameters())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", STACKED)
 @pytest.mark.parametrize("wide, products", [(3, "bfloat16"), (512, "exact")])
 def test_convolutions_of_few_channels_keep_exact_products(
     architecture, wide, products, monkeypatch
@@ -74,6 +75,49 @@ def test_convolutions_of_few_channels_keep_exact_products(
     model = build(config(architecture, products="bfloat16"), seed=0)
     found = {(type(m).__name__, m.products) for m in model if hasattr(m, "products")}
     assert found == {("AOLConv2d", products), ("AOLLinear", "bfloat16")}
+
+
+def small(layer, **changes):
+    given = {"width": 4, "normalise": "std", "mean": 0.4, "std": 0.5, "architecture": "equilibrium"}
+    return ModelConfig(layer, (3, 6, 6), 5, **given | changes)
+
+
+@pytest.mark.parametrize("layer", families_of("equilibrium"))
+def test_an_equilibrium_convolution_keeps_the_bound_of_the_whole(layer):
+    norm, gamma = norm_of(layer), 0.7
+    exact = exact_copy(build(small(layer, gamma=gamma, kernel=5), seed=1))
+    promised = lipschitz_bound(exact, norm=norm)
+    if norm == 2:
+        assert promised == pytest.approx(gamma / 0.5)
+        assert isinstance(exact[-1], SpectralLinear)
+    else:
+        (bound,) = linf_bounds(exact)
+        assert float(bound.detach()) / 0.5 == pytest.approx(promised, rel=1e-6)
+    x, y = torch.rand(2, 40, 3, 6, 6, dtype=torch.float64)
+    x[20:] = y[20:] + 1e-3 * (x[20:] - y[20:])
+    with torch.no_grad():
+        change = torch.linalg.vector_norm(exact(x) - exact(y), ord=norm, dim=1)
+    moved = torch.linalg.vector_norm((x - y).flatten(1), ord=norm, dim=1)
+    assert (change <= promised * moved * (1 + 1e-6)).all() and (change > 0).any()
+
+
+def test_equilibrium_convolutions_without_a_bound_and_without_an_equilibrium(tmp_path):
+    for c in (small("lben", gamma=None), small("mon", gamma=None), small(UNCONSTRAINED)):
+        model = build(c, seed=0)
+        assert type(model[-1]) is nn.Linear and model(torch.rand(2, 3, 6, 6)).shape == (2, 5)
+        assert parameters(c) == sum(p.numel() for p in model.parameters())
+        save_model(tmp_path / "model.safetensors", model, c)
+        loaded, read = load_model(tmp_path)
+        x = torch.rand(2, 3, 6, 6)
+        assert read == c and torch.equal(loaded(x), model.eval()(x))
+
+
+def test_the_linf_bound_in_the_loss_has_gradients_of_every_part():
+    model = build(small("nemon"), seed=0)
+    (bound,) = linf_bounds(model)
+    bound.backward()
+    for name, parameter in model.named_parameters():
+        assert ("bias" in name) == (parameter.grad is None), name
 
 
 def test_the_last_linear_layer_gives_tighter_pairs():
@@ -123,7 +167,14 @@ def test_units_of_residual_families_are_counted():
         ({"width": 2}, "3 channels"),
         ({"width": 5}, "even"),
         ({"width": 4, "num_classes": 1000}, "too small for 1000 classes"),
-        ({"architecture": "vit"}, "vit.*dense, convnet, residual, patchwise"),
+        ({"architecture": "vit"}, "vit.*dense, convnet, residual, patchwise, equilibrium"),
+        ({"architecture": "equilibrium"}, "aol.*lben, nemon, mon"),
+        ({"architecture": "equilibrium", "layer": "nemon", "kernel": 4}, "kernel is 4.*odd"),
+        (
+            {"architecture": "equilibrium", "layer": "lben", "input_shape": (3, 5, 6)},
+            "5x6.*multiples of 2",
+        ),
+        ({"kernel": 0}, "kernel"),
         ({"mean": (0.1, 0.2)}, "mean has 2 entries"),
         ({"hidden": 0}, "hidden"),
         ({"dense_depth": -1}, "dense_depth"),

@@ -100,7 +100,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(splits, tmp_path):
     last = tmp_path / RESUME_FILE
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="cannot be read"):
-        assert KeepState(tmp_path).latest() == tmp_path / PREVIOUS_FILE
+        assert KeepState(tmp_path).latest(run_of(config, splits)) == tmp_path / PREVIOUS_FILE
     with pytest.warns(UserWarning, match="cannot be read"):
         resumed = train(config, splits, resume_dir=tmp_path)
     assert resumed.history == whole.history

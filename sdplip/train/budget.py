@@ -1,0 +1,151 @@
+"""Shorter runs, and how much shorter: a share of the recipe, or what some minutes allow."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from ..errors import InvalidInput
+from .checkpoint import read_json
+from .config import RunConfig, override
+from .data import Splits
+
+MEASURING = 0.35
+"""The share of a budget that is kept for measuring what was trained."""
+EXACT = 10
+"""What logits in float64, equilibria to rounding, cost: images of training per image measured."""
+PER_CLASS = 10
+"""Images that are left of every class at least, as far as there are some."""
+WARM, PROBED = 3, 10
+"""Steps before a step's time is taken, and steps that it is taken from."""
+PROBING = 0.05
+"""The share of a budget after which no further step is timed."""
+LENGTHS = {
+    "train": ("epochs", "of_epochs", "train_images"),
+    "evaluate": ("images", "attack_images"),
+}
+
+
+def shrink(config: RunConfig, scale: float) -> RunConfig:
+    """The same run with a share of its epochs, at least one; it keeps the full number.
+
+    Raises InvalidInput for a scale outside (0, 1].
+    """
+    if not 0 < scale <= 1:
+        raise InvalidInput(f"scale is {scale}, but must lie in (0, 1].")
+    full = config.train.of_epochs or config.train.epochs
+    epochs = max(1, round(scale * full))
+    return override(config, epochs=epochs, of_epochs=None if epochs == full else full)
+
+
+def affordable(
+    configs: dict[str, RunConfig],
+    splits: Splits,
+    minutes: float,
+    device: str = "auto",
+    *,
+    each: bool = False,
+) -> dict[str, RunConfig]:
+    """The runs shortened so that all of them, measuring included, take about `minutes`.
+
+    Every run gets the same time; what one leaves over goes to the others. With `each`, `minutes`
+    are those of the training of each. A run that cannot finish one epoch gets fewer images, evenly
+    from all classes; where measuring would take longer than its share, fewer test images are
+    measured, or attacked.
+    """
+    if not (math.isfinite(minutes) and minutes > 0):
+        raise InvalidInput(f"budget is {minutes}, but must be a positive number of minutes.")
+    began, patience = time.perf_counter(), 60 * minutes * PROBING / (1 if each else len(configs))
+    cost = {name: _epoch_seconds(c, splits, device, patience) for name, c in configs.items()}
+    whole = 60 * minutes * len(configs) / (1 - MEASURING) if each else 60 * minutes
+    left, found = whole * (1 - MEASURING), {}
+    if not each:
+        left = max(left / 2, left - (time.perf_counter() - began))
+    # The cheapest first: what they cannot use is the others'.
+    order = sorted(configs, key=lambda name: cost[name] * configs[name].train.epochs)
+    for k, name in enumerate(order):
+        share = 60 * minutes if each else left / (len(order) - k)
+        config, available = configs[name], _images(configs[name], splits)
+        full, epochs, images = config.train.epochs, 1, available
+        if cost[name] <= share:
+            epochs = min(full, int(share / cost[name]))
+        else:
+            images = max(_least(splits, images), int(images * share / cost[name]))
+        limited = images < len(splits.train[0])
+        shorter = override(
+            config,
+            epochs=epochs,
+            of_epochs=full if epochs < full else config.train.of_epochs,
+            train_images=images if limited else None,
+        )
+        kept = whole * MEASURING / len(configs)
+        found[name] = _measured_within(shorter, splits, kept, cost[name] / available)
+        left -= epochs * cost[name] * images / available
+    return {name: found[name] for name in configs}
+
+
+def _measured_within(
+    config: RunConfig, splits: Splits, seconds: float, per_image: float
+) -> RunConfig:
+    """With so few test images that half of `seconds` are for accuracies, half for attacks, when
+    an image of training takes `per_image`."""
+    settings, there = config.evaluate, len(splits.test[0])
+    images = min(settings.images or there, there)
+    affordable = max(_least(splits, images), int(seconds / 2 / (EXACT * per_image)))
+    radii = settings.radii + (settings.linf_radii if settings.linf else ())
+    searched = max(1, len(radii) * settings.steps * settings.restarts)
+    attacked = min(settings.attack_images or images, images, affordable)
+    attackable = max(_least(splits, attacked), int(seconds / 2 / (searched * per_image)))
+    return override(
+        config,
+        images=affordable if affordable < images else None,
+        attack_images=attackable if attackable < attacked else None,
+    )
+
+
+def _least(splits: Splits, images: int) -> int:
+    return min(images, PER_CLASS * splits.num_classes)
+
+
+def _images(config: RunConfig, splits: Splits) -> int:
+    return config.train.train_images or len(splits.train[0])
+
+
+def _epoch_seconds(config: RunConfig, splits: Splits, device: str, patience: float) -> float:
+    """Seconds of an epoch, from a few steps of a model that is thrown away."""
+    from .fit import steps
+
+    chosen = splits.first(config.train.train_images)
+    batches = -(-len(chosen.train[0]) // config.train.batch_size)
+    times = [time.perf_counter()]
+    for _ in steps(config, chosen, device):
+        times.append(time.perf_counter())
+        if len(times) > WARM + PROBED or times[-1] - times[0] > patience:
+            break
+    taken = [after - before for before, after in pairwise(times)]
+    taken = sorted(taken[min(WARM, len(taken) - 1) :])
+    return batches * taken[len(taken) // 2]
+
+
+def settled(config: RunConfig, folder: Path) -> RunConfig:
+    """`config` with the length of the run that `folder` holds, where that is all that differs.
+
+    A budget is measured anew by every command; what was begun must go on as it began.
+    """
+    if not (folder / "config.json").is_file():
+        return config
+    try:
+        stored = RunConfig.from_dict(read_json(folder / "config.json"))
+    except InvalidInput:
+        return config
+    parts = {
+        part: replace(
+            getattr(config, part), **{name: getattr(getattr(stored, part), name) for name in names}
+        )
+        for part, names in LENGTHS.items()
+    }
+    same = replace(config, **parts)
+    return same if same == stored else config
