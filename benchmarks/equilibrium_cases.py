@@ -203,7 +203,7 @@ class Observed(nn.Module):
         finally:
             implicit.announce = announce
         self.z = seen[0].z
-        self.steps = [*(int(found.steps.max()) for found in seen), 0][:2]
+        self.steps = [*(int(found.by_row().steps.max()) for found in seen), 0][:2]
 
 
 def good(module: Any, error: float, slope: float, target: float) -> bool:

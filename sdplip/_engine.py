@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +16,7 @@ RETRIES = 5
 
 def scatter(
     task: Callable[..., Any],
-    arguments: Sequence[tuple[Any, ...]],
+    arguments: Iterable[tuple[Any, ...]],
     *,
     shared: Any = None,
     engine: str = "local",
@@ -28,6 +28,7 @@ def scatter(
 
     Args:
         task: a function of a module; its arguments and result are pickled for Ray.
+        arguments: of every task; here they are asked for one by one.
         shared: what every task gets as its first argument, sent once to every machine.
         engine: "local" or "ray", where a task whose worker is lost is begun anew.
         address: of a running Ray cluster; None starts one on this machine.

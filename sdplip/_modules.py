@@ -78,8 +78,9 @@ def differs(module: nn.Module, system: System) -> str | None:
     # A module may solve its equilibrium to a tolerance; anything else is float64 arithmetic.
     relative = 1e-9 if system.is_feedforward else 1e-3
     for x in probes(system):
+        # A copy, for a module may write into its input.
         with torch.no_grad():
-            y = module(x)
+            y = module(x.clone())
         if (found := gap(system, x, y, relative)) is not None:
             return found
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -65,7 +65,7 @@ class LMI:
     cone: Literal["psd", "nonnegative"] = "psd"
     signed: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def symbols(self) -> dict[str, Any]:
         """The symbols that a call must give, by name; sizes are not among them."""
         matrices = self.matrix.atoms(sp.MatrixSymbol)

@@ -220,14 +220,16 @@ class System:
     def levels(self) -> list[NDArray[np.intp]] | None:
         """Units in groups that depend on earlier groups only; None where A has a cycle."""
         depends = self.A != 0
+        waiting = depends.sum(axis=1)
         remaining = np.ones(self.units, dtype=bool)
         levels = []
         while remaining.any():
-            ready = remaining & ~depends[:, remaining].any(axis=1)
-            if not ready.any():
+            ready = np.flatnonzero(remaining & (waiting == 0))
+            if not ready.size:
                 return None
-            levels.append(np.flatnonzero(ready))
-            remaining &= ~ready
+            levels.append(ready)
+            remaining[ready] = False
+            waiting -= depends[:, ready].sum(axis=1)
         return levels
 
     @property

@@ -246,6 +246,13 @@ def test_modules_and_names(module, name):
         activation(name)
 
 
+def test_a_first_activation_may_write_into_its_input():
+    for first in (nn.LeakyReLU(0.5, inplace=True), nn.ELU(0.5, inplace=True)):
+        net, x = nn.Sequential(first, nn.Linear(3, 2)), torch.randn(4, 3)
+        system = System.from_module(net)
+        torch.testing.assert_close(system(x.double()).float(), net(x.clone()))
+
+
 def test_prelu_has_a_slope_per_unit():
     net = nn.Sequential(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 2), nn.PReLU())
     net[1].weight.data = torch.tensor([-0.5, 0.25, 1.5, 0.0])

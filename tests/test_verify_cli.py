@@ -1,6 +1,9 @@
 """`sdplip verify` and `sdplip check`: every kind of file, region and pair, as typed."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -129,3 +132,35 @@ def test_convolutions_are_verified_and_checked(call, tmp_path):
     content = (tmp_path / "conv.json").read_text()
     (tmp_path / "conv.json").write_text(content.replace('"units": 1', '"units": 2'))
     assert call("check", "conv.json", "conv.npz").exit_code == 1
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_certificates(net, tmp_path):
+    """Also where one network fails, and one cannot be read; the files lie only here."""
+    pytest.importorskip("ray")
+    net.save(tmp_path / "second.npz")
+    n, turned = 3, np.array([[0.0, 5.0, 0.0], [-5.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    sdplip.System.equilibrium(turned, np.eye(n), np.eye(n)).save(tmp_path / "ill-posed.npz")
+    (tmp_path / "torn.npz").write_bytes(b"PK")
+    models = ["second.npz", "ill-posed.npz", "torn.npz", "net.npz"]
+    told = {}
+    for engine in ("local", "ray"):
+        (tmp_path / engine).mkdir()
+        words = ["verify", *models, "--json", "--engine", engine, "--certificate", engine]
+        done = subprocess.run(
+            [sys.executable, "-m", "sdplip", *words], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert "ill-posed.npz: " in done.stderr and "torn.npz" in done.stderr
+        told[engine] = json.loads(done.stdout)
+    assert [values["model"] for values in told["ray"]] == models
+    assert [values["bound"] is None for values in told["ray"]] == [False, True, True, False]
+    varying = {"seconds", "certificate"}
+    for here, there in zip(told["local"], told["ray"], strict=True):
+        assert {k: v for k, v in here.items() if k not in varying} == {
+            k: v for k, v in there.items() if k not in varying
+        }
+    for values in (told["ray"][0], told["ray"][3]):
+        certificate = sdplip.Certificate.load(tmp_path / values["certificate"])
+        sdplip.check(certificate, net)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import sys
 import traceback
@@ -17,10 +18,11 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import InvalidInput, SdplipError
+from ._compare import compare
 from ._console import DEFECT, DOES_NOT_HOLD, INTERRUPTED, Json, fail, listing, worst
 from ._derive import derive, has_kind, read, replayed
 from ._report import report
-from ._train import compare, train
+from ._train import train
 from ._verify import ActivationName, InputShape, Normalise, certified, how_to_read, verify
 
 
@@ -65,20 +67,34 @@ def _options(
 
 
 @app.command()
-def layers(as_json: Json = False) -> None:
+def layers(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The table that stands in the README.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List the layer families, the condition each satisfies, and its promise."""
     from ..layers import CONVOLUTIONS, LAYERS
 
+    found = [(name, cls) for table in (LAYERS, CONVOLUTIONS) for name, cls in table.items()]
+    if markdown:
+        lines = ["| layer | promise | condition |", "| --- | --- | --- |"]
+        for _, cls in found:
+            norm = "ℓ₂" if cls.norm == 2 else "ℓ∞"
+            claim = _claim(cls).replace("|", r"\|")
+            lines.append(f"| `{cls.__name__}` | {claim} | `{cls.condition}`, {norm} |")
+        typer.echo("\n".join(lines))
+        return
     rows = [
-        (name, cls.__name__, cls.condition, "2" if cls.norm == 2 else "inf", _first_line(cls))
-        for table in (LAYERS, CONVOLUTIONS)
-        for name, cls in table.items()
+        (name, cls.__name__, cls.condition, "2" if cls.norm == 2 else "inf", _claim(cls))
+        for name, cls in found
     ]
     listing(("layer", "class", "condition", "norm", "claim"), rows, as_json)
 
 
-def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0]
+def _claim(cls: type) -> str:
+    """The first paragraph of a class's docstring."""
+    return " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
 
 
 @app.command()

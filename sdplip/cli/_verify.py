@@ -5,21 +5,26 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from .._engine import scatter
 from ..errors import CertificationError, InvalidInput, SdplipError, UncheckedWarning
-from ._console import Json, fail, listing, worst
+from ._console import Address, Engine, Json, fail, listing, worst
 
 if TYPE_CHECKING:
     from ..convolutional import ConvSystem
     from ..system import System
     from ..verify import Certificate, Region
+
+    Found = tuple[Certificate, float | None]
 
 InputShape = Annotated[
     str | None, typer.Option(help="Of one sample, as 1,28,28, where a file leaves it open.")
@@ -82,6 +87,8 @@ def verify(
             "--certificate", "--out", help="Write the certificate here; a directory for several."
         ),
     ] = None,
+    engine: Engine = "local",
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Find the tightest Lipschitz bound of networks, prove it, and a lower bound beside it."""
@@ -95,73 +102,90 @@ def verify(
         "seed": seed, "time_limit": time_limit,
     }  # fmt: skip
     reading = how_to_read(input_shape, activation, normalise)
-    found: list[dict[str, Any]] = []
-    codes = [0]
-    for path in models:
-        try:
-            network = read_network(path, **reading)
-            found += _bounds(path, network, options, per_class, out, several)
-        except SdplipError as error:
-            if len(models) == 1:
-                raise
-            codes.append(fail(f"{path}: {error}", worst(error)).exit_code)
-            found.append({"model": str(path), "bound": None, "error": str(error)})
-    _show(found, as_json, several)
-    if max(codes):
-        raise typer.Exit(max(codes))
+    errors: dict[int, SdplipError] = {}
+
+    def networks() -> Iterator[tuple[int, str, System | ConvSystem]]:
+        for k, path in enumerate(models):
+            try:
+                yield k, path.name, read_network(path, **reading)
+            except SdplipError as error:
+                errors[k] = error
+
+    results: dict[int, list[dict[str, Any]]] = {}
+    with Console(stderr=True).status("") as status:
+        tell = partial(_tell, status.update) if engine == "local" else None
+        for _, (k, outcome) in scatter(
+            partial(_certificates, tell=tell), networks(), shared=(options, per_class),
+            engine=engine, address=address,
+        ):  # fmt: skip
+            if isinstance(outcome, SdplipError):
+                errors[k] = outcome
+            else:
+                results[k] = [_saved(models[k], c, rough, out, several) for c, rough in outcome]
+    if errors and len(models) == 1:
+        raise errors[0]
+    for k, error in sorted(errors.items()):
+        fail(f"{models[k]}: {error}", worst(error))
+        results[k] = [{"model": str(models[k]), "bound": None, "error": str(error)}]
+    _show([values for k in sorted(results) for values in results[k]], as_json, several)
+    if errors:
+        raise typer.Exit(max(map(worst, errors.values())))
 
 
-def _bounds(
-    path: Path,
+def _certificates(
+    shared: tuple[dict[str, Any], bool],
+    k: int,
+    name: str,
     network: System | ConvSystem,
-    options: dict[str, Any],
-    per_class: bool,
-    out: Path | None,
-    several: bool,
-) -> list[dict[str, Any]]:
-    """What was found of one network, a dictionary per certificate."""
+    tell: Callable[[str, int, float, float], None] | None = None,
+) -> tuple[int, list[Found] | SdplipError]:
+    """k, and the certificates of one network or why there are none; on this machine or another."""
     from ..verify import lipschitz
 
-    pairs: list[tuple[int, int] | None] = [None]
-    if per_class:
-        count = network.outputs
-        if count < 2:
-            raise InvalidInput(f"--per-class: {path} has {count} output, and so no pairs.")
-        pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
-    results = []
-    previous: Certificate | None = None
-    with Console(stderr=True).status("") as status:
-        for pair in pairs:
-            what = path.name if pair is None else f"{path.name}, classes {pair[0]} and {pair[1]}"
-
-            def tell(step: int, upper: float, below: float, what: str = what) -> None:
-                gap = f"{upper / below - 1:.1e}" if below > 0 else "unknown"
-                status.update(f"{what}: step {step}, {below:.6g} ≤ bound ≤ {upper:.6g}, gap {gap}")
-
-            certificate = lipschitz(network, classes=pair, start=previous, progress=tell, **options)
-            previous = certificate
-            file = _file(out, path, pair, several)
-            if file is not None:
-                certificate.save(file)
-            values = _values(path, certificate, file)
+    options, per_class = shared
+    try:
+        if per_class and network.outputs < 2:
+            raise InvalidInput(f"--per-class: {name} has one output, and so no pairs.")
+        found: list[Found] = []
+        start: Certificate | None = None
+        for pair in combinations(range(network.outputs), 2) if per_class else [None]:
+            progress = None if tell is None else partial(tell, _what(name, pair))
+            start = lipschitz(network, classes=pair, start=start, progress=progress, **options)
+            rough = None
             if pair is None and _comparable(network, options):
                 with suppress(CertificationError):
-                    rough = lipschitz(network, method="layerwise", lower=False)
-                    values["layerwise"] = rough.bound
-            results.append(values)
-            if (certificate.gap or 0.0) > LOOSE:
-                typer.echo(
-                    f"warning: {what}: the search stopped early; the bound is at most "
-                    f"{certificate.gap:.1%} above the best one",
-                    err=True,
-                )
-            elif certificate.gap is None and certificate.solver in SEARCHES and certificate.bound:
-                typer.echo(
-                    f"warning: {what}: the search stopped early; how far the bound is above the "
-                    "best one is not known",
-                    err=True,
-                )
-    return results
+                    rough = lipschitz(network, method="layerwise", lower=False).bound
+            found.append((start, rough))
+        return k, found
+    except SdplipError as error:
+        return k, error
+
+
+def _what(name: str, pair: tuple[int, int] | None) -> str:
+    return name if pair is None else f"{name}, classes {pair[0]} and {pair[1]}"
+
+
+def _tell(say: Callable[[str], None], what: str, step: int, upper: float, below: float) -> None:
+    gap = f"{upper / below - 1:.1e}" if below > 0 else "unknown"
+    say(f"{what}: step {step}, {below:.6g} ≤ bound ≤ {upper:.6g}, gap {gap}")
+
+
+def _saved(
+    path: Path, certificate: Certificate, rough: float | None, out: Path | None, several: bool
+) -> dict[str, Any]:
+    """What is shown of a certificate, once it is written and what it lacks is said."""
+    file = _file(out, path, certificate.classes, several)
+    if file is not None:
+        certificate.save(file)
+    what, gap = _what(path.name, certificate.classes), certificate.gap
+    early = ""
+    if gap is not None and gap > LOOSE:
+        early = f"the bound is at most {gap:.1%} above the best one"
+    elif gap is None and certificate.solver in SEARCHES and certificate.bound:
+        early = "how far the bound is above the best one is not known"
+    if early:
+        typer.echo(f"warning: {what}: the search stopped early; {early}", err=True)
+    return _values(path, certificate, rough, file)
 
 
 def _comparable(network: System | ConvSystem, options: dict[str, Any]) -> bool:
@@ -171,13 +195,15 @@ def _comparable(network: System | ConvSystem, options: dict[str, Any]) -> bool:
     return plain and options["norm"] == 2 and options["region"] is None
 
 
-def _values(path: Path, certificate: Certificate, file: Path | None) -> dict[str, Any]:
+def _values(
+    path: Path, certificate: Certificate, rough: float | None, file: Path | None
+) -> dict[str, Any]:
     return {
         "model": str(path),
         "bound": certificate.bound,
         "lower": certificate.lower,
         "optimum": certificate.optimum,
-        "layerwise": None,
+        "layerwise": rough,
         "norm_product": certificate.norm_product,
         "norm": "2" if certificate.norm == 2 else "inf",
         "classes": None if certificate.classes is None else list(certificate.classes),

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -14,7 +13,7 @@ from .._tensors import certainly_finite, full_precision
 from ..activations import Activation, linear
 from ..errors import InvalidInput
 from .operators import Operator, as_operator
-from .problem import Solution, announce, as_activation, check_on_failure
+from .problem import Solution, Solved, announce, as_activation, check_on_failure
 from .solve import Settings, run, working_dtype
 from .splitting import optimal_step
 from .tuning import Tuning
@@ -23,10 +22,32 @@ LARGE = 1e4
 """‖g‖₁ to which cotangents are scaled: the adjoint's residual is relative to it where ‖u‖ is small,
 and to ‖u‖ elsewhere."""
 
-Report = Callable[[Solution, bool], None]
-"""Called with every solution, and whether it is one of the adjoint equation."""
 Kind = Callable[[Tensor], Operator]
 """What makes an operator of its values: autograd sees these alone."""
+
+
+@dataclass
+class Report:
+    """What is done with the solutions of one call of `implicit`.
+
+    Attributes:
+        solved: whether that of the equation itself is known to be finite in all rows.
+    """
+
+    layer_name: str
+    on_failure: str
+    tuning: Tuning | None
+    truncated: bool
+    solved: bool = False
+
+    def __call__(self, solution: Solution | Solved, adjoint: bool) -> None:
+        if adjoint and self.truncated:
+            return
+        if not adjoint:
+            self.solved = isinstance(solution, Solved)
+        if self.tuning is not None and solution.needed:
+            self.tuning.observe(adjoint, solution.needed)
+        announce(solution, self.layer_name + " (gradient)" * adjoint, self.on_failure)
 
 
 class _Function(torch.autograd.Function):
@@ -70,8 +91,8 @@ class _Equilibrium(_Function):
             A = kind(values)
             solution = run(A, v, sigma, settings, metric, z0)
             report(solution, False)
-            z, w = solution.z, solution.preactivation
-            return z, A.plus(v, z) if w is None else w
+            z = solution.z
+            return z, solution.preactivation if isinstance(solution, Solved) else A.plus(v, z)
 
     @staticmethod
     def setup_context(
@@ -89,7 +110,7 @@ class _Equilibrium(_Function):
         nothing = (None,) * 7
         A = kind(values)
         with full_precision(v):
-            clean = certainly_finite(z)
+            clean = report.solved or certainly_finite(z)
             if not clean:
                 known = z.isfinite().all(-1, keepdim=True)
                 z, v = torch.where(known, z, 0), torch.where(known, v, 0)
@@ -148,7 +169,7 @@ class _Adjoint(_Function):
         with full_precision(g):
             solution = run(kind(values), g / size, linear(slopes), settings, metric)
         # The samples of a bad input have been taken out; another g that is not finite is a failure.
-        if not solution.solved:
+        if isinstance(solution, Solution):
             solution = replace(solution, finite=torch.ones_like(solution.finite))
         report(solution, True)
         return size * solution.z
@@ -285,25 +306,10 @@ def implicit(
     z0 = None if z0 is None else z0.detach().reshape(rows)
     work, sigma = working_dtype(operator, v), as_activation(activation, rows[1])
     truncated = not isinstance(gradient, str)
-    report = partial(_report, layer_name, on_failure, tuning, truncated)
+    report = Report(layer_name, on_failure, tuning, truncated)
     operator, flat = operator.to(work), v.to(work)
     if v.ndim != 2:
         flat = flat.reshape(rows)
     how = (operator.kind, sigma, settings, adjoint, report)
     z, _ = _Equilibrium.call(operator.values, flat, metric, z0, *how)
     return cast(Tensor, z if v.ndim == 2 else z.reshape(v.shape)).to(v.dtype)
-
-
-def _report(
-    layer_name: str,
-    on_failure: str,
-    tuning: Tuning | None,
-    truncated: bool,
-    solution: Solution,
-    adjoint: bool,
-) -> None:
-    if adjoint and truncated:
-        return
-    if tuning is not None and solution.needed:
-        tuning.observe(adjoint, solution.needed)
-    announce(solution, layer_name + " (gradient)" * adjoint, on_failure)

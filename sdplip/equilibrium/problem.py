@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,7 +88,6 @@ class Solution:
         error_bound: (...,) float64, `error_bound` of z: what ‖z - z*‖_Λ is at most; None where
             nobody asked for it.
         needed: the sweeps after which, as it seems, a look would have found all rows solved.
-        preactivation: A z + v, as (batch, n), where the last look at it found all rows solved.
     """
 
     z: Tensor
@@ -98,15 +98,33 @@ class Solution:
     method: str
     error_bound: Tensor | None = None
     needed: int = 0
-    preactivation: Tensor | None = None
 
-    @property
-    def solved(self) -> bool:
-        """Whether it is known without a look that all rows have converged."""
-        return self.preactivation is not None
+    def by_row(self) -> "Solution":
+        return self
 
 
-def announce(solution: Solution, layer_name: str, on_failure: str = "raise") -> None:
+class Solved(NamedTuple):
+    """A `Solution` of which the last look found all rows (batch, n) converged, and A z + v there.
+
+    It is made in every step of training, where nobody asks about a single row.
+    """
+
+    z: Tensor
+    residual: Tensor
+    steps: Tensor | int
+    method: str
+    needed: int
+    preactivation: Tensor
+
+    def by_row(self) -> Solution:
+        done = torch.ones_like(self.residual, dtype=torch.bool)
+        steps = self.steps
+        if isinstance(steps, int):
+            steps = torch.full_like(done, steps, dtype=torch.long)
+        return Solution(self.z, self.residual, steps, done, done, self.method, needed=self.needed)
+
+
+def announce(solution: Solution | Solved, layer_name: str, on_failure: str = "raise") -> None:
     """Say that samples of `solution` did not converge, if any did not.
 
     A sample whose v is NaN or Inf has no equilibrium to find: it is named in a NotConvergedWarning
@@ -122,7 +140,7 @@ def announce(solution: Solution, layer_name: str, on_failure: str = "raise") -> 
         InvalidInput: another on_failure.
     """
     check_on_failure(on_failure)
-    if solution.solved or on_failure == "ignore" or bool(solution.converged.all()):
+    if isinstance(solution, Solved) or on_failure == "ignore" or bool(solution.converged.all()):
         return
     if not bool(solution.finite.all()):
         warnings.warn(

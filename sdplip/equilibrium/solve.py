@@ -14,7 +14,7 @@ from ..activations import Activation
 from ..errors import InvalidInput, ShapeError
 from .newton import newton
 from .operators import MAX_EXPLICIT, Operator, as_operator
-from .problem import Problem, Solution, as_activation, check_modulus, distance, rounding
+from .problem import Problem, Solution, Solved, as_activation, check_modulus, distance, rounding
 from .splitting import Iteration, iterate, iteration, optimal_step
 from .tuning import CHECK_EVERY
 
@@ -135,7 +135,7 @@ def solve(
     start = None if z0 is None else z0.reshape(rows)
     with torch.no_grad(), full_precision(v):
         flat = v.to(work).reshape(rows)
-        found = run(operator.to(work), flat, sigma, settings, metric, start)
+        found = run(operator.to(work), flat, sigma, settings, metric, start).by_row()
         z = found.z.to(v.dtype).reshape(v.shape)
         bound = distance(operator, v, z, sigma, metric, modulus)
     rest = ("residual", "steps", "converged", "finite")
@@ -154,7 +154,7 @@ def run(
     settings: Settings,
     metric: Tensor | None = None,
     z0: Tensor | None = None,
-) -> Solution:
+) -> Solution | Solved:
     """`solve` with checked arguments, for rows (batch, units) in the dtype of `working_dtype`,
     without the error bound. To be called without autograd and autocast."""
     given = v.dtype
@@ -165,40 +165,30 @@ def run(
         z0 = torch.where(z0.isfinite(), z0, 0)
     problem = Problem(A, v, sigma)
     if certainly_finite(v):
-        z, residual, steps, converged, method, needed = _rows(problem, z0, settings, metric)
-        if isinstance(converged, _All):
-            w, converged = converged.preactivation, torch.ones_like(steps, dtype=torch.bool)
-            parts = (z.to(given), residual, steps, converged, converged, method)
-            return Solution(*parts, None, needed, w.to(given))
-        finite = torch.ones_like(converged)
-    else:
-        finite = v.isfinite().all(-1)
-        index = finite.nonzero()[:, 0]
-        rest = None if z0 is None else z0[index]
-        found = _rows(problem.rows(index), rest, settings, metric)
-        method, needed = found[4:]
-        z, residual = torch.full_like(v, torch.nan), torch.full_like(v[:, 0], torch.nan)
-        steps, converged = torch.zeros_like(finite, dtype=torch.long), torch.zeros_like(finite)
-        z[index], residual[index], steps[index] = found[:3]
-        converged[index] = True if isinstance(found[3], _All) else found[3]
-    return Solution(z.to(given), residual, steps, converged, finite, method, needed=needed)
-
-
-class _All(NamedTuple):
-    """Every row has converged, with this A z + v."""
-
-    preactivation: Tensor
+        found = _rows(problem, z0, settings, metric)
+        if isinstance(found, Solved) and v.dtype == given:
+            return found
+        found = found.by_row()
+        return replace(found, z=found.z.to(given))  # which may overflow
+    finite = v.isfinite().all(-1)
+    index = finite.nonzero()[:, 0]
+    rest = None if z0 is None else z0[index]
+    found = _rows(problem.rows(index), rest, settings, metric).by_row()
+    z, residual = torch.full_like(v, torch.nan), torch.full_like(v[:, 0], torch.nan)
+    steps, converged = torch.zeros_like(finite, dtype=torch.long), torch.zeros_like(finite)
+    z[index], residual[index], steps[index] = found.z, found.residual, found.steps
+    converged[index] = found.converged
+    z = z.to(given)
+    return Solution(z, residual, steps, converged, finite, found.method, needed=found.needed)
 
 
 def _rows(
     problem: Problem, start: Tensor | None, settings: Settings, metric: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | _All, str, int]:
-    """z, residual, steps and convergence of finite rows, the method with what helped it, and the
-    sweeps that were needed."""
+) -> Solution | Solved:
+    """`run` for rows that are finite."""
     A, method, limit, tol = problem.A, settings.method, settings.max_steps, settings.tol
     if not len(problem.v):
-        nothing = problem.v.sum(-1)
-        return problem.v, nothing, nothing.long(), _All(problem.v.clone()), method, 0
+        return Solved(problem.v, problem.v.sum(-1), 0, method, 0, problem.v.clone())
     rescue = settings.fallback == "newton" or method == "auto"
     splitting = "peaceman_rachford" if method in ("auto", "newton") else method
 
@@ -221,7 +211,9 @@ def _rows(
             problem, sweeps, start, tol, limit, settings.first
         )
         if done and not settings.polish:
-            return z, residual, steps, _All(w), method, needed
+            return Solved(z, residual, steps, method, needed, w)
+    if isinstance(steps, int):
+        steps = torch.full_like(residual, steps, dtype=torch.long)
     converged = problem.solved(z, residual, tol)
     if method != "newton" and A.small and (settings.polish or (rescue and not done)):
         index = (~converged | settings.polish).nonzero()[:, 0]
@@ -234,4 +226,5 @@ def _rows(
     if not math.isfinite(float(residual.sum())):
         broken = ~residual.isfinite()
         z[broken], residual[broken] = torch.nan, torch.nan
-    return z, residual, steps, converged, method, needed
+    every = torch.ones_like(converged)
+    return Solution(z, residual, steps, converged, every, method, needed=needed)

@@ -79,6 +79,23 @@ def _best_step(A: Operator, method: str, metric: Tensor | None) -> float:
     return (m if known else L / 100) ** -0.5 * L**-0.5 if L > 0 else 1.0
 
 
+def contraction(kappa: float) -> float:
+    """What ‖R‖_Λ of the Cayley matrix R is at most at the step 1/√(mL), for κ = L/m ≥ 1.
+
+    With N = Λ^½ (I - A) Λ^-½ and y = (I + αN)⁻¹x of norm 1, ‖Rx‖² / ‖x‖² = (1 - q) / (1 + q) for
+    q = 2α⟨y, Ny⟩ / (1 + α²‖Ny‖²) ≥ 2αm / (1 + α²L²), which is 2 / (√κ (1 + κ)) at this α.
+    """
+    q = 2 / (math.sqrt(kappa) * (1 + kappa))
+    return math.sqrt((1 - q) / (1 + q))
+
+
+def conditioning(rate: float) -> float:
+    """The κ whose `contraction` is `rate` in (0, 1)."""
+    q = (1 - rate**2) / (1 + rate**2)
+    # √κ is the real root of s³ + s = 2 / q.
+    return (2 / math.sqrt(3) * math.sinh(math.asinh(3 * math.sqrt(3) / q) / 3)) ** 2
+
+
 class Iteration(Protocol):
     """A fixed-point map on states: `start`, `sweep` until `point` is a solution."""
 
@@ -257,12 +274,12 @@ def iterate(
     tol: float,
     max_steps: int,
     first: int = CHECK_EVERY,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, bool, int]:
+) -> tuple[Tensor, Tensor, Tensor | int, Tensor, bool, int]:
     """Sweep every row until it is `solved` to tol; then the row leaves the batch.
 
     The first look at the rows is after `first` sweeps, or before any of a z that is given. A row
-    ends early when its residual is no longer finite. Returns z, residual, steps and A z + v;
-    whether all rows are solved, and the sweeps after which, as it seems, a look would have found
+    ends early when its residual is no longer finite. Returns z, residual, steps (a number where all
+    rows took as many) and A z + v; whether all rows are solved, and the sweeps after which, as it seems, a look would have found
     them so.
     """
     state, drive = scheme.start(problem, z)
@@ -277,8 +294,9 @@ def iterate(
         error, w = problem.look(point)
         if live is None:
             points, residual, pre = point, error, w
-            steps = torch.full((len(state),), done, device=state.device)
+            steps: Tensor | int = done
         else:
+            assert isinstance(steps, Tensor)
             points[live], residual[live], pre[live], steps[live] = point, error, w, done
         worst = float(error.max())
         solved = None if worst <= tol else problem.solved(point, error, tol)
@@ -291,6 +309,7 @@ def iterate(
             return points, residual, steps, pre, False, done
         if live is None:
             live = torch.arange(len(state), device=state.device)
+            steps = torch.full_like(live, done)
         before = worst
         if len(stay) < len(live):
             problem, live, state, drive = problem.rows(stay), live[stay], state[stay], drive[stay]

@@ -80,7 +80,7 @@ def _pool(axes: int) -> Callable[..., Term]:
 
 
 def _converted(x: Term, *, dtype: torch.dtype | None = None, **others: Any) -> Term:
-    if dtype not in (None, torch.float32, torch.float64):
+    if dtype not in (None, torch.float64):
         raise InvalidInput(f"a tensor that depends on the input is rounded to {dtype}.")
     return x
 

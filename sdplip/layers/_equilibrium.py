@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .._tensors import certainly_finite, full_precision
 from ..activations import Activation, activation
 from ..equilibrium import Dense, Operator, Solution, Tuning, implicit, optimal_step, solve
+from ..equilibrium.splitting import conditioning
 from ..errors import InvalidInput
 from ..system import System
 from ._base import (
@@ -22,6 +23,7 @@ from ._base import (
     wide,
 )
 from ._plain import linear
+from ._spectrum import norm_square
 from ._state import pack, unpack
 from ._unrolled import FoldedEquilibrium, Unrolled
 
@@ -267,6 +269,23 @@ class EquilibriumLayer(Equilibrium):
 
     def _drive(self, x: Tensor, B: Tensor) -> Tensor:
         return F.linear(wide(x), B, _wide(self.bias))
+
+
+def contracted(A: Tensor, Lam: Tensor, m: Tensor, rate: float) -> Tensor:
+    """A - μI with the least μ ≥ 0 for which this shows that ‖R‖_Λ ≤ rate at the step 1/√(mL).
+
+    N = Λ^½ (I - A) Λ^-½ has ⟨x, Nx⟩ ≥ m‖x‖² and ‖N‖₂ = L. The shift makes m + μ and at most L + μ
+    of them, whose ratio is κ = `conditioning(rate)` for μ = (L - κm) / (κ - 1). What is in the
+    condition of the bound grows by 2μΛ ⪰ 0, so that γ stands.
+
+    Args:
+        A: (n, n). Lam: (n,). m: (), at most the modulus. rate: in (0, 1).
+    """
+    root, identity = Lam.sqrt(), torch.eye(len(Lam), dtype=A.dtype, device=A.device)
+    N = root.unsqueeze(-1) * (identity - A) / root
+    kappa, slack = conditioning(rate), 64 * torch.finfo(A.dtype).eps  # for the rounding of A
+    L = (1 + slack) * norm_square(N[..., None, None]).sqrt()
+    return A - ((L - kappa * m).clamp(min=0) / (kappa - 1)).to(A.dtype) * identity
 
 
 def _wide(x: Tensor | None) -> Tensor | None:

@@ -41,8 +41,9 @@ class CPLLinear(ResidualLayer):
 
 
 class CPLConv2d(ResidualConv):
-    """`ResidualConv` with T = ‖V‖₂² per group: 1-Lipschitz for images of every size.
+    """x ↦ Hx - 2VT⁻¹σ(VᵀHx + b), T = ‖V‖₂² per group, is 1-Lipschitz for images of every size.
 
+    V is a convolution, H the identity or, for other channels or a stride, see `ResidualConv`.
     The norm is that of `SpectralConv2d`, of the operator on the plane, which no image size exceeds.
 
     Args:

@@ -98,11 +98,13 @@ class OrthogonalLinear(LinearLayer):
 
 
 class OrthogonalConv2d(LinearConv):
-    """An explicit kernel that is exactly orthogonal: semi-orthogonal taps, then two-tap blocks.
+    """The convolution by an explicit kernel that is exactly orthogonal on tori is 1-Lipschitz for
+    images of every size.
 
-    Per axis, k - q blocks [I - P, P] of orthogonal projectors P of half the rank follow the taps of
-    a patch of q = min(k, stride) pixels; see `orthogonal_kernel`. The symbol then has orthonormal
-    rows (or columns, where the rows are more) at every frequency, so that the layer
+    The kernel is semi-orthogonal taps, then two-tap blocks: per axis, k - q blocks [I - P, P] of
+    orthogonal projectors P of half the rank follow the taps of a patch of q = min(k, stride)
+    pixels; see `orthogonal_kernel`. The symbol then has orthonormal rows (or columns, where the
+    rows are more) at every frequency, so that the layer
 
     - keeps distances, or is the adjoint of a map that does, with circular padding "same" (the
       sides of images are multiples of the stride);

@@ -159,7 +159,8 @@ def _product(outer: Tensor | float, inner: Tensor | float) -> float:
 
 
 class SandwichConv2d(ConvLayer):
-    """`SandwichLinear` with [A B] one orthogonal convolution kernel with orthonormal rows.
+    """x ↦ √2 AᵀΨσ(√2 Ψ⁻¹Bx + b) with [A B] one orthogonal convolution is 1-Lipschitz for images of
+    every size.
 
     A and B map images of out_channels and of in_channels to the same units, y = √2 A*Ψσ(√2 Ψ⁻¹Bx +
     b), A* the adjoint. On the plane and on a torus AA* + BB* = I. With S the pixels of units that

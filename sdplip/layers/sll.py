@@ -60,11 +60,13 @@ class SLLLinear(Dominated, ResidualLayer):
 
 
 class SLLConv2d(Dominated, ResidualConv):
-    """`ResidualConv` with T_i = Σ_j |V⋆V|_ij q_j / q_i, summed over channels and shifts.
+    """x ↦ Hx - 2VT⁻¹σ(VᵀHx + b), T_i = Σ_j |V⋆V|_ij q_j / q_i, is 1-Lipschitz for images of every
+    size.
 
-    1-Lipschitz for images of every size. q > 0 is learned as in `SLLLinear`, one number for every
-    channel of units, and neither cancels nor broadcasts over taps. Arguments as in `ResidualConv`,
-    and products as in `SLLLinear`, cheaper in bfloat16 for hundreds of channels.
+    V is a convolution, and the sum is over channels and shifts; H is the identity or, for other
+    channels or a stride, see `ResidualConv`. q > 0 is learned as in `SLLLinear`, one number for
+    every channel of units, and neither cancels nor broadcasts over taps. Arguments as in
+    `ResidualConv`, and products as in `SLLLinear`, cheaper in bfloat16 for hundreds of channels.
     """
 
     scaled = True

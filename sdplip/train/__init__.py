@@ -10,7 +10,7 @@ config = find_preset("sll-small").config(load("cifar10"))    # a published netwo
 
 from typing import Any
 
-from .attack import Attack, pgd
+from .attack import Attack, apgd, pgd
 from .certify import (
     certified_accuracy,
     certified_radii,
@@ -39,6 +39,7 @@ __all__ = [
     "RunConfig",
     "Splits",
     "TrainConfig",
+    "apgd",
     "build",
     "certified_accuracy",
     "certified_radii",

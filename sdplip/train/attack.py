@@ -286,6 +286,7 @@ class _Adaptive:
         self, taken: int, point: Tensor, centre: Tensor, loss: Tensor, gradient: Tensor
     ) -> Tensor:
         if not taken:
+            self.before = point
             self.step = self.step_then = torch.full_like(loss, 2 * self.space.radius)
             self.best, self.uphill, self.height = point, gradient, loss
             self.last, self.height_then, self.rises = loss, loss, torch.zeros_like(loss)
@@ -315,10 +316,10 @@ class _Adaptive:
 
 def _checkpoints(steps: int) -> set[int]:
     """After how many moves APGD looks whether the loss stalls."""
-    shares = [0.0, 0.22]
-    while shares[-1] < 1:
-        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    return {math.ceil(share * steps) for share in shares[1:]}
+    percent = [0, 22]
+    while percent[-1] < 100:
+        percent.append(percent[-1] + max(percent[-1] - percent[-2] - 3, 6))
+    return {math.ceil(p * steps / 100) for p in percent[1:]}
 
 
 def _logits(model: Model, x: Tensor, gradient: bool = False) -> Tensor:

@@ -68,21 +68,30 @@ def certified_radii(
     exceeds r strictly. `error` (N,) is what equilibrium solvers left open of the logits
     (`sdplip.layers.solve_output`, in either norm): twice of it is taken from every margin.
     """
-    K = logits.shape[-1]
-    if pairs.shape != (K, K):
+    margin = margins(logits, labels, slack, error)
+    if pairs.shape != (margin.shape[-1],) * 2:
         raise ShapeError(
-            f"certified_radii: pairs has shape {tuple(pairs.shape)}, but the logits have {K} "
-            "classes. Give one bound for every two classes."
+            f"certified_radii: pairs has shape {tuple(pairs.shape)}, but the logits have "
+            f"{margin.shape[-1]} classes. Give one bound for every two classes."
         )
+    # A pair bound of zero means a constant difference: any positive margin lasts for ever.
+    radius = torch.where(margin > 0, margin / pairs.to(margin)[labels], torch.zeros_like(margin))
+    return radius.scatter(-1, labels[:, None], torch.inf).amin(-1)
+
+
+def margins(
+    logits: Tensor, labels: Tensor, slack: float | None = None, error: Tensor | None = None
+) -> Tensor:
+    """How far each label's logit is certain to lead each other; (N, K) float64, inf at the label.
+
+    As `certified_radii`, whose arguments these are.
+    """
     relative = SLACK.get(logits.dtype, 1e-2) if slack is None else slack
     z = logits.double()
     margin = z.gather(-1, labels[:, None]) - z - relative * z.abs().amax(-1, keepdim=True)
     if error is not None:
         margin = margin - 2 * error.to(z)[:, None]
-    pairs = pairs.to(z)[labels]
-    # A pair bound of zero means a constant difference: any positive margin lasts for ever.
-    radius = torch.where(margin > 0, margin / pairs, torch.zeros_like(margin))
-    return radius.scatter(-1, labels[:, None], torch.inf).amin(-1)
+    return margin.scatter(-1, labels[:, None], torch.inf)
 
 
 def certified_accuracy(radii: Tensor, at: float) -> float:

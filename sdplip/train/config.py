@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InvalidInput
 from . import augment
+from .attack import ATTACKS
 from .data import DATASETS, FOLDER, Splits, known
 from .loss import OFFSET, TEMPERATURE
 from .models import ModelConfig, check_types, norm_of, plain, read_config
@@ -115,9 +116,12 @@ class EvalConfig:
 
     Accuracies are taken on the first `images` test images (None: all of them), those under attack
     on the first `attack_images` of these (None: all). With `linf`, models that promise nothing in
-    ℓ∞ are measured in it too. `fgsm` attacks by one step of the radius as well. `verify`
-    asks for the SDP bound; networks of more than `verify_units` units, and convolutional ones, are
-    left out of it.
+    ℓ∞ are measured in it too. The `attack` is "pgd" or "apgd", several times stronger and dearer;
+    `fgsm` attacks by one step of the radius as well. `verify` asks for the SDP bound; networks of
+    more than `verify_units` units, and convolutional ones, are left out of it. With at most
+    `pair_units` units every two of up to ten classes have a bound of their own. The first
+    `local_images` test images are certified by bounds of their own surroundings, too (None: none;
+    seconds per image).
     """
 
     radii: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
@@ -130,16 +134,26 @@ class EvalConfig:
     attack_images: int | None = None
     linf: bool = False
     fgsm: bool = False
+    attack: str = "pgd"
+    pair_units: int = 130
+    local_images: int | None = None
 
     def __post_init__(self) -> None:
         check_types("evaluate", self)
         for name in ("radii", "linf_radii"):
             for radius in getattr(self, name):
                 _finite("evaluate", name, radius, positive=True)
-        for name in ("steps", "restarts", "images", "attack_images", "verify_units"):
+        if self.attack not in ATTACKS:
+            raise InvalidInput(
+                f"evaluate: attack is {self.attack!r}, but must be one of {', '.join(ATTACKS)}."
+            )
+        counts = ("steps", "restarts", "images", "attack_images", "verify_units", "local_images")
+        for name, least in (*((name, 1) for name in counts), ("pair_units", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidInput(f"evaluate: {name} is {value!r}, but must be an integer ≥ 1.")
+            if value is not None and value < least:
+                raise InvalidInput(
+                    f"evaluate: {name} is {value!r}, but must be an integer ≥ {least}."
+                )
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,29 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..equilibrium import solve
 from ..errors import CertificationError, NotWellPosed
 from ..layers import lipschitz_bound
-from ..system import System
-from .certify import SLACK, certified_accuracy, certified_radii, global_pairs, linf_pairs
-from .config import RunConfig
+from ..system import UNKNOWN, System
+from .certify import (
+    SLACK,
+    certified_accuracy,
+    certified_radii,
+    global_pairs,
+    last_layer_pairs,
+    linf_pairs,
+)
+from .config import EvalConfig, RunConfig
 from .data import Splits, pixels
+from .local import certified_locally
 from .measure import (
     BATCH,
     Subject,
@@ -46,6 +56,9 @@ AFFORDABLE = 5_000_000
 
 PROBED = 16
 """Images on which the rounding of float32 is looked at."""
+
+PAIRED = 10
+"""With more classes than these, pairs of them are not bounded one by one."""
 
 JACOBIANS = (4, 10)
 """At how many images, and of how many logits, a Jacobian bounds the constant from below."""
@@ -95,14 +108,12 @@ def _dense_rows(
                 if norm == 2
                 else torch.minimum(global_pairs(promised, classes, norm), linf_pairs(system))
             )
-        certificate, note, undecided = _verify(system, norm, config)
-        if certificate is not None:
-            # Every entry of either matrix is a bound, so the smaller of the two is one.
-            pairs = torch.minimum(pairs, global_pairs(certificate.bound, classes, norm))
+        certificate, verified, note, undecided = _verify(system, norm, config)
         row = _row(
-            subject, x, labels, logits, pairs, config, cost,
+            # Every entry of either matrix is a bound, so the smaller of the two is one.
+            subject, x, labels, logits, torch.minimum(pairs, verified), config, cost,
             norm=norm, promised=promised, certificate=certificate, note=note,
-            undecided=undecided, residual=_residual(system, x),
+            undecided=undecided, residual=_residual(system, x), system=system,
         )  # fmt: skip
         rows.append(row)
     return rows
@@ -187,23 +198,43 @@ def _row(
     undecided: bool = False,
     residual: float = 0.0,
     slack: float = SLACK[torch.float64],
+    system: System | None = None,
 ) -> Row:
-    found = certified_radii(logits, labels, pairs, slack, subject.left_open(x))
+    settings = config.evaluate
+    error = subject.left_open(x)
+    found = certified_radii(logits, labels, pairs, slack, error)
     correct = correctly(logits, labels)
     clean = float(correct.double().mean())
-    radii = config.evaluate.radii if norm == 2 else config.evaluate.linf_radii
-    first = config.evaluate.attack_images
+    radii = settings.radii if norm == 2 else settings.linf_radii
+    first = settings.attack_images
     first = None if first is None or first >= len(x) else first
-    attacked, unsound = subject.attacked(
-        x[:first], labels[:first], correct[:first], found[:first], radii, norm, config
-    )
-    fgsm: tuple[float, ...] = ()
-    if config.evaluate.fgsm:
-        once = replace(config, evaluate=replace(config.evaluate, steps=1, restarts=1))
-        fgsm, refuted = subject.attacked(
-            x[:first], labels[:first], correct[:first], found[:first], radii, norm, once
+
+    def standing(settings: EvalConfig) -> Tensor:
+        return subject.standing(
+            x[:first], labels[:first], correct[:first], radii, norm, settings, config.train.seed
         )
-        unsound = max(unsound, refuted)
+
+    stands = standing(settings)
+    once = replace(settings, attack="pgd", steps=1, restarts=1)
+    stands_fgsm = standing(once) if settings.fgsm else stands
+    proved = found[:first, None] > torch.tensor(radii, dtype=found.dtype, device=found.device)
+    local: dict[str, Any] = {}
+    without = "" if settings.local_images is None else _no_local(system, settings)
+    if settings.local_images is not None and system is not None and not without:
+        n = min(settings.local_images, len(proved))
+        began = time.perf_counter()
+        inside = certified_locally(
+            system, pixels(x[:n], torch.float64).flatten(1), labels[:n], logits[:n], pairs, radii,
+            norm, slack, error[:n],
+        ).to(proved.device)  # fmt: skip
+        shares = {"certified": proved[:n], "local": inside, "attacked": stands[:n]}
+        local = {
+            "local_seconds": time.perf_counter() - began,
+            "local_images": n,
+            "local": {name: _shares(values) for name, values in shares.items()},
+        }
+        proved[:n] |= inside
+    unsound = int((proved & ~(stands & stands_fgsm)).any(1).sum())
     grid = torch.linspace(0, 1.5 * max(radii, default=1.0), CURVE_POINTS).tolist()
     return Row(
         layer=config.model.layer,
@@ -211,8 +242,9 @@ def _row(
         clean=clean,
         radii=tuple(radii),
         certified=tuple(certified_accuracy(found, r) for r in radii),
-        attacked=attacked,
-        fgsm=fgsm,
+        attacked=tuple(_shares(stands)),
+        attack=settings.attack,
+        fgsm=tuple(_shares(stands_fgsm)) if settings.fgsm else (),
         promised=promised,
         verified=None if certificate is None else certificate.bound,
         proven=None if certificate is None else certificate.proven,
@@ -226,9 +258,10 @@ def _row(
         scale=config.model.scale,
         unsound=unsound,
         undecided=undecided,
-        note="; ".join(filter(None, (shortened(config), note, collapsed(clean, labels)))),
+        note="; ".join(filter(None, (shortened(config), note, without, collapsed(clean, labels)))),
         certificate=certificate,
         curve={"radius": grid, "certified": [certified_accuracy(found, r) for r in grid]},
+        **local,
         attack_images=first,
         attack_clean=None if first is None else float(correct[:first].double().mean()),
         attack_certified=()
@@ -239,24 +272,71 @@ def _row(
     )
 
 
-def _verify(system: System, norm: float, config: RunConfig) -> tuple[Certificate | None, str, bool]:
-    settings = config.evaluate
+def _shares(of: Tensor) -> list[float]:
+    """The share of images (rows) at every radius."""
+    return of.double().mean(0).tolist()
+
+
+def _verify(
+    system: System, norm: float, config: RunConfig
+) -> tuple[Certificate | None, Tensor, str, bool]:
+    """The certificate, bounds of all pairs of classes, a note, and whether it stays undecided."""
+    settings, classes = config.evaluate, config.model.num_classes
+    pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
     if not settings.verify:
-        return None, "not verified: switched off", False
-    if norm == 2 and system.units > settings.verify_units:
-        return (
-            None,
-            f"not verified: {system.units} units, more than verify_units = {settings.verify_units}",
-            False,
-        )
+        return None, pairs, "not verified: switched off", False
+    if norm == 2 and (note := _too_large(system, settings)):
+        return None, pairs, f"not verified: {note}", False
     from ..verify import lipschitz
 
     try:
-        return lipschitz(system, norm=norm), "", False
+        certificate = lipschitz(system, norm=norm)
     except NotWellPosed as error:
-        return None, f"no bound: {error}", False
+        return None, pairs, f"no bound: {error}", False
     except CertificationError as error:
-        return None, f"undecided: {error}", True
+        return None, pairs, f"undecided: {error}", True
+    pairs = global_pairs(certificate.bound, classes, norm)
+    try:
+        return certificate, torch.minimum(pairs, _verified_pairs(system, norm, settings)), "", False
+    except (NotWellPosed, CertificationError) as error:
+        return certificate, pairs, f"pairs of classes undecided: {error}", False
+
+
+def _verified_pairs(system: System, norm: float, settings: EvalConfig) -> Tensor:
+    """Bounds of the differences of outputs: each by itself, or by the last layer's rows."""
+    from ..verify import lipschitz, margin_bounds
+
+    classes = system.outputs
+    if classes <= PAIRED and (norm != 2 or system.units <= settings.pair_units):
+        return torch.as_tensor(margin_bounds(system, norm).bounds)
+    if norm != 2 or system.D.any():
+        return torch.full((classes, classes), torch.inf, dtype=torch.float64)
+    # y = Cz + c: the units that C reads are the body, in one more bound.
+    read = np.flatnonzero(system.C.any(axis=0))
+    body = replace(
+        system,
+        C=np.eye(system.units)[read],
+        D=np.zeros((len(read), system.inputs)),
+        c=np.zeros(len(read)),
+    )
+    return last_layer_pairs(lipschitz(body, lower=False).bound, torch.tensor(system.C[:, read]))
+
+
+def _no_local(system: System | None, settings: EvalConfig) -> str:
+    """Why there are no local certificates, or ""."""
+    if system is None:
+        why = "the network is convolutional"
+    elif UNKNOWN in system.activation:
+        why = "some activations are known by their slopes only"
+    else:
+        why = _too_large(system, settings)
+    return f"no local certificates: {why}" if why else ""
+
+
+def _too_large(system: System, settings: EvalConfig) -> str:
+    if system.units <= settings.verify_units:
+        return ""
+    return f"{system.units} units, more than verify_units = {settings.verify_units}"
 
 
 def _residual(system: System, x: Tensor) -> float:

@@ -7,33 +7,19 @@ test errors and least bounds over diagonal multipliers were measured anew, for n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InvalidInput
-from .config import CIFAR_RADII, RunConfig, override, preset
+from . import convnets, published
+from .config import RunConfig, override, preset
 from .data import FOLDER, Splits
 from .presets import CIFAR10_SHAPE, find_preset
-from .published import (
-    AOL_CIFAR10,
-    AOL_CIFAR100,
-    AOL_SOURCE,
-    CIFAR10_24H,
-    CIFAR_STORED,
-    CPL_CIFAR10,
-    GRID,
-    GRID_SOURCE,
-    LBEN_ATTACKED,
-    LBEN_STORED,
-    LBEN_WIDTHS,
-    SLL_CIFAR10,
-    SLL_CIFAR100,
-    SLL_TINY,
-    STORED_SOURCE,
-)
+from .runs import folder_name
 
 ATTACKED = 1000
-TINY_SHAPE = (3, 64, 64)
+"""Test images of MNIST that are attacked."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +61,8 @@ class Experiment:
         fits = (splits.num_classes, splits.input_shape) == (self.classes, self.shape)
         if splits.name not in self.data and not (splits.name.startswith(FOLDER) and fits):
             shape = "x".join(map(str, self.shape))
-            known = " or ".join((*self.data, f"a folder of {self.classes} classes of {shape}"))
+            folder = f"a folder of {self.classes} classes of {shape}"
+            known = " or ".join((*self.data, folder))
             raise InvalidInput(
                 f"the experiment is about {known}, but the data set is {splits.name!r} with "
                 f"{splits.num_classes} classes of {'x'.join(map(str, splits.input_shape))}. "
@@ -89,15 +76,13 @@ class Experiment:
     def _config(self, variant: Variant, splits: Splits) -> RunConfig:
         settings = {**self.changes, **variant.changes}
         name = settings.pop("preset", None)
-        config = preset(settings["layer"], splits) if name is None else _found(name, splits)
+        if name is None:
+            config = preset(settings["layer"], splits)
+        else:
+            config = find_preset(name).config(splits)
         if "gamma" in settings and settings["gamma"] is None:
             # None means 'as it is' to `override`.
             config = replace(config, model=replace(config.model, gamma=None))
-        if settings.get("architecture") == "equilibrium":
-            # Together: a family that only convolutions of equilibria know is none before.
-            names = ("layer", "architecture", "width")
-            together = {name: settings.pop(name) for name in names}
-            config = replace(config, model=replace(config.model, **together))
         return override(config, **settings)
 
     def only(self, names: str) -> Experiment:
@@ -126,23 +111,23 @@ class Experiment:
         return {variant.name: variant.source or self.source for variant in self.variants}
 
 
-def _found(name: str, splits: Splits) -> RunConfig:
-    return find_preset(name).config(splits)
-
-
 def _goes_by(variant: Variant, name: str) -> bool:
     return variant.name == name or variant.name.split()[0] == name
 
 
-_STD = {"normalise": "std", "mean": 0.1307, "std": 0.3081}
-_EQUILIBRIUM: dict[str, Any] = {
+_NORMALISED = {"normalise": "std", "mean": 0.1307, "std": 0.3081}
+_MNIST: dict[str, Any] = {"data": ("mnist",), "classes": 10, "shape": (1, 28, 28)}
+_CIFAR10: dict[str, Any] = {"data": ("cifar10",), "classes": 10, "shape": CIFAR10_SHAPE}
+_CIFAR100: dict[str, Any] = {"data": ("cifar100",), "classes": 100, "shape": CIFAR10_SHAPE}
+_TINY: dict[str, Any] = {"data": (), "classes": 200, "shape": (3, 64, 64)}
+_COMMON: dict[str, Any] = {
     "batch_size": 128,
     "loss": "cross_entropy",
     "attack_images": ATTACKED,
 }
 _LBEN: dict[str, Any] = {
-    **_EQUILIBRIUM,
-    **_STD,
+    **_COMMON,
+    **_NORMALISED,
     "width": 80,
     "epochs": 30,
     "lr": 1e-3,
@@ -150,70 +135,107 @@ _LBEN: dict[str, Any] = {
     "radii": (0.4, 0.8, 1.5, 2.3, 3.9, 7.3),
 }
 _NEMON: dict[str, Any] = {
-    **_EQUILIBRIUM,
+    **_COMMON,
+    **_NORMALISED,
+    "width": 100,
+    "epochs": 30,
+    "lr": 2e-3,
+    "schedule": "piecewise",
     "linf_radii": (0.01, 0.03, 0.05, 0.1, 0.2),
     "linf": True,
 }
-_CIFAR: dict[str, Any] = {
-    **_EQUILIBRIUM,
+# Mean and deviation are those of the data; ε is that of the layers, 1 instead of 0.1.
+_CONVOLUTION: dict[str, Any] = {
+    **_COMMON,
     "architecture": "equilibrium",
     "width": 81,
     "normalise": "std",
     "lr": 1e-3,
     "schedule": "multistep",
     "attack_images": 200,
+    "fgsm": True,
 }
-"""Mean and deviation are those of the data."""
-
-
-def _sizes(
-    sizes: dict[str, dict[str, float]], source: str, layer: str = "sll"
-) -> tuple[Variant, ...]:
-    return tuple(
-        Variant(f"{layer} {size}", {"layer": layer, "preset": f"{layer}-{size}"}, figures, source)
-        for size, figures in sizes.items()
-    )
 
 
 def _lben(gamma: float) -> Variant:
-    error, bound, sampled = LBEN_STORED[gamma]
-    figures = {"error": error, "verified": bound, "sampled": sampled}
-    attacked = LBEN_ATTACKED.get(f"lben γ={gamma:g}", {})
-    return Variant(f"lben γ={gamma:g}", {"layer": "lben", "gamma": gamma}, figures | attacked)
+    name = f"lben γ={gamma:g}"
+    figures = dict(zip(("error", "verified", "sampled"), published.LBEN_MNIST[gamma], strict=True))
+    attacked = published.LBEN_ATTACKED.get(name, {})
+    return Variant(name, {"layer": "lben", "gamma": gamma}, figures | attacked)
 
 
-def _cifar(name: str, layer: str, gamma: float | None) -> Variant:
-    return Variant(name, {"layer": layer, "gamma": gamma}, CIFAR_STORED.get(name, {}))
+def _without_bound(name: str, layer: str) -> Variant:
+    figures = published.WITHOUT_BOUND[name] | published.LBEN_ATTACKED.get(name, {})
+    return Variant(name, {"layer": layer, "gamma": None}, figures)
 
 
-def _grid(layer: str, size: str) -> Variant:
-    figures = dict(GRID.get(layer, {}).get(size, {})) | CIFAR10_24H.get(f"{layer} {size}", {})
-    changes = {"layer": layer, "preset": f"convnet-{size}-{layer}"}
-    return Variant(f"{layer} {size}", changes, figures)
+def _convolution(name: str, layer: str, **changes: Any) -> Variant:
+    return Variant(name, {"layer": layer, **changes}, published.LBEN_CIFAR10.get(name, {}))
 
 
-_PENALTIES = (1e-4, 1e-3, 1e-2)
+def _penalties(*weights: float) -> list[Variant]:
+    return [
+        Variant("nemon", {"layer": "nemon", "linf_penalty": 0.0}),
+        *(
+            Variant(f"nemon penalty {weight:g}", {"layer": "nemon", "linf_penalty": weight})
+            for weight in weights
+        ),
+    ]
+
+
+def _networks(data: str, *layers: str) -> tuple[Variant, ...]:
+    """The published networks of these families."""
+    tables = {
+        "sll": (published.SLL, published.SLL_SOURCE),
+        "cpl": (published.CPL, published.CPL_SOURCE),
+        "aol": (published.AOL, published.AOL_SOURCE),
+    }
+    return tuple(
+        Variant(
+            f"{layer} {size}", {"layer": layer, "preset": f"{layer}-{size}"}, figures, source
+        )
+        for layer in layers
+        for table, source in [tables[layer]]
+        for size, figures in table[data].items()
+    )  # fmt: skip
+
+
+def _grid(data: str, layers: Sequence[str], *sizes: str) -> tuple[Variant, ...]:
+    """Convnets of these families and sizes."""
+    return tuple(
+        Variant(
+            f"{layer} {size}",
+            {"layer": layer, "preset": f"convnet-{size}-{layer}"},
+            published.grid(data, layer, size),
+            published.GRID_SOURCE,
+        )
+        for layer in layers
+        for size in sizes
+    )
+
+
+def _compared(name: str, data: str, where: dict[str, Any]) -> Experiment:
+    return Experiment(
+        f"1-Lipschitz layers compared: family x size at the same time, on {name}; a budget is "
+        "that of each training",
+        published.GRID_SOURCE,
+        **where,
+        changes={},
+        variants=_grid(data, convnets.families(), *published.GRID_SIZES),
+        each=True,
+    )
+
 
 EXPERIMENTS = {
     "lben-mnist": Experiment(
         "Test error against the Lipschitz bound: equilibrium networks of 80 units on MNIST",
-        STORED_SOURCE,
-        ("mnist",),
-        10,
-        (1, 28, 28),
-        _LBEN,
-        (
-            *map(_lben, LBEN_STORED),
-            Variant(
-                "lben no bound",
-                {"layer": "lben", "gamma": None},
-                {"error": 2.03, "verified": 11.76, "sampled": 9.26},
-            ),
-            Variant(
-                "mon",
-                {"layer": "mon", "gamma": None},
-                {"error": 2.04, "verified": 8.752, "sampled": 7.07} | LBEN_ATTACKED["mon"],
-            ),
+        f"{published.STORED}, measured anew",
+        **_MNIST,
+        changes=_LBEN,
+        variants=(
+            *map(_lben, published.LBEN_MNIST),
+            _without_bound("lben no bound", "lben"),
+            _without_bound("mon", "mon"),
             Variant(
                 "lipschitz-margin",
                 {"layer": "unconstrained", "depth": 1, "loss": "lipschitz_margin", "offset": 0.1},
@@ -222,86 +244,109 @@ EXPERIMENTS = {
         ),
     ),
     "lben-mnist-widths": Experiment(
-        "Test error against the width: equilibrium networks with γ = 1 on MNIST",
-        STORED_SOURCE,
-        ("mnist",),
-        10,
-        (1, 28, 28),
-        _LBEN | {"layer": "lben", "gamma": 1.0},
-        tuple(
+        "Test error against width: equilibrium networks with γ = 1 on MNIST",
+        f"{published.STORED}, measured anew",
+        **_MNIST,
+        changes={**_LBEN, "layer": "lben", "gamma": 1.0},
+        variants=tuple(
             Variant(f"lben width={width}", {"width": width}, {"error": error, "verified": bound})
-            for width, (error, bound) in LBEN_WIDTHS.items()
+            for width, (error, bound) in published.LBEN_WIDTHS.items()
         ),
     ),
     "lben-cifar10": Experiment(
         "Test error against the Lipschitz bound: equilibrium convolutions of 81 channels on "
         "CIFAR-10",
-        f"{STORED_SOURCE}: figures as stored, metric of every pixel, ε = 0.1",
-        ("cifar10",),
-        10,
-        CIFAR10_SHAPE,
-        _CIFAR | {"epochs": 25, "milestones": (0.6,), "radii": (0.38, 1.54, 3.85)},
-        (
-            *(_cifar(f"lben γ={gamma:g}", "lben", gamma) for gamma in (1.0, 2.0, 3.0, 5.0, 50.0)),
-            _cifar("lben no bound", "lben", None),
-            _cifar("mon", "mon", None),
-            Variant(
-                "unconstrained", {"layer": "unconstrained"}, CIFAR_STORED["unconstrained"]
+        f"{published.STORED}, as stored",
+        **_CIFAR10,
+        changes={**_CONVOLUTION, "epochs": 25, "milestones": (0.6,), "radii": (0.38, 1.54, 3.85)},
+        variants=(
+            *(
+                _convolution(f"lben γ={gamma:g}", "lben", gamma=gamma)
+                for gamma in (1.0, 2.0, 3.0, 5.0, 50.0)
             ),
+            _convolution("lben no bound", "lben", gamma=None),
+            _convolution("mon", "mon", gamma=None),
+            _convolution("unconstrained", "unconstrained"),
         ),
     ),
     "nemon-mnist": Experiment(
         "Robustness in ℓ∞: equilibrium networks of 100 units on MNIST",
-        "[NEMON] section 6; without published numbers",
-        ("mnist",),
-        10,
-        (1, 28, 28),
-        _NEMON | _STD | {"width": 100, "epochs": 30, "lr": 2e-3, "schedule": "piecewise"},
-        (
-            Variant("nemon", {"layer": "nemon", "linf_penalty": 0.0}),
-            *(
-                Variant(f"nemon penalty {weight:g}", {"layer": "nemon", "linf_penalty": weight})
-                for weight in _PENALTIES
-            ),
+        "Jafarpour et al. (arXiv 2106.03194), section 6; without published numbers",
+        **_MNIST,
+        changes=_NEMON,
+        variants=(
+            *_penalties(1e-4, 1e-3, 1e-2),
             Variant("mon", {"layer": "mon", "gamma": None}),
             Variant("lben γ=5", {"layer": "lben", "gamma": 5.0}),
         ),
     ),
     "nemon-cifar10": Experiment(
         "Robustness in ℓ∞: equilibrium convolutions of 81 channels on CIFAR-10",
-        "[NEMON] section 6; without published numbers",
-        ("cifar10",),
-        10,
-        CIFAR10_SHAPE,
-        _NEMON
-        | _CIFAR
-        | {
+        "Jafarpour et al. (arXiv 2106.03194), section 6; without published numbers",
+        **_CIFAR10,
+        changes={
+            **_CONVOLUTION,
+            "kernel": 5,
             "epochs": 40,
             "milestones": (0.625,),
-            "kernel": 5,
-            "fgsm": True,
-            "linf_radii": (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
+            "linf_radii": tuple(k / 255 for k in (1, 2, 4, 8, 16)),
+            "linf": True,
         },
-        (
-            Variant("nemon", {"layer": "nemon", "linf_penalty": 0.0}),
-            *(
-                Variant(f"nemon penalty {weight:g}", {"layer": "nemon", "linf_penalty": weight})
-                for weight in (1e-4, 1e-3)
-            ),
+        variants=(
+            *_penalties(1e-4, 1e-3),
             Variant("mon", {"layer": "mon", "gamma": None}),
             Variant("unconstrained", {"layer": "unconstrained"}),
         ),
     ),
     "sll-cifar10": Experiment(
-        "Certified accuracy of 1-Lipschitz residual networks on CIFAR-10",
-        "[ARAUJO] section 5",
-        ("cifar10",),
-        10,
-        CIFAR10_SHAPE,
-        {},
-        (
-            *SLL_CIFAR10_VARIANTS,
+        "Certified accuracy of 1-Lipschitz networks on CIFAR-10",
+        published.SLL_SOURCE,
+        **_CIFAR10,
+        changes={},
+        variants=(
+            *_networks("cifar10", "sll", "cpl", "aol"),
+            *_grid("cifar10", ["orthogonal"], "l"),
         ),
     ),
+    "sll-cifar100": Experiment(
+        "Certified accuracy of 1-Lipschitz networks on CIFAR-100",
+        published.SLL_SOURCE,
+        **_CIFAR100,
+        changes={},
+        variants=(
+            *_networks("cifar100", "sll", "aol"),
+            *_grid("cifar100", ["orthogonal"], "l"),
+        ),
+    ),
+    "sll-tiny": Experiment(
+        "Certified accuracy of 1-Lipschitz networks on Tiny-ImageNet, a folder of images",
+        published.SLL_SOURCE,
+        **_TINY,
+        changes={},
+        variants=_networks("tiny", "sll"),
+    ),
+    "1lc-cifar10": _compared("CIFAR-10", "cifar10", _CIFAR10),
+    "1lc-cifar100": _compared("CIFAR-100", "cifar100", _CIFAR100),
+    "1lc-tiny": _compared("Tiny-ImageNet, a folder of images", "tiny", _TINY),
 }
 """Every experiment by name."""
+
+
+def one_model(name: str) -> Experiment | None:
+    """The comparison with this one model, named as in "lben-mnist/lben-gamma-1"; None where the
+    name is of another kind.
+
+    Raises InvalidInput for a model that the comparison does not have.
+    """
+    experiment, _, model = name.partition("/")
+    if experiment not in EXPERIMENTS:
+        return None
+    whole = EXPERIMENTS[experiment]
+    names = {folder_name(variant.name): variant for variant in whole.variants}
+    if model not in names:
+        raise InvalidInput(
+            f"preset {name!r} is no model of the comparison {experiment}. Give one of "
+            f"{', '.join(f'{experiment}/{known}' for known in names)}, or train them all with "
+            f"sdplip compare --preset {experiment}."
+        )
+    return replace(whole, variants=(names[model],))

@@ -13,7 +13,7 @@ from ..errors import InvalidInput
 from .checkpoint import read_json
 from .config import RunConfig
 from .models import BASELINES, FAMILIES
-from .row import Row
+from .row import LOCAL, Row
 from .runs import FORMAT, read_rows
 
 MADE = ("device", "device_name", "threads", "commit", "data_sha256")
@@ -103,6 +103,11 @@ def _check(row: Row) -> None:
     sizes += [v for v in (row.step_ms, row.train_seconds, row.residual) if not math.isnan(v)]
     sizes += [*row.radii, *row.curve["radius"], row.scale, row.slack, row.images, row.parameters]
     _sizes(sizes)
+    if row.local and row.local.keys() != set(LOCAL):
+        raise ValueError("local certificates that are incomplete")
+    for at_radii in (*row.local.values(), *([row.fgsm] if row.fgsm else [])):
+        if len(at_radii) != len(row.radii) or not all(0 <= share <= 1 for share in at_radii):
+            raise ValueError("accuracies that do not belong to the radii")
     if not len(row.radii) == len(row.certified) == len(row.attacked) > 0:
         raise ValueError("as many accuracies as radii are needed, and at least one")
     if not len(row.curve["radius"]) == len(row.curve["certified"]) > 0:

@@ -72,7 +72,7 @@ def _singular_values(layer: nn.Module, x: Tensor) -> tuple[str, list[float] | No
     return where, [float(value) for value in torch.linalg.svdvals(J.flatten(1))]
 
 
-def _equilibria(trained: nn.Module, exact: Equilibrium, x: Tensor) -> dict[str, Any]:
+def _equilibria(trained: Any, exact: Any, x: Tensor) -> dict[str, Any]:
     exact.method, exact.fallback, exact.tol = "peaceman_rachford", None, REACHED
     images, most = (len(x), STEPS[-1]) if isinstance(exact, EquilibriumLayer) else ON_IMAGES
     x = x[:images]
@@ -86,7 +86,7 @@ def _equilibria(trained: nn.Module, exact: Equilibrium, x: Tensor) -> dict[str, 
         if largest[-1] <= REACHED:
             break
     began = time.perf_counter()
-    found = trained.solve(x.to(next(trained.parameters()).dtype))  # type: ignore[operator]
+    found = trained.solve(x.to(next(trained.parameters()).dtype))
     milliseconds = 1e3 * (time.perf_counter() - began) / max(len(x), 1)
     return {
         "at": at,

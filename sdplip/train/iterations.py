@@ -16,7 +16,8 @@ LIMIT = 2000
 
 def iterations(layer: EquilibriumLayer, x: Tensor) -> dict[str, dict[str, Any]]:
     """Iterations of every method, each with its own best step, until a residual of TOL, over the
-    samples x (N, ...): `median`, `largest`, and whether all `converged` within LIMIT.
+    samples x (N, ...): `median`, `largest`, and whether all `converged` within LIMIT. Residuals are
+    looked at every few iterations only, so that counts are multiples of these.
 
     Average iteration is [NEMON]'s; forward-backward and Peaceman-Rachford are [MON]'s.
     """

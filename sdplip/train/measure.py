@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..layers import ChannelSlice, EquilibriumLayer, Layer, lipschitz_bound, solve_output
 from ..layers._equilibrium import Equilibrium
-from .attack import pgd, project
+from .attack import apgd, pgd, project
 from .certify import global_pairs, last_layer_pairs
-from .config import RunConfig
+from .config import EvalConfig, RunConfig
 from .data import pixels
 
 ATTACK_TOL = 1e-5
@@ -37,63 +37,80 @@ class Subject:
         with torch.no_grad():
             return torch.cat([self.model(pixels(part, self.dtype)) for part in x.split(self.batch)])
 
+    @property
+    def implicit(self) -> bool:
+        return any(isinstance(module, Equilibrium) for module in self.model.modules())
+
     def left_open(self, x: Tensor) -> Tensor:
         """What equilibrium solvers left open of the logits of images as in a data set (N,)."""
-        if not any(isinstance(module, Equilibrium) for module in self.model.modules()):
-            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        parts = (pixels(part, self.dtype) for part in x.split(self.batch))
-        return torch.cat([solve_output(self.model, part)[1] for part in parts])
+        if self.implicit:
+            return self.outputs(x)[1]
+        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
-    def attacked(
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `logits`, and what equilibrium solvers left open of them (N,); never raises for it."""
+        if not self.implicit:
+            return self.logits(x), self.left_open(x)
+        parts = [solve_output(self.model, pixels(p, self.dtype)) for p in x.split(self.batch)]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def standing(
         self,
         x: Tensor,
         labels: Tensor,
         correct: Tensor,
-        certified: Tensor,
-        radii: tuple[float, ...],
+        radii: Sequence[float],
         norm: float,
-        config: RunConfig,
-    ) -> tuple[tuple[float, ...], int]:
-        """Robust accuracy under attack at each radius, and how many certificates it refutes.
+        settings: EvalConfig,
+        seed: int,
+    ) -> Tensor:
+        """Which images, of those that are `correct` (N,), no attack breaks; (N, len(radii)) bool.
 
         Certified images are attacked too, or an unsound certificate would never be seen. An image
-        broken at a radius is broken at every larger one.
+        broken at a radius is broken at every larger one. The attack is clipped to pixels in [0, 1].
         """
-        approximate = exact_copy(self.model, "peaceman_rachford", ATTACK_TOL).float()
+        approximate = exact_copy(self.model, "peaceman_rachford", ATTACK_TOL, "ignore").float()
         for parameter in approximate.parameters():
             parameter.requires_grad_(False)
         x = pixels(x, torch.float64)
-        standing = correct.clone()
-        unsound = torch.zeros_like(correct)
-        accuracies = {}
-        for radius in sorted(radii):
-            left = torch.nonzero(standing).squeeze(1)
-            result = pgd(
+        stands = correct[:, None].repeat(1, len(radii))
+        up = correct.clone()
+        for k in sorted(range(len(radii)), key=lambda k: radii[k]):
+            left = torch.nonzero(up).squeeze(1)
+            result = (apgd if settings.attack == "apgd" else pgd)(
                 approximate,
                 x[left].float(),
                 labels[left],
-                radius,
+                radii[k],
                 norm=norm,
-                steps=config.evaluate.steps,
-                restarts=config.evaluate.restarts,
-                seed=config.train.seed,
+                steps=settings.steps,
+                restarts=settings.restarts,
+                seed=seed,
                 batch_size=self.attack_batch,
             )
-            broken = left[result.broken]
-            # The search is in float32; only what is in the ball and wrong as measured counts.
-            found = project(result.x[result.broken].double(), x[broken], radius, norm)
-            if len(broken):
-                confirmed = broken[~correctly(self.logits(found), labels[broken])]
-                standing[confirmed] = False
-                unsound[confirmed] |= certified[confirmed] > radius
-            accuracies[radius] = float(standing.double().mean())
-        return tuple(accuracies[r] for r in radii), int(unsound.sum())
+            hit = left[result.broken]
+            if len(hit):
+                # The search is in float32; only what is in the ball and wrong as measured counts,
+                # by more than a solver left open.
+                found = project(result.x[result.broken].double(), x[hit], radii[k], norm)
+                logits, error = self.outputs(found)
+                favoured = logits.double().scatter_add(-1, labels[hit, None], 2 * error[:, None])
+                up[hit] = correctly(favoured, labels[hit])
+            stands[:, k] = up
+        return stands
 
 
-def exact_copy(model: nn.Sequential, method: str = "newton", tol: float = 1e-12) -> nn.Sequential:
+def exact_copy(
+    model: nn.Sequential,
+    method: str = "newton",
+    tol: float = 1e-12,
+    on_failure: str | None = None,
+) -> nn.Sequential:
     """A float64 copy in eval mode whose equilibria are solved by `method` to `tol`."""
     twin = copy.deepcopy(model).double().eval()
     for module in twin.modules():
+        if isinstance(module, Equilibrium):
+            module.on_failure = on_failure
         if isinstance(module, EquilibriumLayer):
             module.method, module.tol = method, tol
         elif isinstance(module, Equilibrium):

@@ -18,7 +18,11 @@ def optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.
     if config.optimizer == "adam":
         first, second = config.betas
         return torch.optim.Adam(
-            parameters, lr=config.lr, betas=(first, second), weight_decay=config.weight_decay
+            parameters,
+            lr=config.lr,
+            betas=(first, second),
+            weight_decay=config.weight_decay,
+            fused=True,
         )
     return torch.optim.SGD(
         parameters,
@@ -26,6 +30,7 @@ def optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        fused=True,
     )
 
 

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import conditions
 from .._page import page
 from ..lmi import LMI
-from .captions import published_table
-from .figures import (
-    compared_radius,
-    cost_figure,
-    equilibrium_figure,
-    history_figure,
-    spectra_figure,
-)
+from .captions import published_table, scaled_down, sources
+from .gallery import gallery
 from .gathered import Run, read_runs
 from .markup import STYLES, figure, table
 from .models import FAMILIES
-from .plots import STYLE, accuracy_figure, lipschitz_figure, tradeoff_figure
+from .plots import STYLE
 from .report import DASH, notes, number, violations
-from .row import Row
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .row import LOCAL, Row
 
 
 def report(paths: Sequence[Path]) -> str:
@@ -66,55 +57,25 @@ def report(paths: Sequence[Path]) -> str:
 def _section(name: str, runs: Sequence[Run]) -> list[str]:
     """What was found on one data set."""
     rows = [row for run in runs for row in run.rows]
+    remark = scaled_down(rows)
     return [
         f"<h2>Accuracy and bounds on {escape(name)}</h2>",
         *(
             _results(norm, [row for row in rows if row.norm == norm])
             for norm in dict.fromkeys(row.norm for row in rows)
         ),
+        *(
+            _locally(norm, chosen)
+            for norm in dict.fromkeys(row.norm for row in rows)
+            if (chosen := [row for row in rows if row.norm == norm and row.local])
+        ),
+        *_published(rows),
         _notes(rows),
-        _figure(
-            accuracy_figure,
-            rows,
-            "Certified (line) and attacked (dashed) accuracy against the radius, per raw pixel in "
-            "[0, 1]. The shaded gap holds the true robust accuracy. Grey: the others.",
-            _curves(rows),
+        *(
+            figure(draw(of), f"{caption} {remark[:1].upper()}{remark[1:]}".strip(), numbers)
+            for draw, of, caption, numbers in gallery(runs)
         ),
-        _figure(
-            lipschitz_figure,
-            rows,
-            "How tight the bounds are: the constant lies between the largest Jacobian found "
-            "(sampled) and the verified bound; product of norms and promise for comparison.",
-            _bounds(rows),
-        ),
-        *_tradeoff(rows),
-        _figure(
-            cost_figure,
-            rows,
-            "What accuracy, certificates and time cost each other: up is accurate, right is "
-            "certified, and the area is the time of training, which stands beside the name.",
-            _costs(rows),
-        ),
-        _figure(
-            history_figure,
-            [(run.rows[0], run.history) for run in runs],
-            "Accuracy on the training batches after each epoch.",
-            table(
-                ("model", "epoch", "loss", "accuracy (%)"),
-                [
-                    (run.label, k, _fixed(loss, 4), _fixed(100 * accuracy))
-                    for run in runs
-                    for k, (loss, accuracy) in enumerate(run.history, 1)
-                ],
-            ),
-        ),
-        *_spectra(runs),
-        *_equilibria(runs),
     ]
-
-
-def _figure(draw: Callable[[Any], Figure], of: Sequence[Any], caption: str, numbers: str) -> str:
-    return figure(draw(of), caption, numbers)
 
 
 def _verdict(rows: Sequence[Row]) -> str:
@@ -154,10 +115,37 @@ def _results(norm: float, rows: Sequence[Row]) -> str:
         time = f"{row.train_seconds:.1f} s" if math.isfinite(row.train_seconds) else DASH
         body.append((row, f"{100 * row.clean:.2f}", *shares, *constants, time))
     images = " or ".join(dict.fromkeys(f"{row.images:,}" for row in rows))
-    return (
-        f"<p>Certified / attacked accuracy in % at each {symbol} radius, on {images} test images; "
-        "constants per raw pixel; the best of a column in bold.</p>"
-    ) + table(head, body, best=range(1, 2 + len(radii)))
+    said = (
+        f"Certified / attacked accuracy in % at each {symbol} radius, on {images} test images; "
+        "constants per raw pixel; the best of a column in bold."
+    )
+    return _paragraph(said, rows) + table(head, body, best=range(1, 2 + len(radii)))
+
+
+def _locally(norm: float, rows: Sequence[Row]) -> str:
+    """What bounds of the surroundings of images add."""
+    symbol = "ℓ₂" if norm == 2 else "ℓ∞"
+    radii = sorted({radius for row in rows for radius in row.radii})
+    body = []
+    for row in rows:
+        shares = zip(*(row.local[name] for name in LOCAL), strict=True)
+        cells = dict(zip(row.radii, shares, strict=True))
+        found = [
+            " / ".join(f"{100 * s:.1f}" for s in cells[r]) if r in cells else DASH for r in radii
+        ]
+        seconds = (row.local_seconds or 0.0) / (row.local_images or 1)
+        body.append((row, row.local_images, *found, number(seconds)))
+    said = (
+        f"Certified by global bounds / by local ones, too / attacked, in % at each {symbol} radius."
+    )
+    head = ("model", "images", *map(_radius, radii), "seconds per image")
+    return _paragraph(said, rows) + table(head, body)
+
+
+def _paragraph(said: str, rows: Sequence[Row]) -> str:
+    """A sentence above a table, and how much shorter its runs were than meant."""
+    remark = scaled_down(rows)
+    return f"<p>{escape(said)} {escape(remark[:1].upper() + remark[1:])}</p>"
 
 
 def _radius(radius: float) -> str:
@@ -167,118 +155,13 @@ def _radius(radius: float) -> str:
     return f"{radius:.3g}" if short or abs(levels - round(levels)) > 1e-9 else f"{levels:.0f}/255"
 
 
-def _bounds(rows: Sequence[Row]) -> str:
-    names = ("sampled", "verified", "product", "promised")
-    return table(
-        ("model", *names, "proven", "seconds to verify"),
-        [
-            (
-                row,
-                *(number(getattr(row, name)) for name in names),
-                {None: DASH, True: "yes", False: "no"}[row.proven],
-                number(row.verify_seconds),
-            )
-            for row in rows
-        ],
-    )
-
-
-def _tradeoff(rows: Sequence[Row]) -> list[str]:
-    if not any(row.variant and row.norm == 2 and row.verified is not None for row in rows):
-        return []
-    caption = (
-        "Test error against the Lipschitz constant for the normalised input: what a bound costs. "
-        "Crosses are published models, measured anew."
-    )
+def _published(rows: Sequence[Row]) -> list[str]:
     head, cells = published_table(rows)
+    if not head:
+        return []
     body = [(row, *map(number, figures)) for row, figures in cells]
-    return [_figure(tradeoff_figure, rows, caption, table(("model", *head), body))]
-
-
-def _costs(rows: Sequence[Row]) -> str:
-    return table(
-        ("model", "parameters", "ms per step", "seconds of training", "clean (%)", "radius",
-         "certified (%)"),
-        [
-            (
-                row, f"{row.parameters:,}", _fixed(row.step_ms), _fixed(row.train_seconds),
-                f"{100 * row.clean:.2f}", f"{row.radii[k]:.4g}", f"{100 * row.certified[k]:.2f}",
-            )
-            for row in rows
-            for k in [compared_radius(row)]
-        ],
-    )  # fmt: skip
-
-
-def _fixed(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else DASH
-
-
-def _curves(rows: Sequence[Row]) -> str:
-    """Certified at every radius drawn, and under attack at those attacked."""
-    return table(
-        ("model", "radius", "certified (%)", "attacked (%)"),
-        [
-            (row, f"{radius:.4g}", certified, attacked)
-            for row in rows
-            for radius, certified, attacked in sorted(
-                [
-                    *((r, f"{100 * s:.2f}", DASH) for r, s in zip(*_curve(row), strict=True)),
-                    *(
-                        (r, f"{100 * c:.2f}", f"{100 * a:.2f}")
-                        for r, c, a in zip(row.radii, row.certified, row.attacked, strict=True)
-                    ),
-                ]
-            )
-        ],
-    )
-
-
-def _curve(row: Row) -> tuple[list[float], list[float]]:
-    return row.curve["radius"], row.curve["certified"]
-
-
-def _spectra(runs: Sequence[Run]) -> list[str]:
-    models = [(r.rows[0], r.inside) for r in runs if r.inside and r.inside["singular_values"]]
-    if not models:
-        return []
-    left_out = [f"{row.label} {k}" for row, found in models for k in found["left_out"]]
-    missing = f" Too large for it: {', '.join(left_out)}." if left_out else ""
-    caption = (
-        "Singular values of every layer's Jacobian at one test image. A layer that attenuates some "
-        f"directions loses what lies there.{missing}"
-    )
-    numbers = table(
-        ("model", "layer", "values", "largest", "median", "least"),
-        [
-            (row, layer["layer"], len(v), f"{v[0]:.5f}", f"{v[len(v) // 2]:.5f}", f"{v[-1]:.5f}")
-            for row, found in models
-            for layer in found["singular_values"]
-            for v in [layer["values"]]
-        ],
-    )
-    return [_figure(spectra_figure, models, caption, numbers)]
-
-
-def _equilibria(runs: Sequence[Run]) -> list[str]:
-    models = [(r.rows[0], r.inside) for r in runs if r.inside and r.inside["equilibria"]]
-    if not models:
-        return []
-    caption = (
-        "Equilibria: relative residual after each iteration, of the median test image and dashed "
-        "of the worst one; below, a whole solve to the layer's own tolerance, and its time."
-    )
-    numbers = table(
-        ("model", "layer", "method", "iterations, median", "worst", "ms per image",
-         "largest error bound"),
-        [
-            (row, e["layer"], e["method"], f"{e['steps']['median']:g}", e["steps"]["largest"],
-             f"{e['milliseconds_per_image']:.3f}", number(e["error_bound"]))
-            for row, found in models
-            for e in found["equilibria"]
-        ],
-    )  # fmt: skip
-    return [_figure(equilibrium_figure, models, caption, numbers)]
+    said = f"Beside what was published, constants for the normalised input. {sources(rows)}"
+    return [_paragraph(said.strip(), rows), table(("model", *head), body)]
 
 
 def _conditions(rows: Sequence[Row]) -> list[str]:

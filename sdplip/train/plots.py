@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._arrays import write_atomically
-from .captions import bound_of, published_bound, published_errors, scaled_down
+from .captions import bound_of, published_bound, scaled_down
 from .report import number
 from .row import Row
 
@@ -38,8 +38,6 @@ OTHER = "#555555"
 TICKS = 9
 CROWD = 12
 """More models than this are not all drawn in grey behind each of them."""
-STYLES = tuple(zip(("-", "--", "-.", ":") * 2, "osD^vPX*", strict=True))
-"""Line and marker, which tell the models of one family apart."""
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -49,29 +47,28 @@ STYLE = {
 }
 
 
-History = Sequence[Mapping[str, float]]
-
-
 def plot(
     rows: Sequence[Row],
     folder: Path,
-    histories: Mapping[str, History] | None = None,
+    histories: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
     insights: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Path]:
     """Write every picture that the rows have something for as PNG and SVG into `folder`; returns
     the PNGs. `histories` and `insights` are those of the models by label."""
     import matplotlib
 
+    from . import curves
+
     draws = {"accuracy": accuracy_figure, "lipschitz": lipschitz_figure}
     if any(row.variant for row in rows):
-        draws |= {"tradeoff": tradeoff_figure, "attack": attack_figure}
-        if any(bound_of(row) is not None and row.sampled is not None for row in rows):
-            draws["tightness"] = tightness_figure
+        draws |= {"tradeoff": tradeoff_figure, "attack": curves.attack_figure}
+        if any(map(curves.tested, rows)):
+            draws["tightness"] = curves.tightness_figure
     drawn = {name: partial(draw, rows) for name, draw in draws.items()}
-    if bounds := bound_histories(histories or {}):
-        drawn["linf-bound"] = partial(bound_history_figure, bounds)
-    if methods := methods_of(insights or {}):
-        drawn["iterations"] = partial(iterations_figure, methods)
+    if bounds := curves.bound_histories(histories or {}):
+        drawn["linf-bound"] = partial(curves.bound_history_figure, bounds)
+    if methods := curves.methods_of(insights or {}):
+        drawn["iterations"] = partial(curves.iterations_figure, methods)
     pictures = []
     with matplotlib.rc_context(STYLE):
         for name, draw in drawn.items():
@@ -161,12 +158,14 @@ def tradeoff_figure(rows: Sequence[Row]) -> Figure:
     """Test error against the bound for the normalised input, published points beside."""
     figure = blank(7.6, 4.2)
     axis = figure.subplots()
+    ends: list[float] = []
     for row in rows:
-        bound, sampled = bound_of(row), row.sampled
-        if row.norm != 2 or (bound is None and sampled is None):
+        bound = bound_of(row)
+        found = bound if row.sampled is None else row.sampled * row.scale
+        if row.norm != 2 or found is None or not has_place(found):
             continue
+        ends += [found, found if bound is None else bound]
         colour, error = COLOURS.get(row.layer, OTHER), 100 * (1 - row.clean)
-        found = bound if sampled is None else sampled * row.scale
         if bound is not None:
             axis.plot([found, bound], [error] * 2, color=colour, alpha=0.35, linewidth=3)
             axis.plot(bound, error, "o", color=colour, markersize=5)
@@ -179,140 +178,12 @@ def tradeoff_figure(rows: Sequence[Row]) -> Figure:
         if published is not None and "error" in row.published:
             axis.plot(published, row.published["error"], "x", color="#666666")
     axis.set_xscale("log")
-    plain(axis.xaxis)
+    ticked(axis.xaxis, ends)
     axis.set_ylim(bottom=0)
     axis.set_xlabel("Lipschitz constant for the normalised input: bound (filled), found (open)")
     axis.set_ylabel("test error (%)")
-    axis.set_title("crosses: published", loc="left", fontsize=9)
-    return figure
-
-
-def tightness_figure(rows: Sequence[Row]) -> Figure:
-    """The empirical constant, the largest Jacobian found, against the bound; on the line the bound
-    is reached."""
-    figure = blank(5.4, 4.6)
-    axis = figure.subplots()
-    ends = []
-    for row in rows:
-        bound = bound_of(row)
-        if row.norm != 2 or bound is None or row.sampled is None:
-            continue
-        colour, found = COLOURS.get(row.layer, OTHER), row.sampled * row.scale
-        axis.plot(bound, found, "o", color=colour, markersize=5)
-        axis.annotate(
-            row.variant or row.layer, (bound, found), xytext=(5, -8), fontsize=7, color=colour,
-            textcoords="offset points",
-        )  # fmt: skip
-        ends += [bound, found]
-        published = published_bound(row)
-        if published is not None and "sampled" in row.published:
-            axis.plot(published, row.published["sampled"], "x", color="#666666")
-    axis.plot([min(ends), max(ends)], [min(ends), max(ends)], color="#BBBBBB", linewidth=1)
-    axis.set(xscale="log", yscale="log")
-    plain(axis.xaxis)
-    plain(axis.yaxis)
-    axis.set_xlabel("bound for the normalised input")
-    axis.set_ylabel("largest constant found")
-    axis.set_title("line: the bound is reached; crosses: published", loc="left", fontsize=9)
-    return figure
-
-
-def attack_figure(rows: Sequence[Row]) -> Figure:
-    """Test error under attack against the radius, all models in one axis per norm and attack."""
-    panels = [
-        (norm, attack)
-        for norm in dict.fromkeys(row.norm for row in rows)
-        for attack in ("attacked", "fgsm")
-        if any(row.norm == norm and getattr(row, attack) for row in rows)
-    ]
-    figure = blank(0.8 + 3.6 * len(panels), 4.4)
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    styles = _styles(rows)
-    for axis, (norm, attack) in zip(axes, panels, strict=True):
-        for row in (r for r in rows if r.norm == norm and getattr(r, attack)):
-            start = row.clean if row.attack_clean is None else row.attack_clean
-            at = sorted(zip((0.0, *row.radii), (start, *getattr(row, attack)), strict=True))
-            line, marker = styles[row.layer, row.variant]
-            axis.plot(
-                [radius for radius, _ in at], [100 * (1 - share) for _, share in at],
-                color=COLOURS.get(row.layer, OTHER), linestyle=line, marker=marker, markersize=3.5,
-                linewidth=1.1, label=f"{row.layer} {row.variant}".rstrip(),
-            )  # fmt: skip
-            if norm == 2:
-                for radius, error in published_errors(row):
-                    axis.plot(radius, error, "x", color=COLOURS.get(row.layer, OTHER), markersize=5)
-        symbol = "ℓ₂" if norm == 2 else "ℓ∞"
-        name = "one step (FGSM)" if attack == "fgsm" else "many steps"
-        axis.set_title(f"{symbol}, {name}", loc="left", fontsize=9)
-        axis.set_xlabel(f"{symbol} radius, pixels in [0, 1]")
-        axis.set_ylim(0, 102)
-    axes[0].set_ylabel("test error under attack (%)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=4, frameon=False, fontsize=7)
-    if any(published_errors(row) for row in rows):
-        figure.suptitle("crosses: published, one step, other images", x=0.02, ha="left", fontsize=8)
-    return figure
-
-
-def _styles(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[str, str]]:
-    found: dict[tuple[str, str], tuple[str, str]] = {}
-    for key in dict.fromkeys((row.layer, row.variant) for row in rows):
-        found[key] = STYLES[sum(layer == key[0] for layer, _ in found) % len(STYLES)]
-    return found
-
-
-def bound_histories(histories: Mapping[str, History]) -> dict[str, list[float]]:
-    """The models' ℓ∞ bounds after every epoch, where training recorded them."""
-    return {
-        name: [entry["linf_bound"] for entry in history]
-        for name, history in histories.items()
-        if history and all("linf_bound" in entry for entry in history)
-    }
-
-
-def bound_history_figure(bounds: Mapping[str, Sequence[float]]) -> Figure:
-    """The ℓ∞ bound for the normalised input after every epoch of training."""
-    figure = blank(7.6, 3.2)
-    axis = figure.subplots()
-    for k, (name, values) in enumerate(bounds.items()):
-        line, marker = STYLES[k % len(STYLES)]
-        axis.plot(
-            range(1, len(values) + 1), values, color=COLOURS.get(name.split()[0], OTHER),
-            linestyle=line, marker=marker, markersize=3.5, label=name,
-        )  # fmt: skip
-    axis.set_yscale("log")
-    plain(axis.yaxis)
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("ℓ∞ bound, normalised input")
-    axis.legend(frameon=False, fontsize=7, ncols=2)
-    return figure
-
-
-def methods_of(insights: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """What every method of solving took, per model with one equilibrium layer."""
-    found = {name: inside["equilibria"] for name, inside in insights.items()}
-    return {k: v[0]["methods"] for k, v in found.items() if len(v) == 1 and "methods" in v[0]}
-
-
-def iterations_figure(models: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Iterations to the same residual by every method: the median image, the worst one lighter."""
-    figure = blank(7.6, 0.9 + 0.3 * len(models))
-    axis = figure.subplots()
-    colours = list(COLOURS.values())
-    for place, found in enumerate(models.values()):
-        for k, (method, took) in enumerate(found.items()):
-            marker, label = STYLES[k % len(STYLES)][1], method if place == 0 else None
-            style = {"color": colours[k % len(colours)], "linestyle": "none", "marker": marker}
-            axis.plot(took["median"], place, markersize=6, label=label, **style)
-            axis.plot(took["largest"], place, markersize=6, alpha=0.35, **style)
-    axis.set_yticks(range(len(models)), list(models))
-    axis.set_ylim(len(models) - 0.5, -0.5)
-    axis.set_xscale("log")
-    plain(axis.xaxis)
-    axis.grid(axis="x", color="#E8E8E8", zorder=0)
-    tol = next(iter(next(iter(models.values())).values()))["tol"]
-    axis.set_xlabel(f"iterations to a relative residual of {tol:g}: median image, worst (pale)")
-    figure.legend(loc="outside upper left", ncols=6, frameon=False, fontsize=7)
+    if any(row.published for row in rows):
+        axis.set_title("crosses: published", loc="left", fontsize=9)
     return figure
 
 
@@ -330,7 +201,7 @@ def _mark(name: str, colour: str) -> dict[str, Any]:
 
 def _constants(axis: Any, place: int, row: Row) -> None:
     colour = COLOURS.get(row.layer, OTHER)
-    values = {name: v for name in MARKS if _drawn(v := getattr(row, name))}
+    values = {name: v for name in MARKS if has_place(v := getattr(row, name))}
     if values:
         ends = [min(values.values()), max(values.values())]
         axis.plot(ends, [place, place], color=colour, alpha=0.3, linewidth=4, zorder=2)
@@ -343,7 +214,7 @@ def _constants(axis: Any, place: int, row: Row) -> None:
     )  # fmt: skip
 
 
-def _drawn(value: float | None) -> bool:
+def has_place(value: float | None) -> bool:
     """Whether a constant has a place on a logarithmic axis."""
     return value is not None and 0 < value < 1e300
 
@@ -358,7 +229,7 @@ def _decorate(axis: Any, group: Sequence[Row]) -> None:
         va="bottom", fontsize=8, family="monospace", color="#444444",
     )  # fmt: skip
     axis.set_xscale("log")
-    values = [v for row in group for name in MARKS if _drawn(v := getattr(row, name))] or [1.0]
+    values = [v for row in group for name in MARKS if has_place(v := getattr(row, name))] or [1.0]
     first, last = (math.floor(math.log10(end(values))) for end in (min, max))
     mantissas = (1, 2, 5) if last - first < 3 else (1,)
     steps = [m * 10.0**k for k in range(first - 1, last + 2) for m in mantissas]
@@ -381,6 +252,15 @@ def plain(axis: Any) -> None:
 
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def ticked(axis: Any, values: Sequence[float]) -> None:
+    """`plain`, with more numbers where the values span little."""
+    from matplotlib.ticker import LogLocator
+
+    if values and max(values) < 30 * min(values):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    plain(axis)
 
 
 def blank(width: float, height: float) -> Figure:

@@ -124,7 +124,7 @@ _CONVNET_RECIPE: dict[str, Any] = {
     "offset": 0.3993,
     "augment": "crop",
 }
-_CONVNETS = {"xs": (16, 1.57), "s": (32, 6.28), "m": (64, 25.1), "l": (128, 100.0)}
+CONVNETS = {"xs": (16, 1.57), "s": (32, 6.28), "m": (64, 25.1), "l": (128, 100.0)}
 """Channels of the first block, and millions of parameters."""
 
 # Learning rate and weight decay of the runs of 24 hours on CIFAR-10.
@@ -161,14 +161,14 @@ def _every() -> dict[str, Preset]:
             "dense_width": 64 * kept,
         }
         found[f"aol-{size}"] = Preset("[AOL]", model, _AOL_RECIPE)
-    for size in _CONVNETS:
+    for size in CONVNETS:
         for family in (*convnets.families(), convnets.UNCONSTRAINED):
             found[f"convnet-{size}-{family}"] = _convnet(size, family)
     return found
 
 
 def _convnet(size: str, family: str) -> Preset:
-    width, millions = _CONVNETS[size]
+    width, millions = CONVNETS[size]
     rates = _SEARCHED.get(family, _SEARCHED["aol"])
     lr, decay = rates.get(size, rates["m"])
     model = {"layer": family, "architecture": "convnet", "width": width, "depth": 5}
@@ -188,7 +188,7 @@ def find_preset(name: str, layer: str | None = None) -> Preset:
 
     Raises InvalidInput for a name that is none, and for a convnet without a family.
     """
-    sizes = [f"convnet-{size}" for size in _CONVNETS]
+    sizes = [f"convnet-{size}" for size in CONVNETS]
     if name in sizes:
         if layer is None:
             raise InvalidInput(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .captions import published_table, scaled_down, sources
-from .row import Row
+from .row import LOCAL, Row
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,8 +38,13 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     """Accuracies per norm, then the Lipschitz constants of all rows."""
     norms = list(dict.fromkeys(row.norm for row in rows))
     accuracies = [_accuracy_table([row for row in rows if row.norm == norm]) for norm in norms]
+    local = [
+        _local_table(chosen)
+        for norm in norms
+        if (chosen := [row for row in rows if row.norm == norm and row.local])
+    ]
     published = [_published_table(rows)] if any(row.published for row in rows) else []
-    return [*accuracies, *published, _constants_table(rows)]
+    return [*accuracies, *local, *published, _constants_table(rows)]
 
 
 def _accuracy_table(rows: Sequence[Row]) -> Table:
@@ -59,6 +64,26 @@ def _accuracy_table(rows: Sequence[Row]) -> Table:
         digits = 1 if row.images < 2000 else 2
         table.add_row(
             f"{row.layer} {row.variant}".rstrip(), f"{100 * row.clean:.{digits}f}", *cells
+        )
+    return table
+
+
+def _local_table(rows: Sequence[Row]) -> Table:
+    symbol = "ℓ₂" if rows[0].norm == 2 else "ℓ∞"
+    what = (
+        "Accuracy in %: certified by global bounds/by local ones, too/attacked at each "
+        f"{symbol} radius"
+    )
+    table = _table("; ".join(filter(None, (what, scaled_down(rows)))))
+    for name in ("layer", "images", *(f"{radius:g}" for radius in rows[0].radii), "s/image"):
+        table.add_column(name, justify="left" if name == "layer" else "right")
+    for row in rows:
+        three = zip(*(row.local[name] for name in LOCAL), strict=True)
+        table.add_row(
+            f"{row.layer} {row.variant}".rstrip(),
+            str(row.local_images),
+            *("/".join(f"{100 * share:.1f}" for share in shares) for shares in three),
+            number((row.local_seconds or 0.0) / (row.local_images or 1)),
         )
     return table
 
@@ -115,8 +140,9 @@ def number(value: float | None) -> str:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What the tables do not say by themselves, one line each."""
     lines = [
-        "certified: proved by the smaller of promise and verified bound, margins less "
-        f"{max(row.slack for row in rows):.2g} of the largest logit; under attack: PGD; same "
+        "certified: proved by the smaller of promise and verified bound of every two classes, "
+        f"margins less {max(row.slack for row in rows):.2g} of the largest logit; under attack: "
+        f"{' or '.join(dict.fromkeys(row.attack.upper() for row in rows))}, pixels in [0, 1]; same "
         "images throughout.",
         "sampled ≤ true constant ≤ verified: a Jacobian found, and the SDP's bound; figures are "
         "rounded here, --json and the run directory have every digit.",

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..verify import Certificate
 
+LOCAL = ("certified", "local", "attacked")
+"""The entries of `Row.local`, from the least to the largest."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -24,6 +27,9 @@ class Row:
     `unsound` counts images attacked within their certified radius. Where fewer than `images` were
     attacked, `attacked` belongs to the first `attack_images`, whose clean and certified accuracies
     are `attack_clean` and `attack_certified`. `variant` tells apart rows of one family.
+    `attack` is the name of the attack. `local` has, at `radii`, the shares of the first
+    `local_images` test images that are "certified", "local" with bounds of their surroundings, too,
+    and "attacked" in vain; finding them took `local_seconds`.
     `fgsm` are the accuracies of the attacked images under one step of the radius, where asked for.
     `published` has figures of a `source` for the same model: test `error` and `clean` in %,
     constants for the normalised input, and others as `captions` says.
@@ -59,6 +65,10 @@ class Row:
     published: dict[str, float] = field(default_factory=dict)
     source: str = ""
     fgsm: tuple[float, ...] = ()
+    attack: str = "pgd"
+    local_images: int | None = None
+    local: dict[str, list[float]] = field(default_factory=dict)
+    local_seconds: float | None = None
     certificate: Certificate | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -84,6 +94,14 @@ class Row:
                         f"{self.label}: at radius {radius:g} certified {certified:.4f}, {name} "
                         f"{attacked:.4f}, clean {clean:.4f} are not in this order"
                     )
+        for k, radius in enumerate(self.radii if self.local else ()):
+            three = [self.local[name][k] for name in LOCAL]
+            if sorted(three) != three:
+                said = ", ".join(f"{n} {v:.4f}" for n, v in zip(LOCAL, three, strict=True))
+                found.append(
+                    f"{self.label}: at radius {radius:g}, of the first {self.local_images} images, "
+                    f"{said} are not in this order"
+                )
         if self.unsound:
             found.append(
                 f"{self.label}: {self.unsound} images broken inside their certified radius"

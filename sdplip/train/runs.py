@@ -16,13 +16,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from .._arrays import write_atomically
 from .._engine import scatter
@@ -34,12 +35,16 @@ from .evaluate import evaluate
 from .insight import insight
 from .manifest import manifest
 from .models import DENSE, parameters
+from .processes import launched, leads
 from .report import document
 from .row import Row
 
 FORMAT = "sdplip-run-1"
-LOCK = ".lock"
+LOCK, GUARD = ".lock", ".guard"
+"""Who holds a directory, and the file that the system locks for it."""
 CERTIFICATES = {2.0: "certificate-2.json", math.inf: "certificate-inf.json"}
+LEAST = 2 << 20
+"""Bytes that even the smallest run may need."""
 INSIDE = 128
 """Test images on which a model's inside is looked at; of a convolutional one IMAGES_INSIDE."""
 IMAGES_INSIDE = 8
@@ -82,19 +87,23 @@ def run(
     False, and when there are fewer training images than asked for.
     """
     splits = splits.first(config.train.train_images)
+    if not leads():
+        # Under torchrun one process measures and writes, and looks at the directory.
+        if force or not (out / "metrics.json").is_file():
+            from .fit import train
+
+            train(config, splits, device=device, resume_dir=out)
+        return Finished([], out, already=False)
     prepare(config, out, force=force, resume=resume)
     beside: dict[str, Any] = {
         "variant": variant, "published": published or {}, "source": source if published else ""
     }  # fmt: skip
     if (out / "metrics.json").is_file():
+        _clear(out)
         return Finished([replace(row, **beside) for row in read_rows(out)], out, already=True)
     from .fit import pick_device, train
     from .state import KeepState
 
-    if os.environ.get("RANK", "0") != "0":
-        # Under torchrun one process measures and writes.
-        train(config, splits, device=device, resume_dir=out)
-        return Finished([], out, already=False)
     _make_room(config, out)
     with _claimed(out):
         write_json(out / "config.json", config.to_dict())
@@ -142,7 +151,7 @@ def prepare(config: RunConfig, out: Path, *, force: bool = False, resume: bool =
     if not out.is_dir():
         raise InvalidInput(f"{out} is a file. Give --out a directory.")
     if not (out / "config.json").is_file():
-        if {p.name for p in out.iterdir()} - {LOCK}:
+        if any(p.name not in (LOCK, GUARD) and not _cut_short(p) for p in out.iterdir()):
             raise InvalidInput(
                 f"{out} is not empty and holds no run. Give --out another directory."
             )
@@ -154,8 +163,9 @@ def prepare(config: RunConfig, out: Path, *, force: bool = False, resume: bool =
         )
     if force:
         with _claimed(out):
-            for name in RUN_FILES:
-                (out / name).unlink(missing_ok=True)
+            for path in [*(out / name for name in RUN_FILES), *filter(_cut_short, out.iterdir())]:
+                path.unlink(missing_ok=True)
+            shutil.rmtree(out / TENSORBOARD, ignore_errors=True)
         return
     if different := _differences(_completed(stored), config.to_dict()):
         raise InvalidInput(
@@ -195,6 +205,10 @@ def compare(
     """
     from .plots import plot
 
+    if launched():
+        raise InvalidInput(
+            "compare shares no run among processes. Start it without torchrun, or use --engine ray."
+        )
     started = time.perf_counter()
     if not isinstance(configs, Mapping):
         configs = {config.model.layer: config for config in configs}
@@ -304,8 +318,10 @@ def _make_room(config: RunConfig, out: Path) -> None:
         raise InvalidInput(
             f"{out} cannot be written to ({error.strerror}). Give --out another directory."
         ) from error
-    # The model, and three training states with weights and up to two moments each.
-    needed, free = 40 * parameters(config.model), shutil.disk_usage(out).free
+    # The model, and three training states with weights, up to two moments and an average each.
+    numbers = 13 if config.train.ema else 10
+    needed = max(4 * numbers * parameters(config.model), LEAST)
+    free = shutil.disk_usage(out).free
     if free < needed:
         raise InvalidInput(
             f"{out} has {free / 1e6:.0f} MB left, but the run may need {needed / 1e6:.0f} MB. "
@@ -324,34 +340,33 @@ def _differences(stored: Any, wanted: Any, path: str = "") -> str:
     return "" if stored == wanted else f"{path.lstrip('.')}: {stored} there, {wanted} asked"
 
 
+def _cut_short(path: Path) -> bool:
+    """Whether this is a file that a process was writing when it was killed."""
+    return re.match(r"\..*\.tmp", path.name) is not None
+
+
+def _clear(out: Path) -> None:
+    """Remove the training states of a finished run, which one killed at its end has left."""
+    if any((out / name).exists() for name in STATES):
+        with suppress(InvalidInput), _claimed(out):
+            for name in STATES:
+                (out / name).unlink(missing_ok=True)
+
+
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
-    """Hold the directory; a lock left by a process that is gone is taken over."""
-    lock = out / LOCK
+    """Hold the directory; the system lets go of it when the process ends, however it does."""
+    guard, lock = FileLock(out / GUARD, timeout=0), out / LOCK
     try:
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        owner = lock.read_text(encoding="utf-8").strip()
-        if owner.isdigit() and _alive(int(owner)):
-            raise InvalidInput(
-                f"{out} is in use by process {owner}. Wait for it, or give --out another directory."
-            ) from None
-        handle = os.open(lock, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(str(os.getpid()))
+        guard.acquire()
+    except Timeout:
+        owner = lock.read_text(encoding="utf-8").strip() if lock.is_file() else "another"
+        raise InvalidInput(
+            f"{out} is in use by process {owner}. Wait for it, or give --out another directory."
+        ) from None
     try:
+        lock.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
         lock.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+        guard.release()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +53,8 @@ def lipschitz(
     Args:
         model: a `System`, a `ConvSystem`, a layer with `system()`, or a Torch module that
             `System.from_module` takes; with `input_shape`, any that `importing.from_torch` takes.
+            A `ConvSystem` has one multiplier per channel, whatever the size of its images: those
+            that are small and padded with zeros are bounded tighter as `model.unroll()`.
         norm: 2 (ℓ₂ → ℓ₂, a semidefinite program) or inf (ℓ∞ → ℓ∞, a linear program whose optimum
             has a closed form).
         method: for norm 2: "interior" (own primal-dual method), "chain" (the same on the blocks of
@@ -178,27 +182,15 @@ class _Task:
     def certificate(
         self, found: Proposal, lower: bool, seed: int, deadline: float | None
     ) -> Certificate:
-        below = self._below(seed, deadline) if lower else None
-        if below is not None and below > found.bound * (1 + 1e-9):
-            raise RuntimeError(
-                f"A Jacobian of norm {below!r} contradicts the bound {found.bound!r}: this is a "
-                "defect of sdplip or of the model's description; please report it."
-            )
-        return Certificate(
-            bound=found.bound,
+        return _certificate(
+            self.system,
+            found.bound,
+            self._below(seed, deadline) if lower else None,
             norm=self.norm,
             multipliers=tuple(self.expand(found.multipliers).tolist()),
-            proven=True,
-            lower=None if below is None else min(below, found.bound),
             optimum=found.optimum,
             norm_product=norm_product(self.target, self.norm),
             solver=found.method,
-            seconds=0.0,
-            inputs=self.system.inputs,
-            units=self.system.units,
-            outputs=self.system.outputs,
-            model=self.system.digest(),
-            version=__version__,
             classes=self.classes,
             region=self.region,
             solved=found.solved,
@@ -213,7 +205,8 @@ class _Task:
 
 
 def _check_pair(classes: tuple[int, int], outputs: int) -> None:
-    fits = len(classes) == 2 and all(type(k) is int and 0 <= k < outputs for k in classes)
+    fits = isinstance(classes, Sequence) and len(classes) == 2
+    fits = fits and all(type(k) is int and 0 <= k < outputs for k in classes)
     if not fits or classes[0] == classes[1]:
         raise InvalidInput(
             f"classes = {classes!r}, but must be two different numbers from 0 to {outputs - 1}."
@@ -227,30 +220,41 @@ def _convolutional(
     time_limit: float | None,
     progress: Callable[[int, float, float], None] | None,
 ) -> Certificate:
+    deadline = None if time_limit is None else time.monotonic() + time_limit
     found = lipschitz_conv(system, time_limit=time_limit, progress=progress)
-    below = lower_bound_conv(system, seed=seed) if lower else None
-    if below is not None and below > found.bound * (1 + 1e-9):
-        raise RuntimeError(
-            f"A Jacobian of norm {below!r} contradicts the bound {found.bound!r}: this is a defect "
-            "of sdplip or of the model's description; please report it."
-        )
-    return Certificate(
-        bound=found.bound,
+    return _certificate(
+        system,
+        found.bound,
+        lower_bound_conv(system, seed=seed, deadline=deadline) if lower else None,
         norm=2.0,
         multipliers=tuple(found.multipliers.tolist()),
-        proven=True,
-        lower=None if below is None else min(below, found.bound),
         optimum=found.optimum,
         norm_product=None,
         solver=found.solver,
+        kind=CONVOLUTION,
+        solved=found.solved,
+    )
+
+
+def _certificate(
+    system: System | ConvSystem, bound: float, below: float | None, **found: Any
+) -> Certificate:
+    if below is not None and below > bound * (1 + 1e-9):
+        raise CertificationError(
+            f"A Jacobian of norm {below!r} contradicts the bound {bound!r}: this is a defect of "
+            "sdplip or of the model's description; please report it."
+        )
+    return Certificate(
+        bound=bound,
+        proven=True,
+        lower=None if below is None else min(below, bound),
         seconds=0.0,
         inputs=system.inputs,
         units=system.units,
         outputs=system.outputs,
         model=system.digest(),
         version=__version__,
-        kind=CONVOLUTION,
-        solved=found.solved,
+        **found,
     )
 
 
@@ -260,7 +264,7 @@ def norm_product(system: System, norm: float | str = 2) -> float | None:
     For an acyclic system, Σ over paths of products of norms times slopes (for a multilayer
     perceptron the product of the norms); for an equilibrium with slopes in [0, 1] and
     m = λ_min of the symmetric part of I − A positive, ‖C‖‖B‖/m + ‖D‖ [Pabbaraju et al., ICLR 2021];
-    None elsewhere. Floating point: a comparison, not a certificate.
+    None elsewhere, and where it overflows. Floating point: a comparison, not a certificate.
     """
     order = parse_norm(norm)
 
@@ -280,4 +284,5 @@ def norm_product(system: System, norm: float | str = 2) -> float | None:
         paths = sum(size(system.A[np.ix_(level, system.levels[j])]) * gains[j] for j in range(k))
         gains.append(float(slope[level].max() * (size(system.B[level]) + paths)))
     paths = sum(size(system.C[:, v]) * g for v, g in zip(system.levels, gains, strict=True))
-    return float(size(system.D) + paths)
+    total = float(size(system.D) + paths)
+    return total if math.isfinite(total) else None

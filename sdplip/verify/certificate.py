@@ -27,6 +27,8 @@ from .rigorous import TINY, UNIT, Ball, positive_definite
 FORMAT = "sdplip certificate 2"
 FAMILY = FORMAT.rstrip("0123456789")
 SYSTEM, CONVOLUTION = "system", "convolution"
+LARGEST = 1 << 30
+"""Bytes that are read of a file."""
 EXTREME = 250
 """Binary exponents from which on squares of numbers are better scaled."""
 
@@ -94,7 +96,8 @@ class Certificate:
             CertificationError: edited since it was written.
         """
         try:
-            text = Path(path).read_bytes().decode()
+            with Path(path).open("rb") as file:
+                text = file.read(LARGEST).decode()
             content = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             raise InvalidInput(f"{path} is no readable certificate ({error}).") from error
@@ -124,8 +127,10 @@ class Certificate:
             raise CertificationError(f"{where} was edited: its hash does not fit its content.")
         content.pop("format")
         for name, kinds in _KINDS.items():
-            if not isinstance(content[name], kinds) or isinstance(content[name], bool):
-                raise InvalidInput(f"{where}: {name} = {content[name]!r} is of the wrong kind.")
+            value = content[name]
+            told = not isinstance(value, float | int) or 0 <= value < math.inf
+            if not (isinstance(value, kinds) and told) or isinstance(value, bool):
+                raise InvalidInput(f"{where}: {name} = {value!r} is of the wrong kind.")
         if not all(isinstance(v, float) for v in content["multipliers"]):
             raise InvalidInput(f"{where}: the multipliers must be numbers with a decimal point.")
         if content["kind"] not in (SYSTEM, CONVOLUTION):

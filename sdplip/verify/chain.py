@@ -88,17 +88,27 @@ class _Chain:
             if not (x > 0).all():
                 return -math.inf
             value = float(np.log(x[1:]).sum())
+        S, rest = self.eliminated(x)
+        if rest == -math.inf:
+            return rest
+        factor, failed = lapack.dpotrf(S, lower=1, clean=0)
+        if failed:
+            return -math.inf
+        value += rest + 2 * float(np.log(factor.diagonal()).sum())
+        return value if math.isfinite(value) else -math.inf
+
+    def eliminated(self, x: Array) -> tuple[Array, float]:
+        """The Schur complement of the inputs, and log det of the rest: −inf where it is not ≻ 0."""
         diagonal, below = self.blocks(x)
-        S = diagonal.pop()
-        while True:
+        S, value = diagonal.pop(), 0.0
+        while below:
             factor, failed = lapack.dpotrf(S, lower=1, clean=0)
             if failed:
-                return -math.inf
+                return S, -math.inf
             value += 2 * float(np.log(factor.diagonal()).sum())
-            if not below:
-                return value if math.isfinite(value) else -math.inf
             half = blas.dtrsm(1.0, factor, below.pop(), lower=1)
             S = diagonal.pop() - half.T @ half
+        return S, value
 
     def newton(self, x: Array) -> tuple[Array, Array]:
         """The barrier's Hessian, lower triangle alone, and its gradient times −1."""
@@ -224,6 +234,19 @@ def minimise(
     return Optimum(
         rho * best[0], lam * layers.gather(scaled), rho * dual, steps, stopped or "rounding"
     )
+
+
+@np.errstate(all="ignore")
+def least_rho(layers: descent.Layers, lam: Array) -> float:
+    """`reduce.least_rho` by elimination over the layers."""
+    if not (lam > 0).all():
+        return math.inf
+    x = np.ones(len(lam) + 1)
+    x[0] = 0.0
+    S, rest = _scaled(layers, 1.0, lam).eliminated(x)
+    if rest == -math.inf or not np.isfinite(S).all():
+        return math.inf
+    return max(-float(np.linalg.eigvalsh(S)[0]), 0.0)
 
 
 def _scaled(layers: descent.Layers, rho: float, lam: Array) -> _Chain:

@@ -1,15 +1,16 @@
 """An independent checker: `python checker.py CERTIFICATE MODEL.npz` proves a certified bound again.
 
-It imports the standard library and NumPy, nothing of sdplip, and may be copied anywhere, with
-checker_*.py for convolutions and regions. It uses the claim and the multipliers, which may be any
-numbers: weights and slopes are the model's, and what is proved here, in float64 with error bounds
-or, for a small network, in rational arithmetic, implies the claim. Norm 2: if λ > 0 and M ≻ 0
-(`condition`), all solutions of z = σ(Az + Bx + b), y = Cz + Dx + c satisfy ‖Δy‖ ≤ bound·‖Δx‖, as
-(Δz − αΔv)ᵀΛ(βΔv − Δz) ≥ 0 for σ with slopes in [α, β], and with cycles in A there is exactly one
-(Fazlyab et al., NeurIPS 2019, Theorem 2; Revay et al., arXiv 2010.01732, Theorem 2). Norm inf: all
-`margins` > 0 (Jafarpour et al., NeurIPS 2021, Theorem 3). Relied on: IEEE 754 double precision, and
-matrix products that are sums of products in some order. sdplip's own proof shares no code with it.
-Prints one line; exit code 0: proven, 1: not proven, 2: unreadable or not supported.
+It imports the standard library and NumPy, nothing of sdplip, and may be copied anywhere. With it go
+the checker_*.py beside it, for files of layers, for convolutions and for regions. It uses the claim
+and the multipliers, which may be any numbers: weights and slopes are the model's, and what is
+proved here, in float64 with error bounds or, for a small network, in rational arithmetic, implies
+the claim. Norm 2: if λ > 0 and M ≻ 0 (`condition`), all solutions of z = σ(Az + Bx + b),
+y = Cz + Dx + c satisfy ‖Δy‖ ≤ bound·‖Δx‖, as (Δz − αΔv)ᵀΛ(βΔv − Δz) ≥ 0 for σ with slopes in
+[α, β], and with cycles in A there is exactly one (Fazlyab et al., NeurIPS 2019, Theorem 2; Revay
+et al., arXiv 2010.01732, Theorem 2). Norm inf: all `margins` > 0 (Jafarpour et al., NeurIPS 2021,
+Theorem 3). Relied on: IEEE 754 double precision, and that NumPy's matrix products are sums of
+products in some order. sdplip's own proof shares no code with this one. One line is printed; exit
+code 0: proven, 1: not proven, 2: unreadable or not supported.
 """
 
 # mypy: ignore-errors
@@ -17,7 +18,6 @@ import hashlib
 import json
 import sys
 from fractions import Fraction
-from itertools import pairwise
 from math import inf, isfinite, nextafter
 from pathlib import Path
 from runpy import run_path
@@ -33,12 +33,12 @@ SLOPES = {
     **{"leaky_relu": (0.01, 1.0), "erf": (0.0, 1.1283792), "silu": (-0.09985, 1.09985)},
     **{"gelu": (-0.12891, 1.12891), "gelu_tanh": (-0.129, 1.129), "mish": (-0.11253, 1.0885)},
     **{"hardswish": (-0.5, 1.5), "hardsigmoid": (0.0, nextafter(1 / 6, 1)), "sigmoid": (0.0, 0.25)},
-    **{"leaky_relu()": lambda s: (min(s, 1.0), max(s, 1.0)), "selu": (0.0, 1.7581)},
-    **{"elu()": lambda s: (min(s, 0.0), max(s, 1.0)), "softshrink()": lambda s: (0, 1 / (s >= 0))},
     **{
-        "celu() softplus()": lambda s: (0, 1 / (s > 0)),
+        "leaky_relu()": lambda s: (min(s, 1), max(s, 1)),
         "hardtanh()": lambda a, b: (0, 1 / (a < b)),
     },
+    **{"elu()": lambda s: (min(s, 0.0), max(s, 1.0)), "softshrink()": lambda s: (0, 1 / (s >= 0))},
+    **{"celu() softplus()": lambda s: (0, 1 / (s > 0)), "selu": (0.0, 1.7581)},
 }
 SLOPES = {name: slopes for names, slopes in SLOPES.items() for name in names.split()}
 """Of σ by name; () has parameters, as in leaky_relu(0.2); what divides by zero is refused."""
@@ -68,20 +68,19 @@ def read_certificate(path):
     again = json.dumps(content, indent=1, allow_nan=False) + "\n"
     digest = content.pop("sha256")
     bare = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    same = again == text and hashlib.sha256(bare).hexdigest() == digest
-    need(same, "the certificate was edited", NotProven)
-    told = [content[k] for k in ("lower", "optimum", "norm_product", "solved", "seconds")]
-    told = [0.0 if v is None else v for v in told]
+    need(again == text and hashlib.sha256(bare).hexdigest() == digest, "it was edited", NotProven)
+    told = [content[key] for key in ("lower", "optimum", "norm_product", "solved")]
+    told = [0.0 if v is None else v for v in told] + [content["seconds"]]
     numbers = [*told, content["bound"], *content["multipliers"]]
     need(all(type(v) is float for v in numbers), "the numbers must be decimals")
     need(content["norm"] in ("2", "inf"), "norm is neither 2 nor inf")
     agree = content["proven"] is True and min(told) >= 0 and told[0] <= content["bound"]
-    need(agree, "the certificate contradicts itself", NotProven)
+    need(agree, "proven, lower or another field contradicts the claim", NotProven)
     return content
 
 
 def read_model(path):
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
         sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}
         need(sum(sizes.values()) <= BYTES, "the model unpacks to more than 1 GiB")
         need(len(sizes) == len(file.zip.infolist()), "the model has two arrays of a name")
@@ -91,8 +90,7 @@ def read_model(path):
         need(array.dtype.kind in ("U" if text else "fiub"), f"{name} has dtype {array.dtype}")
         net[name] = array if text else array.astype(np.float64)
         need(text or np.isfinite(net[name]).all(), f"{name} is not finite")
-    images = any(name == "stages" or name[0] == "K" for name in net)
-    net = beside("stages", "read")(net) if images else system(net)
+    net = beside("layers", "images")(net) if {"stages", "K0"} & {*net} else system(net)
     for name, a, b in zip(net["names"], net["alpha"], net["beta"], strict=True):
         family, _, rest = name.partition("(")
         values = [float(text) for text in rest[:-1].split(",")] if rest else []
@@ -103,11 +101,11 @@ def read_model(path):
 
 
 def system(net):
-    """The arrays A B C D b c alpha beta activation, from these or from W0 b0 W1 b1 …"""
-    depth = sum(name[0] == "W" for name in net)
-    known = [f"{k}{i}" for i in range(depth) for k in "Wb"] or [*"ABCDbc"]
-    need({*net} <= {*known, "alpha", "beta", "activation"}, f"it has the arrays {', '.join(net)}")
-    net |= perceptron([net[f"W{i}"] for i in range(depth)], net) if depth else {}
+    """The arrays A B C D b c alpha beta activation, from these or from layers W0 b0 W1 b1 …"""
+    net |= beside("layers", "perceptron")(net) if "W0" in net else {}
+    need(
+        {*net} <= {*"ABCDbc", "alpha", "beta", "activation"}, f"it has the arrays {', '.join(net)}"
+    )
     size = {}
     for name, dims in {"A": "nn", "B": "nm", "C": "pn", "D": "pm"}.items():
         size |= dict(zip(dims, net[name].shape, strict=True)) if name in net else {}
@@ -127,21 +125,6 @@ def system(net):
         h.update(f"{name}{array.shape}".encode() + array.tobytes())
     h.update("\0".join(net["names"]).encode())
     return net | {"sha256": h.hexdigest(), "sizes": [m, n, p], "kind": "system"}
-
-
-def perceptron(W, arrays):
-    """As a system: [z; y] from [x; z] by a matrix with the weights along its diagonal."""
-    need(all(w.shape[1] == len(v) for v, w in pairwise(W)), "widths do not fit")
-    # Adding 0.0 turns -0.0 into 0.0, as the products do by which sdplip composes layers.
-    zero = 0.0 if len(W) > 1 else -0.0
-    n, m = sum(map(len, W[:-1])), W[0].shape[1]
-    full, row, column = np.zeros((n + len(W[-1]), m + n)), 0, 0
-    bias = [np.broadcast_to(arrays.get(f"b{i}", 0.0), len(w)) + zero for i, w in enumerate(W)]
-    for w in W:
-        full[row : row + len(w), column : column + w.shape[1]] = w + zero
-        row, column = row + len(w), column + w.shape[1]
-    net = {"A": full[:n, m:], "B": full[:n, :m], "C": full[n:, m:], "D": full[n:, :m]}
-    return net | {"b": np.concatenate(bias)[:n], "c": np.concatenate(bias)[n:]}
 
 
 def levels(A):
@@ -277,6 +260,7 @@ def prove(net, claim, exact):
     return small and (definite(parts[0], error) if axis == 0 else (parts[0] > error).all())
 
 
+@np.errstate(all="ignore")
 def check(certificate, model):
     """The statement that is proven; NotProven, or any other exception for what is unreadable."""
     claim, net = read_certificate(certificate), read_model(model)
@@ -288,15 +272,14 @@ def check(certificate, model):
         fit = len({*pair}) == len(pair) == 2 and all(type(k) is int and 0 <= k < p for k in pair)
         need(fit, "classes are not two outputs")
         f = "(f_{} - f_{})".format(*pair)
-    with np.errstate(all="ignore"):
-        if net["kind"] == "convolution":
-            holds = beside("convolution", "holds")(net, claim, condition, definite)
-        else:
-            need(len(claim["multipliers"]) == n, "other sizes", NotProven)
-            if region is not None:
-                net |= beside("region", "slopes")(net, levels(net["A"]), region)
-            cost = (m + n) ** 3 if claim["norm"] == "2" else n * (m + n)
-            holds = prove(net, claim, False) or (cost <= EXACT and prove(net, claim, True))
+    if net["kind"] == "convolution":
+        holds = beside("convolution", "holds")(net, claim, condition, definite)
+    else:
+        need(len(claim["multipliers"]) == n, "other sizes", NotProven)
+        if region is not None:
+            net |= beside("region", "slopes")(net, levels(net["A"]), region, SLOPES)
+        cost = (m + n) ** 3 if claim["norm"] == "2" else n * (m + n)
+        holds = prove(net, claim, False) or (cost <= EXACT and prove(net, claim, True))
     bound, where = claim["bound"], "" if region is None else " of the region"
     need(holds and bound >= 0, f"the condition is not shown at bound {bound!r}", NotProven)
     return f"|{f}(x) - {f}(x')| <= {bound!r} |x - x'| for all x, x'{where} in norm {claim['norm']}"

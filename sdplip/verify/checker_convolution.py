@@ -3,17 +3,17 @@
 On a torus networks of convolutions are diagonal in frequency: differences of two inputs x, of units
 z and of outputs y obey [v; y] = W(ω)[x; z], and if M(ω) ≻ 0 for all ω (`condition` of checker.py),
 then ‖y‖ ≤ bound·‖x‖ over the torus. Why this holds for images, x and z being 0 outside of them:
-(1) The torus is so large that a pixel of an image reads there what it reads in the network (`fits`).
+(1) The torus is so large that pixels of an image read there what they read in the network (`fits`).
 (2) A unit has its slopes inside of the image. Outside z = 0, whereas v need not be 0 where a
-convolution `spills`: there, 0 becomes one of the slopes. (3) What spills reaches the next convolution
-through a layer that keeps the image and deletes the rest, with slopes in [0, 1]. (4) Over the torus
-‖y‖ is no smaller than over the image. (5) A head y ↦ Σ_c H_c y_c enters by scales t, as
-Σ_c t_c²‖y_c‖², if Σ_c H_c H_cᵀ/t_c² ≺ I; one that weighs all pixels alike sees frequency 0 only, the
-sum over a restricted image. Where strides make layers finer than the last, by `fine`, their pixels
-within one of its pixels count as channels. Multipliers are one per channel: averages over shifts.
+convolution `spills`: there, 0 becomes one of the slopes. (3) What spills reaches the next
+convolution through a layer that keeps the image and deletes the rest, with slopes in [0, 1].
+(4) Over the torus ‖y‖ is no smaller than over the image. (5) A head y ↦ Σ_c H_c y_c enters by
+scales t, as Σ_c t_c²‖y_c‖², if Σ_c H_c H_cᵀ/t_c² ≺ I; one that weighs all pixels alike sees the
+frequency 0 only, the sum over a restricted image. Where strides make layers finer than the last, by
+`fine`, their pixels within one of its pixels count as channels. Multipliers are one per channel.
 
-W is kept real, with 2 x 2 blocks [re, −im; im, re]. This file imports the standard library and NumPy;
-checker.py gives it `condition` and `definite`.
+W is kept real, with 2 x 2 blocks [re, −im; im, re]. This file imports the standard library and
+NumPy; checker.py gives it `condition` and `definite`.
 """
 
 # mypy: ignore-errors

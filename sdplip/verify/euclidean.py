@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 
@@ -55,11 +56,14 @@ def euclidean(
             f"method = {method!r} needs a chain, each layer fed by the one before alone. Use "
             "'interior'."
         )
+    # Eliminating a dense M takes long where a chain's blocks serve, and may not be needed.
+    first = cache(lambda: start(problem, warm))
+    if problem.levels is None:
+        first()
     if not problem.C.any() or not problem.B.any():
         # Only D matters, and any multipliers serve; small ones keep the rest of M out of the way.
-        interior = start(problem)[1]
         scales = 10.0 ** (np.arange(0, 26, 2) * (1 if problem.B.any() else -1))
-        candidates = [interior / scale for scale in scales]
+        candidates = [first()[1] / scale for scale in scales]
         norm = float(np.linalg.norm(system.D, 2))
         return _best("closed form", system, problem, candidates, prove, norm, norm)
     chosen = method == "auto"
@@ -73,19 +77,18 @@ def euclidean(
         if progress is not None:
             progress(step, *(problem.gain * math.sqrt(max(v, 0.0)) for v in (upper, dual)))
 
-    rho, interior = start(problem, warm)
     if method == "layerwise":
-        return _best(method, system, problem, [interior], prove)
+        return _best(method, system, problem, [first()[1]], prove)
     if method not in OWN:
         proposed = _polish(problem, convex.solve(problem, method))
-        return _best(method, system, problem, _blends(proposed, interior), prove)
+        return _best(method, system, problem, _blends(proposed, first), prove)
     run: dict[str, Callable[[], Optimum]] = {
         "interior": lambda: minimise(
-            problem.form(), rho, interior, deadline=deadline, progress=report
+            problem.form(), *first(), deadline=deadline, progress=report
         ),
         # A chain's own start is better than the closed form.
         "chain": lambda: chain.minimise(
-            problem, *(() if warm is None else (rho, interior)), deadline=deadline, progress=report
+            problem, *(() if warm is None else first()), deadline=deadline, progress=report
         ),
         "descent": lambda: descent.minimise(problem, deadline=deadline, progress=report),
     }
@@ -98,7 +101,7 @@ def euclidean(
             found, method = other, "interior"
     solved, optimum = (problem.gain * math.sqrt(max(v, 0.0)) for v in (found.rho, found.dual))
     known = optimum if found.dual > -math.inf else None
-    return _best(method, system, problem, _blends(found.lam, interior), prove, solved, known)
+    return _best(method, system, problem, _blends(found.lam, first), prove, solved, known)
 
 
 def _choose(problem: Problem) -> str:
@@ -113,16 +116,16 @@ def _best(
     method: str,
     system: System,
     problem: Problem,
-    candidates: list[Array],
+    candidates: Iterable[Array],
     prove: Prove,
     solved: float | None = None,
     optimum: float | None = None,
 ) -> Proposal:
     """The best bound that a candidate (in scaled units) proves."""
-    data = problem.form()
+    eliminate = _elimination(problem)
     best, multipliers, first = math.inf, None, None
     for scaled in candidates:
-        least = problem.gain * math.sqrt(least_rho(data, scaled))
+        least = problem.gain * math.sqrt(eliminate(scaled))
         lam = problem.lam(scaled)
         if not (least < best and (lam > 0).all()):
             continue
@@ -143,21 +146,30 @@ def _best(
     return Proposal(method, multipliers, best, min(reached), optimum)
 
 
-def _blends(lam: Array, interior: Array) -> list[Array]:
+def _blends(lam: Array, first: Callable[[], tuple[float, Array]]) -> Iterator[Array]:
     """The multipliers, then ever further towards the interior, where proofs are easier."""
-    shares = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0)
-    return [(1 - s) * lam + s * interior for s in shares]
+    yield lam
+    for share in (1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0):
+        yield (1 - share) * lam + share * first()[1]
+
+
+def _elimination(problem: Problem) -> Callable[[Array], float]:
+    """The least ρ as a function of the scaled multipliers."""
+    layers = descent.layers(problem)
+    if layers is None:
+        return partial(least_rho, problem.form())
+    return partial(chain.least_rho, layers)
 
 
 def _polish(problem: Problem, lam: Array) -> Array:
     """The best common factor for the multipliers: solvers stop a little off their scale."""
     from scipy.optimize import minimize_scalar
 
-    data = problem.form()
+    eliminate = _elimination(problem)
     rest = minimize_scalar(
-        lambda t: min(least_rho(data, math.exp(t) * lam), 1e300),
+        lambda t: min(eliminate(math.exp(t) * lam), 1e300),
         bounds=(-0.5, 0.5),
         method="bounded",
         options={"xatol": 1e-9},
     )
-    return lam if least_rho(data, lam) <= rest.fun else math.exp(rest.x) * lam
+    return lam if eliminate(lam) <= rest.fun else math.exp(rest.x) * lam

@@ -146,7 +146,10 @@ def _holds(data: Torus, bound: float, kept: Array, order: NDArray[np.intp] | Non
 def _all_hold(
     data: Torus, bound: float, lam: Array, scales: Ball, order: NDArray[np.intp] | None
 ) -> bool:
-    W, n = data.weights, data.units
+    W, n, m = data.weights, data.units, data.inputs
+    slopes = {"alpha": data.alpha, "beta": data.beta, "Lam": lam}
+    # Real and imaginary parts share their units' slopes and multipliers.
+    twice = {name: Ball(np.tile(value, 2)) for name, value in slopes.items()}
     # ρ is below bound², so what is proved for √ρ holds for the bound.
     rho = Ball(float((Ball(bound) * Ball(bound)).lower))
     k = data.frequencies()
@@ -161,37 +164,19 @@ def _all_hold(
             )
             if data.head is not None:
                 real, imaginary = (_scaled(X, n, scales) for X in (real, imaginary))
-            rows = slice(n, n if data.mean and part[i].any() else None)
-            V, F = (_embedded(real[r], imaginary[r]) for r in (slice(n), rows))
-            M = _condition(V, F, rho, lam, data.alpha, data.beta)
-            if not positive_definite(M):
+            outputs = slice(n, n if data.mean and part[i].any() else None)
+            places = {
+                "A": np.s_[:n, m:], "B": np.s_[:n, :m], "C": np.s_[outputs, m:],
+                "D": np.s_[outputs, :m],
+            }  # fmt: skip
+            blocks = {k: _embedded(real[place], imaginary[place]) for k, place in places.items()}
+            if not positive_definite(conditions.lipschitz(**blocks, **twice, rho=rho)):
                 return False
     return True
 
 
-def _condition(V: Ball, F: Ball, rho: Ball, lam: Array, alpha: Array, beta: Array) -> Ball:
-    """`conditions.lipschitz` of one frequency, real parts before imaginary parts.
-
-    The same matrix, without products by diagonal matrices, of which there are hundreds. V and F
-    are real systems of twice the size, [Re, −Im; Im, Re], whose halves share their multipliers.
-    """
-    n, d = len(lam), V.shape[1] // 2
-    units = np.concatenate([np.arange(d - n, d), np.arange(2 * d - n, 2 * d)])
-    twice = Ball(np.tile(lam, 2)[:, None])
-    low, high = (Ball(np.tile(slope, 2)[:, None]) for slope in (alpha, beta))
-    crossed = V * ((low + high) * twice)
-    mid, rad = np.zeros((2, 2 * d, 2 * d))
-    mid[units], rad[units] = crossed.mid, crossed.rad
-    half = Ball(mid, rad)
-    M = (F.swapaxes(0, 1) @ F + half + half.swapaxes(0, 1)) * -1.0
-    if ((alpha != 0) & (beta != 0)).any():
-        M = M + V.swapaxes(0, 1) @ (V * (low * high * twice * 2.0))
-    diagonal = np.full(2 * d, float(rho.mid))
-    diagonal[units] = 2 * np.tile(lam, 2)
-    return M + Ball(np.diag(diagonal))
-
-
 def _embedded(real: Ball, imaginary: Ball) -> Ball:
+    """The real matrix [Re, −Im; Im, Re], which is definite where the Hermitian one is."""
     return Ball(
         np.block([[real.mid, -imaginary.mid], [imaginary.mid, real.mid]]),
         np.block([[real.rad, imaginary.rad], [imaginary.rad, real.rad]]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,7 @@ def lower_bound_conv(
     samples: int = 4,
     steps: int = 100,
     seed: int = 0,
+    deadline: float | None = None,
 ) -> float | None:
     """The largest ‖Jv‖₂ / ‖v‖₂ found, J a Jacobian of the network; None if σ is unknown.
 
@@ -39,6 +41,7 @@ def lower_bound_conv(
         samples: random inputs to start from.
         steps: of Adam.
         seed: of the random starts.
+        deadline: in `time.monotonic`; then the climb ends where it is.
     """
     if _unknown(conv.stages):
         return None
@@ -54,6 +57,8 @@ def lower_bound_conv(
     x = x.clone().requires_grad_()
     optimiser = torch.optim.Adam([x, v], lr=0.2)
     for step in range(steps):
+        if deadline is not None and time.monotonic() > deadline:
+            break
         optimiser.zero_grad()
         end = _tangent(conv.stages, x, v, 10 ** (0.4 - 1.4 * step / steps))[1]
         loss = (_length(v).log() - _length(end).clamp_min(1e-30).log()).sum()

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from .._arrays import Array
-from ..errors import CertificationError, InvalidInput, NotWellPosed, ShapeError
+from ..errors import CertificationError, InvalidInput, NotWellPosed
 from ..system import UNKNOWN, System
 from .ranges import Lines, lines, slope_range, value_range
-from .region import Region
+from .region import Region, check_region
 from .rigorous import TINY, UNIT, Ball
 
 SWEEPS = 8
@@ -38,7 +38,7 @@ def restrict(system: System, region: Region) -> System:
 
     Raises:
         ShapeError: a region of another dimension.
-        InvalidInput: an unknown activation: its slopes cannot be told apart by place.
+        InvalidInput: no region; an unknown activation: its slopes cannot be told apart by place.
         NotWellPosed: a cycle with no proof of a single equilibrium everywhere.
         NotConverged: the equilibrium at the centre was not found.
     """
@@ -50,11 +50,7 @@ def restrict(system: System, region: Region) -> System:
 
 def preactivations(system: System, region: Region) -> tuple[Array, Array]:
     """Bounds (n,), (n,) of Az + Bx + b over the region; raises as `restrict`."""
-    if region.inputs != system.inputs:
-        raise ShapeError(
-            f"The region has dimension {region.inputs}, but the system takes {system.inputs} "
-            "inputs."
-        )
+    check_region(region, system.inputs)
     for i in np.flatnonzero(system.activation == UNKNOWN)[:1]:
         raise InvalidInput(
             f"Unit {i} has an unknown activation, so no interval of its values tightens its "
@@ -103,8 +99,7 @@ class _Inputs:
 
     def reach(self, rows: Array) -> Array:
         """At least max |rows @ (x − centre)|; (k,) from (k, m)."""
-        norms = np.linalg.norm(rows, axis=1) if self.radius else 0.0
-        size = abs(rows) @ self.half + self.radius * norms
+        size = abs(rows) @ self.half + self.radius * (lengths(rows) if self.radius else 0.0)
         return size * (1 + 4 * (rows.shape[1] + 8) * UNIT) + rows.shape[1] * TINY
 
     def image(self, rows: Array) -> Ball:
@@ -210,10 +205,9 @@ def _displacement(system: System, move: Array) -> tuple[Array, Array]:
         eta = _coarse(np.where(eta > 0, eta, found.bound))
         return eta, _above(abs(system.A) @ eta * (1 + 4 * n * UNIT))
     except (NotWellPosed, CertificationError):
-        gain = lipschitz(replace(shifted, B=eye), 2, lower=False).bound * np.linalg.norm(move)
-        gain = _coarse(gain * (1 + 4 * (n + 8) * UNIT))
-        norms = np.linalg.norm(system.A, axis=1) * (1 + 4 * (n + 8) * UNIT)
-        return np.full(n, gain), _above(gain * norms)
+        gain = lipschitz(replace(shifted, B=eye), 2, lower=False).bound * lengths(move)
+        gain = _coarse(_above(gain))
+        return np.full(n, gain), _above(gain * lengths(system.A))
 
 
 def _coarse(value: Any) -> Any:
@@ -231,6 +225,12 @@ def _sum(shift: Ball, A: Array, z_low: Array, z_high: Array) -> Ball:
 
 def _apply(matrix: Array, vector: Ball) -> Ball:
     return (Ball(matrix) @ vector[:, None])[:, 0]
+
+
+def lengths(rows: Array) -> Any:
+    """At least ‖·‖₂ along the last axis, of numbers whose squares underflow, too."""
+    terms = rows.shape[-1]
+    return np.linalg.norm(rows, axis=-1) * (1 + 4 * (terms + 8) * UNIT) + terms * 1e-160
 
 
 def _interval(ball: Ball) -> tuple[Array, Array]:

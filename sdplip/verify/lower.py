@@ -15,7 +15,7 @@ from .exact import exact_gain
 from .local import preactivations
 from .network import Network
 from .ranges import slope_range
-from .region import Region
+from .region import Region, check_region
 from .rigorous import TINY, UNIT, Ball
 
 EFFORT = 1e10
@@ -95,11 +95,7 @@ class _Search:
         self.net = Network(system)
         self.free = np.ones(system.inputs)
         if region is not None:
-            if region.inputs != system.inputs:
-                raise ShapeError(
-                    f"The region has dimension {region.inputs}, but the system takes "
-                    f"{system.inputs} inputs."
-                )
+            check_region(region, system.inputs)
             low, high = region.limits
             # Pairs of the region differ in these coordinates alone.
             self.free = ((high > low) & (region.radius != 0)).astype(float)

@@ -16,6 +16,7 @@ from .._arrays import Array, finite, parse_norm
 from ..errors import InvalidInput, ShapeError
 from ..system import System
 from .certificate import Certificate, as_system
+from .local import lengths
 from .region import Region
 from .rigorous import UNIT
 
@@ -101,10 +102,9 @@ class MarginBounds:
             room = np.minimum(x - low, high - x)
             rounding = 4 * UNIT * abs(room)
             return np.maximum((room - rounding).min(axis=-1), 0.0)
-        m = region.inputs
-        away = np.linalg.norm(x - np.array(region.centre), axis=-1) * (1 + 4 * (m + 8) * UNIT)
+        away = lengths(x - np.array(region.centre)) * (1 + 4 * UNIT)
         room = np.maximum(region.radius * (1 - 4 * UNIT) - away, 0.0)
-        return np.asarray(room if self.norm == 2 else room / m**0.5 * (1 - 4 * UNIT))
+        return np.asarray(room if self.norm == 2 else room / region.inputs**0.5 * (1 - 4 * UNIT))
 
 
 def margin_bounds(

@@ -92,3 +92,16 @@ class Region:
 
     def _has(self, name: str) -> bool:
         return getattr(self, name) is not None
+
+
+def check_region(region: Any, inputs: int) -> None:
+    """Raise InvalidInput for what is no region, ShapeError for one of other than `inputs`."""
+    if not isinstance(region, Region):
+        raise InvalidInput(
+            f"region = {region!r}, but must be Region.box(lower, upper) or Region.ball(centre, "
+            "radius)."
+        )
+    if region.inputs != inputs:
+        raise ShapeError(
+            f"The region has dimension {region.inputs}, but the system takes {inputs} inputs."
+        )

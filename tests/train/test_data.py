@@ -1,7 +1,12 @@
 """Data sets: what they hold, and what is said when they are not there."""
 
 import hashlib
+import os
 import pickle
+import struct
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +15,8 @@ import torch
 import torchvision
 
 from sdplip.errors import InvalidInput
-from sdplip.train import load
-from sdplip.train.data import data_root
+from sdplip.train import Splits, load
+from sdplip.train.data import _PUBLISHED, data_root
 
 
 def test_digits_are_complete_stratified_and_in_the_unit_box():
@@ -91,6 +96,7 @@ def write_cifar(root, monkeypatch):
     meta = write("batches.meta", {"label_names": names})
     entry = {"filename": meta[0], "key": "label_names", "md5": meta[1]}
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", entry)
+    monkeypatch.setitem(_PUBLISHED, "cifar10", replace(_PUBLISHED["cifar10"], sizes=(10, 2)))
     return batches
 
 
@@ -117,6 +123,39 @@ def test_cifar_that_is_not_what_was_published_is_never_unpickled(tmp_path, monke
     assert not (tmp_path / "exploded").exists()
 
 
+def write_mnist(root, images, labels):
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        pixels = struct.pack(">4I", 0x803, images, 28, 28) + bytes(images * 784)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(pixels)
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2I", 0x801, labels) + bytes(labels)
+        )
+
+
+def test_part_of_mnist_is_not_mnist(tmp_path):
+    write_mnist(tmp_path, 7, 7)
+    with pytest.raises(InvalidInput, match="has 7 training and 7 test images, but 60000 and 10000"):
+        load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda x, y: (x[:5], y), "5 test images of shape .* 6 labels"),
+        (lambda x, y: (x[:0], y[:0]), "0 test images"),
+        (lambda x, y: (x[..., :7], y), r"shape \(1, 8, 7\)"),
+        (lambda x, y: (x, y + 1), "test labels go from 1 to 6, but must lie in 0…5"),
+        (lambda x, y: (x, y - 1), "from -1 to 4"),
+    ],
+)
+def test_images_and_labels_that_do_not_fit_are_refused(change, said):
+    good = torch.zeros(6, 1, 8, 8), torch.arange(6)
+    with pytest.raises(InvalidInput, match=said):
+        Splits(good, change(*good), 6, (1, 8, 8), "here")
+
+
 def test_unknown_data_set_lists_the_known():
     with pytest.raises(InvalidInput, match=r"imagenet.*digits, mnist, fashionmnist, cifar10"):
         load("imagenet")
@@ -130,3 +169,16 @@ def test_data_root_prefers_argument_then_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
     assert data_root().name == "sdplip"
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs another user")
+@pytest.mark.parametrize("cache, code", [({}, 1), ({"XDG_CACHE_HOME": "/x"}, 0)])
+def test_a_user_without_a_home_is_told(cache, code):
+    script = "import os; from sdplip.train.data import data_root; os.setuid(54321); data_root()"
+    names = ("HOME", "SDPLIP_DATA", "XDG_CACHE_HOME")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=kept | cache, capture_output=True, text=True
+    )
+    assert done.returncode == code
+    assert ("InvalidInput: there is no home folder" in done.stderr) == bool(code)

@@ -1,16 +1,33 @@
 """Rows: consistent for sound networks, and loud when a certificate is not."""
 
+import io
+import json
 import math
 from dataclasses import replace
 
 import pytest
+import torch
+from rich.console import Console
 
 from sdplip.errors import CertificationError
-from sdplip.layers import LAYERS, AOLLinear
-from sdplip.train import Row, build, evaluate, load, override, preset, train
+from sdplip.layers import LAYERS, AOLLinear, EquilibriumLayer
+from sdplip.train import (
+    Row,
+    build,
+    certified_accuracy,
+    certified_radii,
+    evaluate,
+    global_pairs,
+    load,
+    override,
+    preset,
+    train,
+)
+from sdplip.train.measure import Subject, correctly, exact_copy
 from sdplip.train.models import families
 from sdplip.train.plots import plot
 from sdplip.train.report import document, notes, tables, violations
+from sdplip.train.row import LOCAL
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +94,85 @@ def test_a_layer_that_describes_another_map_is_refused(splits):
         evaluate(model, quick("aol", splits), splits)
 
 
+def test_every_pair_of_classes_has_its_own_bound(splits):
+    model, config = trained("unconstrained", splits)
+    alone = {
+        units: evaluate(model, override(config, pair_units=units), splits)[0] for units in (0, 8)
+    }
+    # For comparison: √2 times the bound of the whole.
+    exact = exact_copy(model)
+    subject, (x, labels) = Subject(exact), splits.test
+    x, labels = x[:40], labels[:40]
+    pairs = global_pairs(alone[0].verified, 10)
+    whole = [
+        certified_accuracy(certified_radii(subject.logits(x), labels, pairs), r)
+        for r in alone[0].radii
+    ]
+    by_row, by_pair = alone[0].certified, alone[8].certified
+    assert all(a <= b <= c for a, b, c in zip(whole, by_row, by_pair, strict=True))
+    assert sum(whole) < sum(by_row) < sum(by_pair)
+    assert not alone[0].violations() and not alone[8].violations()
+
+
+@pytest.mark.parametrize("layer", ["unconstrained", "nemon"])
+def test_local_certificates_stand_beside_global_ones(layer, splits):
+    model, config = trained(layer, splits)
+    config = override(config, local_images=12, linf=True, attack="apgd", attack_images=30)
+    rows = evaluate(model, config, splits)
+    gained = 0.0
+    for row in rows:
+        assert row.violations() == [] and row.local_images == 12 and row.attack == "apgd"
+        assert Row.from_dict(json.loads(json.dumps(row.to_dict()))) == row
+        gained += sum(row.local["local"]) - sum(row.local["certified"])
+        swapped = {name: row.local[other] for name, other in zip(LOCAL, LOCAL[::-1], strict=True)}
+        if row.local["certified"] != row.local["attacked"]:
+            assert "of the first 12 images" in replace(row, local=swapped).violations()[0]
+    assert gained > 0
+    text = shown(tables(rows))
+    assert text.count("by local ones") == 2
+    cells = "/".join(f"{100 * rows[0].local[name][0]:.1f}" for name in LOCAL)
+    assert cells in text
+    assert any("under attack: APGD" in line for line in notes(rows))
+
+
+def test_why_there_are_no_local_certificates_is_said(splits):
+    config = quick("unconstrained", splits, verify_units=4, local_images=3)
+    row = evaluate(build(config.model, seed=0), config, splits)[0]
+    assert row.local == {} and "no local certificates: 8 units" in row.note
+
+
+def test_an_attack_that_meets_an_unsolved_equilibrium_goes_on(splits):
+    model, config = trained("lben", splits)
+    for layer in model:
+        if isinstance(layer, EquilibriumLayer):
+            # Enough for Newton's method, which measures; not for the splitting that attacks.
+            layer.max_steps, layer.fallback = 12, None
+    row = evaluate(model, config, splits)[0]
+    assert row.violations() == []
+
+
+def test_what_a_solver_left_open_breaks_no_image(splits):
+    model, config = trained("lben", splits)
+    x, labels = (t[:40] for t in splits.test)
+    exact = exact_copy(model)
+    correct = correctly(Subject(exact).logits(x), labels)
+    arguments = (x, labels, correct, (1.0,), 2.0, config.evaluate, 0)
+    assert Subject(exact).standing(*arguments).sum() < correct.sum()
+    crude = exact_copy(model, "peaceman_rachford", 1e-2, "ignore")
+    for layer in crude:
+        if isinstance(layer, EquilibriumLayer):
+            layer.max_steps, layer.fallback = 1, None
+    assert Subject(crude).outputs(x)[1].min() > 1
+    assert torch.equal(Subject(crude).standing(*arguments)[:, 0], correct)
+
+
+def shown(tables):
+    console = Console(width=160, record=True, file=io.StringIO())
+    for table in tables:
+        console.print(table)
+    return console.export_text()
+
+
 @pytest.fixture
 def row(splits):
     model = build(quick("aol", splits).model, seed=0)
@@ -109,15 +205,9 @@ def test_large_networks_are_left_out_of_verification_and_say_so(splits):
 
 
 def test_tables_and_pictures(row, tmp_path):
-    from rich.console import Console
-
     other = replace(row, layer="nemon", norm=math.inf, radii=(0.01, 0.1), verified=None)
     other = replace(other, certified=(0.5, 0.1), attacked=(0.6, 0.2))
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    with console.file:
-        for table in tables([row, other]):
-            console.print(table)
-    text = console.export_text()
+    text = shown(tables([row, other]))
     assert "50.0/60.0" in text and "nemon (ℓ∞)" in text and "–" in text
     pictures = plot([row, other], tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [

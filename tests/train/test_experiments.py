@@ -1,18 +1,25 @@
 """Published comparisons: the settings, what a budget does to them, and what stands beside them."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from small_runs import quick
+from typer.testing import CliRunner
 
+from sdplip.cli import app
 from sdplip.errors import InvalidInput
 from sdplip.train import Splits, build, load, override
-from sdplip.train.checkpoint import write_json
-from sdplip.train.experiments import EXPERIMENTS, affordable, settled, shrink
+from sdplip.train.budget import affordable, settled, shrink
+from sdplip.train.captions import own, published_table, scaled_down, sources
+from sdplip.train.checkpoint import read_json, write_json
+from sdplip.train.experiments import EXPERIMENTS, Experiment, Variant, one_model
 from sdplip.train.loss import lipschitz_margin
-from sdplip.train.models import norm_product
-from sdplip.train.runs import compare, folder_name
+from sdplip.train.models import ModelConfig, norm_product
+from sdplip.train.presets import PRESETS
+from sdplip.train.row import Row
+from sdplip.train.runs import compare, folder_name, run
 
 
 @pytest.fixture(scope="module")
@@ -20,32 +27,90 @@ def splits():
     return load("digits")
 
 
-@pytest.fixture(scope="module")
-def mnist():
-    """Its shapes; the settings need no images."""
-    x, y = torch.arange(47040).view(60, 1, 28, 28).byte(), torch.arange(60) % 10
-    return Splits((x, y), (x[:20], y[:20]), 10, (1, 28, 28), "mnist")
+def shaped(name):
+    """Images of the experiment's shape; the settings need no more."""
+    experiment = EXPERIMENTS[name]
+    classes, shape = experiment.classes, experiment.shape
+    labels = torch.arange(2 * classes) % classes
+    images = torch.randint(0, 256, (len(labels), *shape), dtype=torch.uint8)
+    data = experiment.data[0] if experiment.data else "folder:/images"
+    return Splits((images, labels), (images, labels), classes, shape, data)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_variant_is_a_model_of_its_own(name, mnist, splits):
+def test_every_variant_is_a_model_of_its_own(name, splits):
     experiment = EXPERIMENTS[name]
-    configs = experiment.configs(mnist, width=7)
+    configs = experiment.configs(shaped(name))
     assert len({folder_name(variant) for variant in configs}) == len(configs)
     for variant, config in configs.items():
-        assert config.model.width == 7 and build(config.model, seed=0) is not None
         assert variant.startswith(config.model.layer) or config.model.layer == "unconstrained"
+        assert one_model(f"{name}/{folder_name(variant)}").variants[0].name == variant
+        figures = experiment.published()[variant]
+        assert experiment.sources()[variant] and all(v > 0 for v in figures.values())
+        for figure in figures:
+            if not figure.startswith("attacked"):
+                assert own(row(config), figure) is not None or "verified" in figure, figure
     with pytest.raises(InvalidInput, match="digits"):
         experiment.configs(splits)
 
 
-def test_the_settings_are_the_published_ones(mnist):
-    configs = EXPERIMENTS["lben-mnist"].configs(mnist)
+def row(config):
+    """A measured row of a run with this configuration, all figures 1/2."""
+    radii = config.evaluate.radii
+    half = (0.5,) * len(radii)
+    return Row(
+        config.model.layer, 2.0, 0.5, radii, half, half, 0.5, None, None, 0.5, 10, 1, 1.0, 1.0,
+        None, 0.0, 0.0, config.model.scale, 0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["lben-mnist", "nemon-mnist", "lben-cifar10", "nemon-cifar10"])
+def test_small_ones_can_be_built(name):
+    for config in EXPERIMENTS[name].configs(shaped(name), width=7).values():
+        assert config.model.width == 7 and build(config.model, seed=0) is not None
+
+
+def test_a_folder_of_such_images_will_do_and_no_other(splits):
+    images = shaped("lben-cifar10")
+    folder = replace(images, name="folder:/jpeg")
+    configs = EXPERIMENTS["lben-cifar10"].configs(folder)
+    assert configs["lben γ=2"].train.data == "folder:/jpeg"
+    other = replace(shaped("lben-mnist"), name="folder:/jpeg")
+    with pytest.raises(InvalidInput, match=r"10 classes of 3x32x32.*10 classes of 1x28x28"):
+        EXPERIMENTS["lben-cifar10"].configs(other)
+
+
+def test_the_settings_are_the_published_ones():
+    configs = EXPERIMENTS["lben-mnist"].configs(shaped("lben-mnist"))
     one = configs["lben γ=1"]
     assert (one.model.gamma, one.model.width, one.model.scale) == (1.0, 80, 0.3081)
     assert (one.train.epochs, one.train.lr, one.train.schedule) == (30, 1e-3, "step")
     assert configs["lben no bound"].model.gamma is None and configs["mon"].model.layer == "mon"
     assert EXPERIMENTS["lben-mnist"].published()["lben γ=1"]["error"] == 2.36
+    widths = EXPERIMENTS["lben-mnist-widths"].configs(shaped("lben-mnist"))
+    assert [c.model.width for c in widths.values()] == [20, 50, 80, 110, 140, 250]
+    assert all(c.model.gamma == 1.0 for c in widths.values())
+    conv = EXPERIMENTS["lben-cifar10"].configs(shaped("lben-cifar10"))["lben γ=5"]
+    assert (conv.model.architecture, conv.model.width, conv.model.kernel) == ("equilibrium", 81, 3)
+    assert (conv.train.epochs, conv.train.milestones) == (25, (0.6,))
+    nemon = EXPERIMENTS["nemon-cifar10"].configs(shaped("nemon-cifar10"))["nemon"]
+    assert nemon.model.kernel == 5 and nemon.evaluate.linf and nemon.evaluate.fgsm
+    images = shaped("sll-cifar10")
+    sll, expected = EXPERIMENTS["sll-cifar10"].configs(images), PRESETS["sll-small"].config(images)
+    assert sll["sll small"] == expected and expected.train.epochs == 1000
+    grid = EXPERIMENTS["1lc-cifar10"]
+    assert grid.each and len(grid.variants) == 4 * 6
+    assert grid.published()["sll xs"]["certified 36/255 (2 h)"] == 56.4
+
+
+def test_some_models_only():
+    grid = EXPERIMENTS["1lc-cifar10"]
+    assert [v.name for v in grid.only("sll, aol xs").variants] == [
+        "aol xs", "sll xs", "sll s", "sll m", "sll l",
+    ]  # fmt: skip
+    assert grid.only("all") is grid
+    with pytest.raises(InvalidInput, match=r"no model 'bcop'.*aol xs"):
+        grid.only("sll,bcop")
 
 
 def test_a_share_of_the_epochs_is_said(splits):
@@ -57,6 +122,11 @@ def test_a_share_of_the_epochs_is_said(splits):
     for scale in (0.0, 1.5, -1.0, float("nan")):
         with pytest.raises(InvalidInput, match="scale"):
             shrink(config, scale)
+    rows = [
+        replace(row(config), note=f"scaled down: {k} of 40 epochs; not verified") for k in (3, 3, 5)
+    ]
+    assert scaled_down(rows) == "scaled down: 3 of 40 epochs, 5 of 40 epochs"
+    assert scaled_down([row(config)]) == ""
 
 
 def test_a_budget_takes_epochs_then_images_and_never_adds_any(splits):
@@ -66,15 +136,34 @@ def test_a_budget_takes_epochs_then_images_and_never_adds_any(splits):
     for minutes in (1e-3, 1e-5):
         for short in affordable(configs, splits, minutes, "cpu").values():
             assert short.train.epochs < 50 == short.train.of_epochs
+            assert short.evaluate.images == 30 and short.evaluate.attack_images in (None, 30)
     assert short.train.epochs == 1 and short.train.train_images < len(splits.train[0])
     for minutes in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InvalidInput, match="budget"):
             affordable(configs, splits, minutes, "cpu")
 
 
+def test_a_budget_limits_what_is_measured_too(splits):
+    config = override(quick("aol", splits), images=len(splits.test[0]), steps=50_000, restarts=9)
+    (short,) = affordable({"aol": config}, splits, 1.0, "cpu").values()
+    # Ten images of every class are left.
+    assert short == override(config, attack_images=100)
+    (short,) = affordable({"aol": config}, splits, 1e-5, "cpu").values()
+    assert short.evaluate.images == 100
+
+
+def test_a_budget_can_be_that_of_each_training(splits):
+    configs = {f"aol {k}": quick("aol", splits, epochs=10**6, lr=1e-3 * (k + 1)) for k in range(4)}
+    shared = affordable(configs, splits, 0.05, "cpu")
+    each = affordable(configs, splits, 0.05, "cpu", each=True)
+    few, many = (sum(c.train.epochs for c in found.values()) for found in (shared, each))
+    # Four times as much for training, and nothing of it for measuring; steps are timed anew.
+    assert many > 2 * few
+
+
 def test_what_was_begun_keeps_its_length(splits, tmp_path):
     config = quick("aol", splits, epochs=50)
-    begun = override(config, epochs=7, of_epochs=50)
+    begun = override(config, epochs=7, of_epochs=50, images=20, attack_images=10)
     write_json(tmp_path / "config.json", begun.to_dict())
     now = override(config, epochs=9, of_epochs=50)
     assert settled(now, tmp_path) == begun
@@ -85,16 +174,36 @@ def test_what_was_begun_keeps_its_length(splits, tmp_path):
 
 def test_runs_of_one_family_stand_beside_each_other(splits, tmp_path):
     configs = {f"lben γ={g:g}": quick("lben", splits, gamma=g) for g in (0.5, 2.0)}
-    result = compare(
-        configs, splits, tmp_path, published={"lben γ=2": {"error": 3.0, "verified": 1.9}}
-    )
+    figures = {"error": 3.0, "verified": 1.9, "attacked 0.39": 50.0}
+    options = {"published": {"lben γ=2": figures}, "sources": {"lben γ=2": "a paper"}}
+    result = compare(configs, splits, tmp_path, **options)
     assert [row["variant"] for row in result["rows"]] == ["γ=0.5", "γ=2"]
-    assert result["rows"][1]["published"] == {"error": 3.0, "verified": 1.9}
+    assert result["rows"][1]["published"] == figures
+    assert [row["source"] for row in result["rows"]] == ["", "a paper"]
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [
         "lben-gamma-0.5",
         "lben-gamma-2",
     ]
-    assert any("tradeoff" in picture for picture in result["pictures"])
+    drawn = {p.stem for p in tmp_path.glob("*.svg")}
+    assert {"tradeoff", "tightness", "attack", "iterations"} <= drawn
+    # What is published is said anew when finished runs are read back.
+    again = compare(configs, splits, tmp_path, published={"lben γ=2": {"error": 2.5}})
+    assert again["rows"][1]["published"] == {"error": 2.5}
+
+
+def test_the_table_has_a_column_for_every_published_figure(splits):
+    config = override(quick("sll", splits), radii=(36 / 255, 1.0))
+    figures = {"clean": 71.0, "certified 36/255 (2 h)": 60.0, "certified 36/255 (24 h)": 64.0}
+    rows = [row(config), replace(row(config), published=figures, source="a paper")]
+    head, cells = published_table(rows)
+    assert head == ["clean (%)", "published", "certified 36/255", "published (2 h)",
+                    "published (24 h)"]  # fmt: skip
+    assert [values for _, values in cells] == [
+        [50.0, None, 50.0, None, None],
+        [50.0, 71.0, 50.0, 60.0, 64.0],
+    ]
+    assert sources(rows) == "a paper" and own(rows[0], "certified 72/255") is None
+    assert published_table(rows[:1])[0] == []
 
 
 def test_models_without_a_promise_in_linf_are_measured_in_it_on_request(splits, tmp_path):
@@ -103,6 +212,75 @@ def test_models_without_a_promise_in_linf_are_measured_in_it_on_request(splits, 
     rows = compare([config], splits, tmp_path)["rows"]
     assert [row["norm"] for row in rows] == [2, "inf"]
     assert rows[1]["promised"] is None and rows[1]["verified"] > 0
+
+
+@pytest.mark.parametrize("layer", ["nemon", "implicit"])
+def test_linf_bounds_are_recorded_and_one_step_attacks_less(layer, splits, tmp_path):
+    config = override(quick(layer, splits), fgsm=True, linf_penalty=0.01, linf_radii=(0.05, 0.3))
+    rows = run(config, splits, tmp_path).rows
+    for found in rows:
+        assert found.violations() == [] and len(found.fgsm) == len(found.radii)
+        assert all(one >= many for one, many in zip(found.fgsm, found.attacked, strict=True))
+    history = read_json(tmp_path / "metrics.json")["history"]
+    last = history[-1]["linf_bound"]
+    assert last < history[0]["linf_bound"]
+    # The bound in the loss is of NEMON's kind, for all weights; the verified one is no larger.
+    assert rows[1].verified <= last * (1 + 1e-5)
+    methods = read_json(tmp_path / "metrics.json")["insight"]["equilibria"][0]["methods"]
+    assert methods["peaceman_rachford"]["largest"] <= methods["average"]["largest"]
+    assert all(took["converged"] for took in methods.values())
+
+
+@pytest.mark.parametrize("layer, gamma", [("lben", 2.0), ("mon", None), ("nemon", 1.0)])
+def test_equilibrium_convolutions_are_trained_and_measured(layer, gamma, splits, tmp_path):
+    given = quick("aol", splits, width=3, images=12, attack_images=8, fgsm=True, linf=True)
+    values = given.model.to_dict() | {"architecture": "equilibrium", "layer": layer, "gamma": gamma}
+    rows = compare(
+        {f"{layer} conv": replace(given, model=ModelConfig.from_dict(values))}, splits, tmp_path
+    )["rows"]
+    assert [row["norm"] for row in rows] == [2, "inf"]
+    for found in rows:
+        assert found["violations"] == []
+        promising = gamma is not None and found["norm"] == ("inf" if layer == "nemon" else 2)
+        assert (found["promised"] is not None) == promising
+        if promising:
+            assert found["sampled"] <= found["promised"]
+            assert any(share > 0 for share in found["curve"]["certified"])
+    assert (tmp_path / "linf-bound.png").is_file() == (layer == "nemon")
+
+
+def test_presets_of_comparisons_on_the_command_line(splits, tmp_path, monkeypatch):
+    small = {"width": 8, "epochs": 40, "images": 30, "steps": 3, "restarts": 1, "attack_images": 20}
+    tiny = Experiment(
+        "of digits", "a paper", ("digits",), 10, (1, 8, 8), small,
+        tuple(
+            Variant(f"lben γ={gamma}", {"layer": "lben", "gamma": gamma}, {"error": 9.0})
+            for gamma in (1, 2)
+        ),
+    )  # fmt: skip
+    monkeypatch.setitem(EXPERIMENTS, "tiny", tiny)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(
+        app, ["train", "--preset", "tiny/lben-gamma-2", "--scale", "0.05", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.stdout)["rows"]
+    assert found["variant"] == "γ=2" and found["published"] == {"error": 9.0}
+    assert found["source"] == "a paper" and "2 of 40 epochs" in found["note"]
+    assert (tmp_path / "runs/digits/tiny-lben-gamma-2/metrics.json").is_file()
+    done = CliRunner().invoke(
+        app, ["compare", "--preset", "tiny", "--layers", "lben γ=1", "--scale", "0.05"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "a paper; scaled down: 2 of 40 epochs" in done.stdout
+    listed = CliRunner().invoke(app, ["compare", "--list-presets", "--json"])
+    named = {entry["preset"] for entry in json.loads(listed.stdout)}
+    assert named >= {*EXPERIMENTS, "convnet-xs", "convnet-l"}
+    listed = CliRunner().invoke(app, ["train", "--list-presets", "--json"])
+    named = {entry["preset"] for entry in json.loads(listed.stdout)}
+    assert named >= {*PRESETS, "tiny/lben-gamma-1", "1lc-cifar10/aol-xs"}
+    for wrong in ("tiny/lben", "tiny", "nothing/at-all"):
+        assert CliRunner().invoke(app, ["train", "--preset", wrong]).exit_code == 2
 
 
 def test_lipschitz_margin_training_counts_the_product_of_norms(splits):

@@ -1,7 +1,10 @@
 """Folders of images: decoded once, exactly, and refused with the file's name."""
 
 import os
+import shutil
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -272,3 +275,25 @@ def test_every_format_with_8_bits_is_read(tmp_path, suffix):
 def test_images_as_text_are_read(tmp_path, content):
     (draw_folder(tmp_path) / "train" / "ant" / "000.png").write_bytes(content)
     assert load(f"folder:{tmp_path}").input_shape == (3, 8, 8)
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=200k none {disk} || exit 77
+export XDG_CACHE_HOME={disk}
+{python} -c "from sdplip.train import load; load('folder:{images}')"
+"""
+
+
+def test_a_full_disk_is_said_before_anything_is_decoded(tmp_path):
+    """A memory map of a file on a full disk would end the process with SIGBUS."""
+    disk, images = tmp_path / "disk", draw_folder(tmp_path / "images", train=20, size=(64, 64))
+    disk.mkdir()
+    script = SMALL_DISK.format(disk=disk, images=images, python=sys.executable)
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("needs unshare")
+    words = [unshare, "--map-root-user", "--mount", "sh", "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if "unshare" in done.stderr or done.returncode == 77:
+        pytest.skip("mounting is not permitted")
+    assert done.returncode == 1 and "decoded images need 1 MB" in done.stderr

@@ -68,25 +68,6 @@ def test_killed_or_interrupted_it_ends_where_it_would_have(number, code, straigh
     finished_as(straight, out)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_stopped_within_an_epoch_it_goes_on_with_the_next_batch(accumulate, splits, tmp_path):
-    config = quick("aol", splits, epochs=3, accumulate=accumulate)
-    whole = train(config, splits)
-
-    def stop(epoch, metrics):
-        # The handler lets the next batch finish.
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, splits, resume_dir=tmp_path, on_epoch=stop)
-    state = torch.load(tmp_path / RESUME_FILE, weights_only=True)
-    assert state["epoch_so_far"]["seen"] == accumulate and state["global_step"] > 1
-    resumed = train(config, splits, resume_dir=tmp_path)
-    assert resumed.history == whole.history
-    for key, value in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[key], value), key
-
-
 def test_a_damaged_state_gives_way_to_the_one_before(splits, tmp_path):
     config = quick("aol", splits, epochs=4)
     whole = train(config, splits)
@@ -99,9 +80,11 @@ def test_a_damaged_state_gives_way_to_the_one_before(splits, tmp_path):
         train(config, splits, resume_dir=tmp_path, on_epoch=interrupt)
     last = tmp_path / RESUME_FILE
     last.write_bytes(last.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="cannot be read"):
-        assert KeepState(tmp_path).latest(run_of(config, splits)) == tmp_path / PREVIOUS_FILE
-    with pytest.warns(UserWarning, match="cannot be read"):
+    before = tmp_path / PREVIOUS_FILE
+    with pytest.warns(UserWarning, match="can be read"):
+        run = torch.load(before, weights_only=True)["run"]
+        assert KeepState(tmp_path).latest(run) == before
+    with pytest.warns(UserWarning, match="can be read"):
         resumed = train(config, splits, resume_dir=tmp_path)
     assert resumed.history == whole.history
 
@@ -179,7 +162,9 @@ def test_the_manifest_names_data_machine_and_versions(splits, tmp_path):
     out = run(quick("aol", splits), splits, tmp_path / "aol", tensorboard=True).path
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["data_sha256"] == checksum(splits) and len(metrics["data_sha256"]) == 64
-    assert {"commit", "platform", "threads", "device", "versions"} <= metrics.keys()
+    assert {"commit", "platform", "device"} <= metrics.keys()
+    assert metrics["threads"] == metrics["processes"] == 1
+    assert {"python", "sdplip", "torch", "pillow", "scikit-learn"} <= metrics["versions"].keys()
     other = (splits.train[0].clone(), splits.train[1])
     other[0][3, 0, 2, 2] += 1
     assert checksum(type(splits)(other, splits.test, 10, (1, 8, 8), "digits")) != checksum(splits)

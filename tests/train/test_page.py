@@ -14,7 +14,6 @@ from torch import nn
 from typer.testing import CliRunner
 
 from sdplip.cli import app
-from sdplip.errors import InvalidInput
 from sdplip.layers import AOLConv2d, LBENConv2d
 from sdplip.train import load, load_model, pixels
 from sdplip.train.gathered import read_runs
@@ -61,7 +60,7 @@ def test_the_page_is_whole_and_needs_nothing_else(folder):
     text = report([folder])
     assert len(text.encode()) < 2_000_000
     root = parsed(text)
-    assert len(root.findall(".//figure")) == len(root.findall(".//figure/details//table")) == 6
+    assert len(root.findall(".//figure")) == len(root.findall(".//figure/details//table")) == 7
     assert all(caption.text for caption in root.findall(".//figcaption"))
     assert not root.findall(".//script")
     # Namespaces are names, not addresses that anything is fetched from.
@@ -196,6 +195,21 @@ def test_huge_and_tiny_constants_are_drawn(changed):
     assert "1e+300" in text and len(parsed(text).findall(".//figure")) == 5
 
 
+def test_local_certificates_and_published_figures_have_their_tables(changed):
+    def more(metrics):
+        row = metrics["rows"][0]
+        shares = {"certified": 0.111, "local": 0.222, "attacked": 0.333}
+        row["local"] = {name: [share] * len(row["radii"]) for name, share in shares.items()}
+        row |= {"local_images": 7, "local_seconds": 3.5, "source": "Somebody (2020)"}
+        row["published"] = {"error": 1.25}
+        row["note"] = "scaled down: 2 of 9 epochs"
+
+    text = report([changed(metrics=more)])
+    assert "11.1 / 22.2 / 33.3" in text and "Somebody (2020)" in text and ">1.25<" in text
+    captions = ["".join(c.itertext()) for c in parsed(text).iter("figcaption")]
+    assert all("Scaled down: 2 of 9 epochs" in caption for caption in captions)
+
+
 def test_where_there_is_nothing_to_report(tmp_path):
     def call(*words):
         return CliRunner().invoke(app, ["report", *map(str, words)])
@@ -243,9 +257,9 @@ def test_a_large_convolution_is_looked_at_in_the_middle_of_the_image():
     torch.manual_seed(0)
     conv = AOLConv2d(3, 16, 3)
     (found,) = insight(nn.Sequential(conv), torch.rand(2, 3, 32, 32))["singular_values"]
-    assert found["layer"].endswith("on 16 × 16 pixels") and len(found["values"]) == 3 * 16 * 16
-    exact, middle = conv.double(), torch.rand(1, 3, 16, 16, dtype=torch.float64)
-    J = torch.autograd.functional.jacobian(exact, middle).reshape(16 * 16 * 16, -1)
+    assert found["layer"].endswith("on 8 × 8 pixels") and len(found["values"]) == 3 * 8 * 8
+    exact, middle = conv.double(), torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    J = torch.autograd.functional.jacobian(exact, middle).reshape(16 * 8 * 8, -1)
     # A convolution is affine: its Jacobian is the same at every image.
     np.testing.assert_allclose(found["values"], torch.linalg.svdvals(J), atol=1e-9)
 

@@ -52,7 +52,7 @@ def test_every_figure_is_seen_and_nothing_is_fetched(browser, file, scripts, sch
     page.on("request", lambda request: asked.append(request.url))
     page.goto(file.as_uri())
     figures = page.locator("figure").all()
-    assert len(figures) == 6
+    assert len(figures) == 8
     for figure in figures:
         picture = figure.locator("svg").bounding_box()
         assert picture["width"] > 300 and picture["height"] > 100

@@ -21,6 +21,7 @@ from sdplip._elementwise import PLAIN
 from sdplip.verify import checker
 
 SOURCE = Path(checker.__file__)
+FILES = sorted(SOURCE.parent.glob("checker*.py"))
 PROVEN, NOT_PROVEN, UNREADABLE = 0, 1, 2
 
 
@@ -55,8 +56,9 @@ def files(tmp_path_factory):
 # --- alone ---
 
 
-def test_it_is_one_short_file_that_needs_numpy_only():
-    text = SOURCE.read_text()
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_they_are_short_files_that_need_numpy_only(path):
+    text = path.read_text()
     assert len(text.splitlines()) < 300
     nodes = list(ast.walk(ast.parse(text)))
     names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
@@ -174,7 +176,7 @@ def test_it_reads_model_files_as_sdplip_does(arrays, tmp_path):
     system = System.load(tmp_path / "m.npz")
     net = checker.read_model(str(tmp_path / "m.npz"))
     assert net["sha256"] == system.digest()
-    assert net["sizes"] == (system.inputs, system.units, system.outputs)
+    assert net["sizes"] == [system.inputs, system.units, system.outputs]
     lipschitz(system, lower=False).save(tmp_path / "c.json")
     assert checker.main([str(tmp_path / "c.json"), str(tmp_path / "m.npz")]) == PROVEN
 
@@ -262,8 +264,26 @@ def edited(files, change):
         {"classes": [0, -1]},
         {"classes": [True, 0]},
         {"classes": [0]},
-        {"region": {"centre": [0.0, 0.0, 0.0], "radius": 1.0}},
+        {"classes": [1, 1]},
+        {"classes": {"0": 0, "1": 1}},
+        {"classes": "01"},
+        {"region": {"centre": [0.0, 0.0], "radius": 1.0}},
+        {"region": {"centre": [0.0, 0.0, 0.0], "radius": -1.0}},
+        {"region": {"centre": [0.0, 0.0, 0.0], "radius": 1}},
+        {"region": {"centre": [0.0, 0.0, 0.0]}},
+        {"region": {"lower": [1.0, 0.0, 0.0], "upper": [0.0, 1.0, 1.0]}},
+        {"region": []},
+        {"region": {}},
         {"kind": "convolution"},
+        {"proven": False},
+        {"proven": 1},
+        {"lower": 1e6},
+        {"lower": -1.0},
+        {"optimum": "0"},
+        {"norm_product": False},
+        {"solved": -1.0},
+        {"seconds": None},
+        {"inputs": True},
         {"format": "sdplip certificate 1"},
         {"units": 9},
         {"model": None},
@@ -323,7 +343,14 @@ def test_pickles_bombs_and_nonsense_are_refused(files, tmp_path, monkeypatch, ca
         {**arrays, "activation": "leaky_relu(0.2"},
         {**arrays, "B": np.ones((2, 3), dtype=complex)},
         {**arrays, "E": np.ones(2)},
-        {"K0": np.ones((1, 1, 3, 3))},
+        {"K0": np.ones((1, 1, 3))},
+        {"K0": np.ones((1, 1, 3, 3)), "W0": np.ones((2, 3))},
+        {"K0": np.ones((1, 1, 3, 3)), "size": 10**9},
+        {"W0": np.ones((2, 3)), "A": np.zeros((2, 2))},
+        {"W0": np.ones((2, 3)), "W2": np.ones((2, 2))},
+        {"stages": np.array("[" * 10**5)},
+        {"stages": np.array('{"channels": 1, "size": [2, 2], "stages": []}')},
+        {"stages": np.ones(3)},
         {},
     ):
         np.savez(path, **odd)

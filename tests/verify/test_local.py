@@ -13,7 +13,7 @@ from mpmath import iv, mp
 from sdplip import System
 from sdplip.activations import ACTIVATIONS, elementwise
 from sdplip.errors import InvalidInput, NotWellPosed, ShapeError
-from sdplip.verify import lipschitz
+from sdplip.verify import lipschitz, lower_bound
 from sdplip.verify.fold import fold
 from sdplip.verify.local import preactivations, restrict
 from sdplip.verify.ranges import CURVATURE, lines, slope_range, value_range
@@ -256,6 +256,21 @@ def test_a_region_that_holds_everything_changes_nothing(rng, size):
         np.testing.assert_allclose(local.beta, system.beta, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-140, 1e-165, 1e-200])
+def test_weights_whose_squares_underflow_keep_their_length(size):
+    """Both signs are met in the ball, though the square of the weights is zero in float64."""
+    region = Region.ball([0.0, 0.0], 1.0)
+    for bias in (1e-5, -1e-5):
+        system = System.feedforward([[[size, size]], [[1.0]]], [[bias * size], [0.0]])
+        assert lipschitz(system, region=region, lower=False).bound >= 2**0.5 * size
+        loop = System(
+            [[0.0, 0.5], [0.5, 0.0]], np.full((2, 2), size), np.eye(2), np.zeros((2, 2)),
+            b=np.full(2, bias * size),
+        )  # fmt: skip
+        local = restrict(loop, region)
+        assert (local.alpha == 0).all() and (local.beta == 1).all()
+
+
 def test_the_ball_is_tighter_than_its_box(rng):
     system, x = mlp(rng, 30, 40, 5), rng.normal(size=30)
     ball = restrict(system, Region.ball(x, 0.3))
@@ -306,6 +321,9 @@ def test_what_cannot_be_restricted_says_so(rng):
     system = mlp(rng, 3, 4, 2)
     with pytest.raises(ShapeError, match="dimension 2"):
         restrict(system, Region.ball([0.0, 0.0], 1.0))
+    for search in (lipschitz, lower_bound):
+        with pytest.raises(InvalidInput, match=r"must be Region\.box"):
+            search(system, region=([0.0] * 3, 1.0))
     unknown = restrict(system, Region.ball(np.zeros(3), 1.0))
     with pytest.raises(InvalidInput, match="unknown activation"):
         restrict(unknown, Region.ball(np.zeros(3), 1.0))

@@ -145,6 +145,13 @@ def test_rows_that_do_not_subtract_exactly_are_still_proven():
     assert difference(system, 0, 1).C[0, 0] == 1.0
 
 
+def test_the_room_in_a_tiny_ball_is_not_rounded_up():
+    system = System.feedforward([[[1.0], [2.0]]], [[1.0, 0.0]])
+    region = Region.ball([0.0], 1e-170)
+    margins = margin_bounds(system, region=region)
+    assert margins.radius([1.0, 0.0], inputs=[9e-171]) <= 1e-171
+
+
 def test_equilibria_have_margins(rng):
     A = rng.normal(size=(5, 5))
     system = System.equilibrium(

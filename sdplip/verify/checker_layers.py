@@ -1,4 +1,4 @@
-"""For checker.py: reading a network of convolutions from the arrays of its file.
+"""For checker.py: reading networks that are files of layers, dense ones or convolutions.
 
 It imports the standard library and NumPy.
 """
@@ -6,6 +6,7 @@ It imports the standard library and NumPy.
 # mypy: ignore-errors
 import hashlib
 import json
+from itertools import pairwise
 from math import prod
 from types import SimpleNamespace
 
@@ -21,7 +22,27 @@ def need(holds, message):
         raise ValueError(message)
 
 
-def read(arrays):
+def perceptron(arrays):
+    """The system of W0 b0 W1 b1 …: [z; y] from [x; z] by a matrix with weights along its diagonal.
+
+    These arrays are taken out."""
+    count = sum(name[0] == "W" for name in arrays)
+    W = [arrays.pop(f"W{i}") for i in range(count)]
+    need(all(w.shape[1] == len(v) for v, w in pairwise(W)), "widths do not fit")
+    # Adding 0.0 turns -0.0 into 0.0, as the products do by which sdplip composes layers.
+    zero = 0.0 if len(W) > 1 else -0.0
+    n, m = sum(map(len, W[:-1])), W[0].shape[1]
+    full, row, column = np.zeros((n + len(W[-1]), m + n)), 0, 0
+    bias = [np.broadcast_to(arrays.pop(f"b{i}", 0.0), len(w)) + zero for i, w in enumerate(W)]
+    for w in W:
+        full[row : row + len(w), column : column + w.shape[1]] = w + zero
+        row, column = row + len(w), column + w.shape[1]
+    need({*arrays} <= {"alpha", "beta", "activation"}, f"it has arrays {', '.join(arrays)}, too")
+    net = {"A": full[:n, m:], "B": full[:n, :m], "C": full[n:, m:], "D": full[n:, :m]}
+    return net | {"b": np.concatenate(bias)[:n], "c": np.concatenate(bias)[n:]}
+
+
+def images(arrays):
     """The network in the arrays of a file and the text of its stages, or in K0 b0 K1 b1 …"""
     text = arrays.pop("stages", None)
     text, arrays = chain(arrays) if text is None else (str(text), arrays)

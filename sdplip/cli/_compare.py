@@ -1,0 +1,134 @@
+"""`sdplip compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import _options as options
+from ._console import Address, Engine, Json, Progress, listing, show
+from ._train import chosen_config, data_of, known, numbers, read_data, shortened
+
+if TYPE_CHECKING:
+    from ..train.row import Row
+    from ..train.runs import Finished
+
+
+def compare(
+    data: options.Data = None,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="all, or names separated by commas; see sdplip layers. Of a published comparison: "
+            "families, or its models."
+        ),
+    ] = "all",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="A published comparison, as lben-mnist, or an architecture and recipe for all, as "
+            "convnet-xs; see --list-presets."
+        ),
+    ] = None,
+    list_presets: Annotated[
+        bool, typer.Option("--list-presets", help="List the published comparisons, and exit.")
+    ] = False,
+    budget: options.Budget = None,
+    scale: options.Scale = None,
+    width: options.Width = None,
+    depth: options.Depth = None,
+    epochs: options.Epochs = None,
+    gamma: options.Gamma = None,
+    normalise: options.Normalise = None,
+    seed: options.Seed = 0,
+    lr: options.Lr = None,
+    batch_size: options.BatchSize = None,
+    train_images: options.TrainImages = None,
+    augment: options.Augment = None,
+    precision: options.Precision = None,
+    radii: options.Radii = None,
+    images: options.Images = None,
+    attack_images: options.AttackImages = None,
+    attack: options.Attack = None,
+    local_images: options.LocalImages = None,
+    verify: options.Verify = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(show_default="runs/DATA-compare or runs/DATA-PRESET", help="Run directory."),
+    ] = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    data_root: options.DataRoot = None,
+    download: options.Download = False,
+    resume: options.Resume = True,
+    force: options.Force = False,
+    engine: Engine = "local",
+    address: Address = None,
+    cpus: Annotated[float, typer.Option(help="That Ray reserves for a run.")] = 1,
+    gpus: Annotated[float, typer.Option(help="That Ray reserves for a run.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train every layer family and two baselines, and lay their guarantees side by side.
+
+    With --preset, the models of a published comparison, its figures beside the results.
+    """
+    from ..train import convnets, models
+    from ..train import runs as train_runs
+    from ..train.data import short_name
+    from ..train.experiments import EXPERIMENTS
+
+    if list_presets:
+        _list_presets(as_json)
+        return
+    experiment = EXPERIMENTS.get(preset or "")
+    names: list[str] = []
+    if experiment is None:
+        every = models.families() if preset is None else convnets.families()
+        names = list(every) if layers == "all" else [n.strip() for n in layers.split(",")]
+        for name in dict.fromkeys(names):
+            known(preset, name)
+    else:
+        experiment = experiment.only(layers)
+    data = data_of(data, experiment)
+    out = Path("runs") / f"{short_name(data)}-{preset or 'compare'}" if out is None else out
+    rows: list[Row] = []
+    with Progress() as progress:
+        splits = read_data(data, data_root, download, device, threads, progress)
+        changes: dict[str, Any] = dict(
+            width=width, depth=depth, epochs=epochs, gamma=gamma,
+            normalise=normalise, seed=seed, lr=lr, batch_size=batch_size,
+            train_images=train_images, augment=augment, precision=precision,
+            radii=numbers(radii), images=images, attack_images=attack_images, attack=attack,
+            local_images=local_images, verify=verify,
+        )  # fmt: skip
+        if experiment is None:
+            configs = {name: chosen_config(preset, name, splits, **changes) for name in names}
+        else:
+            configs = experiment.configs(splits, **changes)
+        folders = {name: out / train_runs.folder_name(name) for name in configs}
+        each = experiment is not None and experiment.each
+        configs = shortened(configs, splits, device, budget, scale, each, folders)
+
+        def done(finished: Finished) -> None:
+            progress.finished(finished)
+            rows.extend(finished.rows)
+
+        result = train_runs.compare(
+            configs, splits, out, device=device, force=force, resume=resume,
+            on_epoch=progress.epoch, on_finished=done,
+            published={} if experiment is None else experiment.published(),
+            sources={} if experiment is None else experiment.sources(),
+            engine=engine, address=address, cpus=cpus, gpus=gpus,
+        )  # fmt: skip
+    show(rows, result | {"run": str(out)}, as_json)
+
+
+def _list_presets(as_json: bool) -> None:
+    from ..train.experiments import EXPERIMENTS
+    from ..train.presets import CONVNETS
+
+    rows = [(name, found.title, found.source) for name, found in EXPERIMENTS.items()]
+    rows += [(f"convnet-{size}", "one architecture, every family", "[1LLC]") for size in CONVNETS]
+    listing(("preset", "comparison", "source"), rows, as_json)

@@ -1,0 +1,52 @@
+"""What the README shows: its table, its code, its links, and how to cite."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import sdplip
+from sdplip.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_layers_is_the_generated_one():
+    """Renew it with `sdplip layers --markdown`."""
+    block = README.split("<!-- layers -->\n")[1].split("<!-- /layers -->")[0]
+    assert block == CliRunner().invoke(app, ["layers", "--markdown"]).stdout
+    for cls in (*sdplip.LAYERS.values(), *sdplip.CONVOLUTIONS.values()):
+        assert f"| `{cls.__name__}` |" in block
+
+
+def test_its_code_runs_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["certificate"].lower <= names["certificate"].bound
+    assert names["np"].linalg.eigvalsh(names["M"]).min() > -1e-12
+    assert (names["error"] >= 0).all()
+    assert "class SLL(" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "docs/certificate.md"])
+def test_links_lead_somewhere(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert ((ROOT / file).parent / target).exists(), target
+    for name in re.findall(r"`((?:examples|benchmarks|docs|derivations)/[\w./]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_its_picture_is_small():
+    assert (ROOT / "docs/lipschitz.png").stat().st_size < 100_000
+
+
+def test_what_to_cite_is_this_version():
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {sdplip.__version__}\n" in cited
+    assert f"version = {{{sdplip.__version__}}}" in README
