@@ -191,7 +191,9 @@ def main():
     )
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES, metavar="CASE")
     parser.add_argument("--methods", nargs="+", default=["auto", "eclipse", "product", *PEERS])
-    parser.add_argument("--limit", type=float, default=150, help="seconds of the processor for each")
+    parser.add_argument(
+        "--limit", type=float, default=150, help="seconds of the processor for each"
+    )
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--plot", type=Path, help="draw seconds against units here")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)

@@ -98,7 +98,8 @@ PLAIN: dict[str, Parts] = {
     "erf": (0.0, 1.1283792, torch.erf),
     "gelu": (-0.12891, 1.12891, F.gelu),
     "gelu_tanh": (-0.129, 1.129, partial(F.gelu, approximate="tanh")),
-    "hardsigmoid": (0.0, math.nextafter(1 / 6, 1), F.hardsigmoid),
+    # The derivative of torch's own is 1/6 in float32, which is larger.
+    "hardsigmoid": (0.0, math.nextafter(1 / 6, 1), lambda v: torch.clamp(v + 3, 0, 6) / 6),
     "hardswish": (-0.5, 1.5, F.hardswish),
     "logsigmoid": (0.0, 1.0, F.logsigmoid),
     "mish": (-0.11253, 1.0885, F.mish),

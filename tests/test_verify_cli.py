@@ -83,6 +83,45 @@ def test_no_certificate_overwrites_another(call, net, tmp_path):
     assert not any((tmp_path / "certs").iterdir())
 
 
+def test_a_directory_is_no_certificate_and_a_seed_is_a_whole_number(call, net, tmp_path):
+    result = call("verify", "net.npz", "--certificate", tmp_path)
+    assert result.exit_code == 2 and "Name a file" in result.stderr and not result.stdout
+    for seed in (-1, 2**64, 0.5):
+        assert call("verify", "net.npz", "--seed", seed).exit_code == 2
+
+
+def test_pipes_and_devices_are_refused_before_they_are_read(call, net, tmp_path):
+    assert call("verify", "net.npz", "--no-lower", "--certificate", "c.json").exit_code == 0
+    os.mkfifo("pipe")
+    os.symlink("pipe", "pipe.npz")
+    os.symlink("/dev/zero", "zero.npz")
+    for words in (
+        ("check", "pipe", "net.npz"),
+        ("check", "/dev/zero", "net.npz"),
+        ("check", "c.json", "pipe.npz"),
+        ("check", "c.json", "zero.npz"),
+        ("verify", "pipe.npz"),
+        ("verify", "net.npz", "--local", "pipe", "--radius", "1"),
+    ):
+        result = call(*words)
+        assert result.exit_code == 2 and "neither a file nor a directory" in result.stderr
+        assert not result.stdout
+
+
+def test_json_is_alone_on_stdout_whatever_is_found(call, net):
+    rng = np.random.default_rng(1)
+    other = sdplip.System.feedforward([rng.normal(size=(6, 4)), rng.normal(size=(3, 6))])
+    other.save("other.npz")
+    assert call("verify", "net.npz", "--certificate", "c.json").exit_code == 0
+    os.symlink("net.npz", "link.npz")
+    assert document(call("check", "c.json", "link.npz", "--json"))["holds"]
+    wrong = call("check", "c.json", "other.npz", "--json")
+    assert wrong.exit_code == 1 and not json.loads(wrong.stdout)["holds"]
+    for words in (("c.json", "nowhere.npz"), ("c.json", "."), ("nowhere.json", "net.npz")):
+        missing = call("check", *words, "--json")
+        assert missing.exit_code == 2 and not missing.stdout and missing.stderr
+
+
 def test_the_certificates_of_runs_keep_their_dots(call, tmp_path):
     for name in ("lr-0.1", "lr-0.2"):
         (tmp_path / name).mkdir()

@@ -119,7 +119,7 @@ def compare(
             configs, splits, out, device=device, force=force, resume=resume,
             on_epoch=progress.epoch, on_finished=done,
             published={} if experiment is None else experiment.published(),
-            sources={} if experiment is None else experiment.sources(),
+            sources={} if experiment is None else experiment.sources(data),
             engine=engine, address=address, cpus=cpus, gpus=gpus,
         )  # fmt: skip
     show(rows, result | {"run": str(out)}, as_json)

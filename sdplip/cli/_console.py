@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ..errors import CertificationError, NotConverged, NotWellPosed
+from ..errors import CertificationError, InvalidInput, NotConverged, NotWellPosed
 
 if TYPE_CHECKING:
     from ..train.config import RunConfig
@@ -37,6 +38,13 @@ def worst(error: Exception) -> int:
 def fail(error: object, code: int) -> typer.Exit:
     typer.echo(f"error: {error}", err=True)
     return typer.Exit(code)
+
+
+def regular(path: Path) -> Path:
+    """The path, if it is no pipe and no device: these may never end, or never begin."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InvalidInput(f"{path} is neither a file nor a directory.")
+    return path
 
 
 class Progress:
@@ -94,9 +102,7 @@ def show(rows: list[Row], result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(to_json(result))
     else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = 200
+        console = _wide()
         for table in tables(rows):
             console.print(table)
         for line in notes(rows):
@@ -118,7 +124,18 @@ def listing(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: b
     from rich import box
     from rich.table import Table
 
-    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        # What does not fit goes on in the next line: a bound without its last digits is none.
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    _wide().print(table)
+
+
+def _wide() -> Console:
+    """On stdout; a file or a pipe has room."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    return console

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInput, SdplipError
-from ._console import Json, listing
+from ._console import Json, listing, regular
 
 MAX_BYTES = 16 << 20
 
@@ -86,7 +86,7 @@ def read(path: Path) -> Any:
         InvalidInput: unreadable, too large, or with numbers that would take forever.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if regular(path).stat().st_size > MAX_BYTES:
             raise InvalidInput(f"{path} has more than {MAX_BYTES >> 20} MiB: no file of sdplip.")
         text = path.read_text()
         content = json.loads(text)

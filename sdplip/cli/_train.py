@@ -159,7 +159,7 @@ def train(
             name = folder_name(preset or "")
             beside["variant"] = model.removeprefix(config.model.layer).strip()
             beside["published"] = experiment.published()[model]
-            beside["source"] = experiment.sources()[model]
+            beside["source"] = experiment.sources(data)[model]
         out = Path("runs") / short_name(data) / name if out is None else out
         each = experiment is not None and experiment.each
         configs = {name: config}

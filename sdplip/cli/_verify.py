@@ -17,7 +17,7 @@ from rich.console import Console
 
 from .._engine import scatter
 from ..errors import CertificationError, InvalidInput, SdplipError, UncheckedWarning
-from ._console import Address, Engine, Json, fail, listing, worst
+from ._console import Address, Engine, Json, fail, listing, regular, worst
 
 if TYPE_CHECKING:
     from ..convolutional import ConvSystem
@@ -48,7 +48,8 @@ def verify(
     models: Annotated[
         list[Path],
         typer.Argument(
-            help="Networks: .npz, .onnx, .safetensors, .pt, .mat, or directories of runs.",
+            help="Networks: .npz, .onnx, .safetensors, .pt, .mat, or directories of runs. Options "
+            "hold for each of them.",
             metavar="MODEL...",
         ),
     ],
@@ -80,7 +81,7 @@ def verify(
     activation: ActivationName = None,
     normalise: Normalise = None,
     lower: Annotated[bool, typer.Option(help="Search for a lower bound, too.")] = True,
-    seed: Annotated[int, typer.Option(help="Of that search.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of that search.", min=0, max=2**63 - 1)] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -269,6 +270,8 @@ def _check_out(out: Path | None, models: Sequence[Path], several: bool) -> None:
         raise InvalidInput(
             f"--certificate is {out}, but {folder} is no directory. Create it first."
         )
+    if not several and out.is_dir():
+        raise InvalidInput(f"--certificate is {out}, a directory. Name a file in it.")
     files: dict[Path | None, Path] = {}
     for path in models:
         other = files.setdefault(_file(out, path, None, several), path)
@@ -307,7 +310,7 @@ def _region(path: Path | None, radius: float | None, ball: bool) -> Region | Non
     from ..verify import Region
 
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             centre = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"--local: {path} is no .npy file of numbers ({error}).") from error
@@ -359,7 +362,7 @@ def read_network(path: Path, **reading: Any) -> System | ConvSystem:
     """The system of a file or of a run of ours; options as for `importing.load`."""
     from ..importing import load
 
-    if not (path.is_dir() or (path.suffix == ".safetensors" and _is_ours(path))):
+    if not (regular(path).is_dir() or (path.suffix == ".safetensors" and _is_ours(path))):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UncheckedWarning)
             network = load(path, **reading)

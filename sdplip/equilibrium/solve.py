@@ -200,6 +200,7 @@ def _rows(
         explicit = Problem(A.explicit(), rows.v, rows.sigma)
         return newton(explicit, z, tol, limit, lambda: scheme("peaceman_rachford"))
 
+    steps: Tensor | int
     if method == "newton":
         start = torch.zeros_like(problem.v) if start is None else start
         z, residual, steps = by_newton(problem, start, limit or 50)

@@ -279,8 +279,8 @@ def iterate(
 
     The first look at the rows is after `first` sweeps, or before any of a z that is given. A row
     ends early when its residual is no longer finite. Returns z, residual, steps (a number where all
-    rows took as many) and A z + v; whether all rows are solved, and the sweeps after which, as it seems, a look would have found
-    them so.
+    rows took as many) and A z + v; whether all rows are solved, and the sweeps after which, as it
+    seems, a look would have found them so.
     """
     state, drive = scheme.start(problem, z)
     live, done, look, before, whole = None, 0, first if z is None else 0, math.nan, True

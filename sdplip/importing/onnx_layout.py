@@ -131,7 +131,7 @@ def _pad(
     *,
     mode: str = "constant",
 ) -> Term:
-    modes = {"constant": "constant", "wrap": "circular"}
+    modes = {"wrap": "circular", "edge": "replicate", "constant": "constant", "reflect": "reflect"}
     if mode not in modes:
         raise InvalidInput(f"Pad with mode {mode!r} is not translated.")
     flat, rank = _integers(pads, "pads"), len(x.shape)

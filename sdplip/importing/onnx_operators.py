@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from math import ceil
 from typing import Any
 
@@ -169,13 +170,6 @@ def _divide(x: Term, y: Term) -> Term:
     return op.divide(x, y)
 
 
-def _sum(*parts: Term) -> Term:
-    total = parts[0]
-    for part in parts[1:]:
-        total = op.add(total, part)
-    return total
-
-
 def _number(value: Tensor | float | None, what: str) -> float | None:
     op.constant(value, f"has as its {what}")
     return None if value is None else float(value)
@@ -262,8 +256,8 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "HardSwish": _named("hardswish"),
     "LeakyRelu": _leaky_relu,
     "MatMul": op.matmul,
-    "Max": op.greatest,
-    "Min": op.least,
+    "Max": lambda *parts: reduce(op.greatest, parts),
+    "Min": lambda *parts: reduce(op.least, parts),
     "Mul": op.multiply,
     "Neg": op.negative,
     "PRelu": op.prelu,
@@ -274,7 +268,7 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "Softplus": op.softplus,
     "Sqrt": _same(torch.sqrt, "square root"),
     "Sub": lambda x, y: op.add(x, op.negative(y)),
-    "Sum": _sum,
+    "Sum": lambda *parts: reduce(op.add, parts),
     "Swish": lambda x, *, alpha=1.0: op.swish(x, alpha),
     **{
         name: _named(name.lower())

@@ -119,6 +119,9 @@ def prelu(x: Term, slope: Tensor) -> Term:
     constant(slope, "has as its slope")
     if isinstance(x, Tensor):
         return torch.where(x > 0, x, slope * x)
+    if isinstance(x, Map) and slope.numel() > 1:
+        # Images have one activation; what differs between channels is linear.
+        return add(multiply(x, slope), multiply(x.activate("relu"), 1 - slope))
     names = np.vectorize(lambda s: parametrised("leaky_relu", s), otypes=[object])(slope.numpy())
     return x.activate(np.broadcast_to(names.astype(np.str_), tuple(x.shape)))
 

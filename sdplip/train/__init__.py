@@ -10,7 +10,8 @@ config = find_preset("sll-small").config(load("cifar10"))    # a published netwo
 
 from typing import Any
 
-from .attack import Attack, apgd, pgd
+from .attack import Attack, pgd
+from .autopgd import apgd
 from .certify import (
     certified_accuracy,
     certified_radii,

@@ -1,29 +1,22 @@
-"""Gradient attacks, upper bounds on robust accuracy: PGD, and APGD with the losses CE and DLR."""
+"""Gradient attacks, upper bounds on robust accuracy: the search that they share, and PGD."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InvalidInput
+from ..errors import InvalidInput, ShapeError
 
 ATTACKS = ("pgd", "apgd")
-LOSSES = ("ce", "dlr", "targeted")
 BOX = (0.0, 1.0)
 SOFTNESS = (0.3, 0.1)
 """The soft maximum's temperature, taken in turn by PGD's restarts."""
-INERTIA, RISING = 0.25, 0.75
-"""APGD: how much of its last move a point repeats; the share of moves that must raise the loss."""
-TARGETS = 9
-"""The most classes at which a targeted attack aims."""
-
 Model = Callable[[Tensor], Tensor]
 
 
@@ -65,61 +58,27 @@ def pgd(
     Raises:
         InvalidInput: another norm or precision, a radius, steps, restarts or batches that are none,
             images outside the box.
+        ShapeError: not one label for every image.
     """
-    space = _Space("pgd", x, radius, norm, steps, restarts, seed, box)
+    space = Space("pgd", x, labels, radius, norm, steps, restarts, seed, box)
     step = radius if step_size is None else step_size
+    if not 0 <= step < math.inf:
+        raise InvalidInput(f"pgd: step_size is {step}, but must be finite and not negative.")
     runs = [
-        _Run(partial(_Descent, space, step, SOFTNESS[k % len(SOFTNESS)]), random=k > 0)
+        Run(partial(_Descent, space, step, SOFTNESS[k % len(SOFTNESS)]), random=k > 0)
         for k in range(restarts)
     ]
-    return _search(model, x, labels, space, runs, batch_size)
+    return search(model, x, labels, space, runs, batch_size)
 
 
-def apgd(
-    model: Model,
-    x: Tensor,
-    labels: Tensor,
-    radius: float,
-    *,
-    norm: float = 2,
-    losses: Sequence[str] = LOSSES,
-    steps: int = 100,
-    restarts: int = 1,
-    seed: int = 0,
-    box: tuple[float, float] | None = BOX,
-    batch_size: int = 1024,
-) -> Attack:
-    """As `pgd`, by Auto-PGD: where the loss stalls, back to the best point, with half the step.
-
-    Ascends one loss after the other, `restarts` times each: the cross-entropy "ce"; the difference
-    of logits ratio "dlr"; "targeted", the same ratio for up to 9 classes in turn, the next best
-    ones of the image first. Two classes have no such ratio: their difference of logits takes its
-    place.
-
-    Source: Croce and Hein, ICML 2020, Algorithm 1 and equations (6) and (7).
-
-    Raises:
-        InvalidInput: an unknown loss; and as `pgd`.
-    """
-    space = _Space("apgd", x, radius, norm, steps, restarts, seed, box)
-    if isinstance(losses, str) or not losses or not {*losses} <= {*LOSSES}:
-        raise InvalidInput(f"apgd: losses is {losses!r}, but must be some of {', '.join(LOSSES)}.")
-    runs = [
-        _Run(partial(_Adaptive, space, loss), rank, random=k > 0)
-        for loss in losses
-        for rank in range(TARGETS if loss == "targeted" else 1)
-        for k in range(restarts)
-    ]
-    return _search(model, x, labels, space, runs, batch_size)
-
-
-class _Space:
+class Space:
     """Where, and for how long, an attack searches."""
 
     def __init__(
         self,
         owner: str,
         x: Tensor,
+        labels: Tensor,
         radius: float,
         norm: float,
         steps: int,
@@ -127,6 +86,11 @@ class _Space:
         seed: int,
         box: tuple[float, float] | None,
     ) -> None:
+        if labels.shape != x.shape[:1]:
+            raise ShapeError(
+                f"{owner}: labels has shape {tuple(labels.shape)}, x {tuple(x.shape)}, but every "
+                "image must have one label."
+            )
         if norm not in (2, math.inf):
             raise InvalidInput(f"{owner}: norm is {norm}, but must be 2 or inf.")
         if not 0 <= radius < math.inf:
@@ -169,7 +133,7 @@ class _Space:
         return gradient / size if self.norm == 2 else gradient.sign()
 
 
-class _Walk(Protocol):
+class Walk(Protocol):
     """The moves of some images, all towards a larger loss."""
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor: ...
@@ -184,27 +148,28 @@ class _Walk(Protocol):
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """One walk from the image or from a random point; `walk` is given its class of this rank."""
 
-    walk: Callable[[Tensor], _Walk]
+    walk: Callable[[Tensor], Walk]
     rank: int = 0
     random: bool = False
 
 
-def _search(
-    model: Model, x: Tensor, labels: Tensor, space: _Space, runs: list[_Run], batch_size: int
+def search(
+    model: Model, x: Tensor, labels: Tensor, space: Space, runs: list[Run], batch_size: int
 ) -> Attack:
     if batch_size < 1:
         raise InvalidInput(f"attack: batch_size is {batch_size}, but must be ≥ 1.")
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     found = x.clone()
-    for part in torch.arange(len(x), device=x.device).split(batch_size):
+    # No images are one empty part, which a model may refuse.
+    parts = torch.arange(len(x), device=x.device).split(batch_size) if len(x) else ()
+    for part in parts:
         logits = _logits(model, x[part])
         broken[part] = ~(_margin(logits, labels[part]) > 0)
         # The other classes, the next best one first.
-        others = logits.scatter(-1, labels[part, None], -torch.inf)
-        order = others.argsort(-1, descending=True)[:, :-1]
+        order = others(logits, labels[part]).argsort(-1, descending=True)[:, :-1]
         for run in runs if space.steps else []:
             up = torch.nonzero(~broken[part]).squeeze(1)
             if len(up) and run.rank < order.shape[1]:
@@ -213,12 +178,13 @@ def _search(
     return Attack(broken, found)
 
 
+@torch.enable_grad()
 def _walk(
     model: Model,
     x: Tensor,
     labels: Tensor,
-    space: _Space,
-    walk: _Walk,
+    space: Space,
+    walk: Walk,
     random: bool,
     left: Tensor,
     broken: Tensor,
@@ -249,7 +215,7 @@ def _walk(
 class _Descent:
     """PGD: the gradient of the soft margin, in ever shorter steps."""
 
-    def __init__(self, space: _Space, step: float, softness: float, target: Tensor) -> None:
+    def __init__(self, space: Space, step: float, softness: float, target: Tensor) -> None:
         self.space, self.step, self.softness = space, step, softness
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -264,64 +230,6 @@ class _Descent:
         return self.space.project(point + step * self.space.steepest(gradient), centre)
 
 
-class _Adaptive:
-    """APGD; every tensor of it has one row per image."""
-
-    def __init__(self, space: _Space, name: str, target: Tensor) -> None:
-        self.space, self.name, self.target = space, name, target
-        self.checks = _checkpoints(space.steps)
-        self.checked = 0
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.name == "ce":
-            return F.cross_entropy(logits, labels, reduction="none")
-        return _ratio(logits, labels, self.target if self.name == "targeted" else None)
-
-    def keep(self, which: Tensor) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(self, name, value[which])
-
-    def move(
-        self, taken: int, point: Tensor, centre: Tensor, loss: Tensor, gradient: Tensor
-    ) -> Tensor:
-        if not taken:
-            self.before = point
-            self.step = self.step_then = torch.full_like(loss, 2 * self.space.radius)
-            self.best, self.uphill, self.height = point, gradient, loss
-            self.last, self.height_then, self.rises = loss, loss, torch.zeros_like(loss)
-        self.rises = self.rises + (loss > self.last)
-        self.last = loss
-        higher = loss > self.height
-        self.height = torch.where(higher, loss, self.height)
-        self.best = torch.where(_column(higher, point), point, self.best)
-        self.uphill = torch.where(_column(higher, point), gradient, self.uphill)
-        if taken in self.checks:
-            stalled = self.rises < RISING * (taken - self.checked)
-            stalled |= (self.step == self.step_then) & (self.height == self.height_then)
-            self.step_then, self.height_then = self.step, self.height
-            self.rises, self.checked = torch.zeros_like(loss), taken
-            self.step = torch.where(stalled, self.step / 2, self.step)
-            self.last = torch.where(stalled, self.height, self.last)
-            point = torch.where(_column(stalled, point), self.best, point)
-            gradient = torch.where(_column(stalled, point), self.uphill, gradient)
-        ahead = point + _column(self.step, point) * self.space.steepest(gradient)
-        new = self.space.project(ahead, centre)
-        if taken:
-            heavy = (1 - INERTIA) * (new - point) + INERTIA * (point - self.before)
-            new = self.space.project(point + heavy, centre)
-        self.before = point
-        return new
-
-
-def _checkpoints(steps: int) -> set[int]:
-    """After how many moves APGD looks whether the loss stalls."""
-    percent = [0, 22]
-    while percent[-1] < 100:
-        percent.append(percent[-1] + max(percent[-1] - percent[-2] - 3, 6))
-    return {math.ceil(p * steps / 100) for p in percent[1:]}
-
-
 def _logits(model: Model, x: Tensor, gradient: bool = False) -> Tensor:
     with torch.set_grad_enabled(gradient):
         logits = model(x)
@@ -329,10 +237,10 @@ def _logits(model: Model, x: Tensor, gradient: bool = False) -> Tensor:
 
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.gather(-1, labels[:, None]).squeeze(-1) - _others(logits, labels).amax(-1)
+    return logits.gather(-1, labels[:, None]).squeeze(-1) - others(logits, labels).amax(-1)
 
 
-def _others(logits: Tensor, labels: Tensor) -> Tensor:
+def others(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.scatter(-1, labels[:, None], -torch.inf)
 
 
@@ -341,29 +249,15 @@ def _soft_margin(logits: Tensor, labels: Tensor, softness: float) -> Tensor:
     spread = logits.detach().std(-1, keepdim=True)
     t = softness * spread.clamp_min(torch.finfo(logits.dtype).tiny ** 0.5)
     true = logits.gather(-1, labels[:, None]).squeeze(-1)
-    return true - t.squeeze(-1) * torch.logsumexp(_others(logits, labels) / t, -1)
+    return true - t.squeeze(-1) * torch.logsumexp(others(logits, labels) / t, -1)
 
 
-def _ratio(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
-    """The difference of logits ratio, with a target in its targeted form; both of what is right."""
-    true = logits.gather(-1, labels[:, None]).squeeze(-1)
-    if target is None:
-        ahead = _others(logits, labels).amax(-1) - true
-    else:
-        ahead = logits.gather(-1, target[:, None]).squeeze(-1) - true
-    if logits.shape[-1] < 3:
-        return ahead
-    top = logits.topk(min(4, logits.shape[-1])).values
-    low = top[:, 2] if target is None else top[:, 2:].mean(-1)
-    return ahead / (top[:, 0] - low).clamp_min(torch.finfo(logits.dtype).tiny ** 0.5)
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
+def column(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def _flat_norm(v: Tensor) -> Tensor:
-    return _column(torch.linalg.vector_norm(v.flatten(1), dim=1), v)
+    return column(torch.linalg.vector_norm(v.flatten(1), dim=1), v)
 
 
 def _random(shape: torch.Size, norm: float, generator: torch.Generator) -> Tensor:
@@ -372,7 +266,7 @@ def _random(shape: torch.Size, norm: float, generator: torch.Generator) -> Tenso
     direction = torch.randn(shape, generator=generator, dtype=torch.float64)
     dim = max(direction[0].numel(), 1)
     length = torch.rand(len(direction), generator=generator, dtype=torch.float64) ** (1 / dim)
-    return direction / _flat_norm(direction) * _column(length, direction)
+    return direction / _flat_norm(direction) * column(length, direction)
 
 
 def project(

@@ -17,8 +17,8 @@ MEASURING = 0.35
 """The share of a budget that is kept for measuring what was trained."""
 EXACT = 10
 """What logits in float64, equilibria to rounding, cost: images of training per image measured."""
-PER_CLASS = 10
-"""Images that are left of every class at least, as far as there are some."""
+PER_CLASS, ATTACKED_PER_CLASS = 10, 2
+"""Images that are left at least, as far as there are some; of those attacked fewer."""
 WARM, PROBED = 3, 10
 """Steps before a step's time is taken, and steps that it is taken from."""
 PROBING = 0.05
@@ -73,7 +73,8 @@ def affordable(
         if cost[name] <= share:
             epochs = min(full, int(share / cost[name]))
         else:
-            images = max(_least(splits, images), int(images * share / cost[name]))
+            least = min(images, PER_CLASS * splits.num_classes)
+            images = max(least, int(images * share / cost[name]))
         limited = images < len(splits.train[0])
         shorter = override(
             config,
@@ -94,20 +95,21 @@ def _measured_within(
     an image of training takes `per_image`."""
     settings, there = config.evaluate, len(splits.test[0])
     images = min(settings.images or there, there)
-    affordable = max(_least(splits, images), int(seconds / 2 / (EXACT * per_image)))
+    affordable = max(
+        min(images, PER_CLASS * splits.num_classes), int(seconds / 2 / (EXACT * per_image))
+    )
     radii = settings.radii + (settings.linf_radii if settings.linf else ())
     searched = max(1, len(radii) * settings.steps * settings.restarts)
     attacked = min(settings.attack_images or images, images, affordable)
-    attackable = max(_least(splits, attacked), int(seconds / 2 / (searched * per_image)))
+    attackable = max(
+        min(attacked, ATTACKED_PER_CLASS * splits.num_classes),
+        int(seconds / 2 / (searched * per_image)),
+    )
     return override(
         config,
         images=affordable if affordable < images else None,
         attack_images=attackable if attackable < attacked else None,
     )
-
-
-def _least(splits: Splits, images: int) -> int:
-    return min(images, PER_CLASS * splits.num_classes)
 
 
 def _images(config: RunConfig, splits: Splits) -> int:

@@ -11,7 +11,8 @@ SHORTER = "scaled down"
 """How a row's remark that its run was shortened begins."""
 CERTIFIED, ATTACKED = "certified ", "attacked "
 """Published accuracies at a radius are named by it, as in "certified 36/255"; what follows in
-brackets tells settings apart, as in "certified 36/255 (2 h)". "attacked 0.39" is an error."""
+brackets tells settings apart, as in "certified 36/255 (2 h)". "attacked 0.39" is an error, at a
+radius for the input as normalised."""
 WORDS = {"error": "error (%)", "clean": "clean (%)"}
 
 
@@ -80,7 +81,7 @@ def published_bound(row: Row) -> float | None:
 def published_errors(row: Row) -> list[tuple[float, float]]:
     """Published test errors in % under attack, each with its radius per raw pixel."""
     return [
-        (float(name.removeprefix(ATTACKED)), value)
+        (row.scale * float(name.removeprefix(ATTACKED)), value)
         for name, value in row.published.items()
         if name.startswith(ATTACKED)
     ]

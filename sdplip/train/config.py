@@ -116,12 +116,12 @@ class EvalConfig:
 
     Accuracies are taken on the first `images` test images (None: all of them), those under attack
     on the first `attack_images` of these (None: all). With `linf`, models that promise nothing in
-    ℓ∞ are measured in it too. The `attack` is "pgd" or "apgd", several times stronger and dearer;
+    ℓ∞ are measured in it too. The `attack` is "pgd", or "apgd" at six times the cost;
     `fgsm` attacks by one step of the radius as well. `verify` asks for the SDP bound; networks of
     more than `verify_units` units, and convolutional ones, are left out of it. With at most
     `pair_units` units every two of up to ten classes have a bound of their own. The first
-    `local_images` test images are certified by bounds of their own surroundings, too (None: none;
-    seconds per image).
+    `local_images` of the images under attack are certified by bounds of their own surroundings,
+    too, at up to a second per image and norm (None: none).
     """
 
     radii: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)

@@ -309,10 +309,12 @@ def _verified_pairs(system: System, norm: float, settings: EvalConfig) -> Tensor
     classes = system.outputs
     if classes <= PAIRED and (norm != 2 or system.units <= settings.pair_units):
         return torch.as_tensor(margin_bounds(system, norm).bounds)
-    if norm != 2 or system.D.any():
+    if norm != 2:
+        return linf_pairs(system)
+    read = np.flatnonzero(system.C.any(axis=0))
+    if system.D.any() or not read.size:
         return torch.full((classes, classes), torch.inf, dtype=torch.float64)
     # y = Cz + c: the units that C reads are the body, in one more bound.
-    read = np.flatnonzero(system.C.any(axis=0))
     body = replace(
         system,
         C=np.eye(system.units)[read],

@@ -106,9 +106,12 @@ class Experiment:
         """What was published, by the variants' names."""
         return {variant.name: variant.published for variant in self.variants}
 
-    def sources(self) -> dict[str, str]:
-        """Where that is from."""
-        return {variant.name: variant.source or self.source for variant in self.variants}
+    def sources(self, data: str = "") -> dict[str, str]:
+        """Where that is from; and that it is about other images, where `data` is a folder."""
+        found = {variant.name: variant.source or self.source for variant in self.variants}
+        if self.data and data.startswith(FOLDER):
+            found = {k: f"{source}; of {self.data[0]}'s own images" for k, source in found.items()}
+        return found
 
 
 def _goes_by(variant: Variant, name: str) -> bool:
@@ -132,7 +135,9 @@ _LBEN: dict[str, Any] = {
     "epochs": 30,
     "lr": 1e-3,
     "schedule": "step",
-    "radii": (0.4, 0.8, 1.5, 2.3, 3.9, 7.3),
+    # 0.39, 0.78, 1.55, 2.3, 3.85 and 7.3 for the normalised input.
+    "radii": (0.12, 0.24, 0.48, 0.71, 1.19, 2.25),
+    "fgsm": True,
 }
 _NEMON: dict[str, Any] = {
     **_COMMON,
@@ -143,6 +148,7 @@ _NEMON: dict[str, Any] = {
     "schedule": "piecewise",
     "linf_radii": (0.01, 0.03, 0.05, 0.1, 0.2),
     "linf": True,
+    "fgsm": True,
 }
 # Mean and deviation are those of the data; ε is that of the layers, 1 instead of 0.1.
 _CONVOLUTION: dict[str, Any] = {
@@ -153,6 +159,8 @@ _CONVOLUTION: dict[str, Any] = {
     "lr": 1e-3,
     "schedule": "multistep",
     "attack_images": 200,
+    "steps": 10,
+    "restarts": 1,
     "fgsm": True,
 }
 
@@ -258,7 +266,7 @@ EXPERIMENTS = {
         "CIFAR-10",
         f"{published.STORED}, as stored",
         **_CIFAR10,
-        changes={**_CONVOLUTION, "epochs": 25, "milestones": (0.6,), "radii": (0.38, 1.54, 3.85)},
+        changes={**_CONVOLUTION, "epochs": 25, "milestones": (0.6,), "radii": (0.1, 0.4, 1.0)},
         variants=(
             *(
                 _convolution(f"lben γ={gamma:g}", "lben", gamma=gamma)
@@ -276,6 +284,7 @@ EXPERIMENTS = {
         changes=_NEMON,
         variants=(
             *_penalties(1e-4, 1e-3, 1e-2),
+            Variant("implicit", {"layer": "implicit", "linf_penalty": 0.0}),
             Variant("mon", {"layer": "mon", "gamma": None}),
             Variant("lben γ=5", {"layer": "lben", "gamma": 5.0}),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import math
 import os
@@ -43,6 +44,11 @@ from .state import (
     check_finite,
 )
 
+# Lightning sets it for the sake of forks, of which there are none; with it, torch asks the driver
+# for its devices at every step of an optimiser.
+os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+
+_TRAININGS = itertools.count()
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16-mixed": "bf16-mixed"}
 
 
@@ -137,7 +143,7 @@ def train(
             logger=logger or False,
             default_root_dir=resume_dir,
         )
-        with recorder.on_interrupt(), _together():
+        with recorder.on_interrupt(), _group(target, processes * nodes):
             _fit(trainer, module, recorder, resume)
     if recorder.interrupted:
         raise KeyboardInterrupt
@@ -206,16 +212,25 @@ def _fit(
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """Leaves the group of processes, in whatever way training ends."""
+def _group(target: torch.device, processes: int) -> Iterator[None]:
+    """The group of `processes` processes, which is left in whatever way training ends."""
+    if processes == 1:
+        yield
+        return
+    torchs, rank, world = next(torch.distributed.rendezvous("env://"))
+    # In torchrun's store the addresses of a former training still stand.
+    store = torch.distributed.PrefixStore(f"training {next(_TRAININGS)}", torchs)
+    backend, device = ("nccl", target) if target.type == "cuda" else ("gloo", None)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world, device_id=device
+    )
     try:
         yield
     finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # What still refers to the group would keep its threads to the interpreter's end, which
-            # they may not survive.
-            gc.collect()
-            torch.distributed.destroy_process_group()
+        # What still refers to the group would keep its threads to the interpreter's end, which
+        # they may not survive.
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager

@@ -62,26 +62,15 @@ def _accuracies(rows: Sequence[Row]) -> list[Picture]:
 
 def _curves(rows: Sequence[Row]) -> str:
     """Certified at every radius drawn, and under attack at those attacked."""
-    return table(
-        ("model", "radius", "certified (%)", "attacked (%)"),
-        [
-            (row, f"{radius:.4g}", certified, attacked)
-            for row in rows
-            for radius, certified, attacked in sorted(
-                [
-                    *((r, f"{100 * s:.2f}", DASH) for r, s in zip(*_curve(row), strict=True)),
-                    *(
-                        (r, f"{100 * c:.2f}", f"{100 * a:.2f}")
-                        for r, c, a in zip(row.radii, row.certified, row.attacked, strict=True)
-                    ),
-                ]
-            )
-        ],
-    )
-
-
-def _curve(row: Row) -> tuple[list[float], list[float]]:
-    return row.curve["radius"], row.curve["certified"]
+    body = []
+    for row in rows:
+        found = {}
+        for radius, certified in zip(row.curve["radius"], row.curve["certified"], strict=True):
+            found[f"{radius:.4g}"] = f"{100 * certified:.2f}", DASH
+        for radius, certified, attacked in zip(row.radii, row.certified, row.attacked, strict=True):
+            found[f"{radius:.4g}"] = f"{100 * certified:.2f}", f"{100 * attacked:.2f}"
+        body += [(row, radius, *found[radius]) for radius in sorted(found, key=float)]
+    return table(("model", "radius", "certified (%)", "attacked (%)"), body)
 
 
 def _attacks(rows: Sequence[Row]) -> str:
@@ -175,7 +164,7 @@ def _training(runs: Sequence[Run]) -> list[Picture]:
         ("model", "epoch", "loss", "accuracy (%)", "ℓ∞ bound"),
         [
             (
-                run.label, k, _fixed(epoch["loss"], 4), _fixed(100 * epoch["accuracy"]),
+                run.rows[0], k, _fixed(epoch["loss"], 4), _fixed(100 * epoch["accuracy"]),
                 number(epoch.get("linf_bound")),
             )
             for run in runs

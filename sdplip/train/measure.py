@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..layers import ChannelSlice, EquilibriumLayer, Layer, lipschitz_bound, solve_output
 from ..layers._equilibrium import Equilibrium
-from .attack import apgd, pgd, project
+from .attack import pgd, project
+from .autopgd import apgd
 from .certify import global_pairs, last_layer_pairs
 from .config import EvalConfig, RunConfig
 from .data import pixels

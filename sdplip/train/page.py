@@ -30,7 +30,8 @@ def report(paths: Sequence[Path]) -> str:
     names = list(dict.fromkeys(run.config.train.data for run in runs))
     # Names of runs are no formulas, and may have letters that matplotlib's font lacks; numbers may
     # be so large that the margin beside them is not.
-    style = {**STYLE, "text.parse_math": False}
+    fonts = {"font.sans-serif": ["DejaVu Sans"], "font.monospace": ["DejaVu Sans Mono"]}
+    style = {**STYLE, **fonts, "text.parse_math": False}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         for kind in (UserWarning, RuntimeWarning):
             warnings.simplefilter("ignore", kind)
@@ -57,7 +58,6 @@ def report(paths: Sequence[Path]) -> str:
 def _section(name: str, runs: Sequence[Run]) -> list[str]:
     """What was found on one data set."""
     rows = [row for run in runs for row in run.rows]
-    remark = scaled_down(rows)
     return [
         f"<h2>Accuracy and bounds on {escape(name)}</h2>",
         *(
@@ -72,7 +72,7 @@ def _section(name: str, runs: Sequence[Run]) -> list[str]:
         *_published(rows),
         _notes(rows),
         *(
-            figure(draw(of), f"{caption} {remark[:1].upper()}{remark[1:]}".strip(), numbers)
+            figure(draw(of), _remarked(caption, rows), numbers)
             for draw, of, caption, numbers in gallery(runs)
         ),
     ]
@@ -143,9 +143,13 @@ def _locally(norm: float, rows: Sequence[Row]) -> str:
 
 
 def _paragraph(said: str, rows: Sequence[Row]) -> str:
-    """A sentence above a table, and how much shorter its runs were than meant."""
+    return f"<p>{escape(_remarked(said, rows))}</p>"
+
+
+def _remarked(said: str, rows: Sequence[Row]) -> str:
+    """What is said of runs, and how much shorter than meant they were."""
     remark = scaled_down(rows)
-    return f"<p>{escape(said)} {escape(remark[:1].upper() + remark[1:])}</p>"
+    return f"{said} {remark[0].upper()}{remark[1:]}." if remark else said
 
 
 def _radius(radius: float) -> str:

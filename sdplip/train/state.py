@@ -25,7 +25,6 @@ from .checkpoint import STATES
 
 NEXT_FILE, RESUME_FILE, PREVIOUS_FILE = STATES
 OnEpoch = Callable[[int, dict[str, float]], None]
-STOPPED_BY = (signal.SIGINT, signal.SIGTERM)
 
 CHECKED = 50
 """Every so many steps the loss is looked at, which waits for the device."""
@@ -65,7 +64,8 @@ class Batches:
             share = len(mine) * self.world / len(part)
             # Every process must take every step, even where a last batch has too few images.
             mine = mine if len(mine) else part[:1]
-            yield x[mine], y[mine], seed + self.rank, share
+            # For rows, index_select is several times faster than x[mine].
+            yield x.index_select(0, mine), y.index_select(0, mine), seed + self.rank, share
 
 
 def check_finite(loss: float, epoch: int) -> None:
@@ -190,12 +190,11 @@ class Recorder(Callback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in STOPPED_BY}
+        before = signal.signal(signal.SIGINT, self._note)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal.signal(signal.SIGINT, before)
 
     def _note(self, number: int, frame: Any) -> None:
         if self.interrupted:
@@ -209,7 +208,8 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Any, module: Any) -> None:
         self.began = True
         if signal.getsignal(signal.SIGINT) == self._note:
-            # Lightning's own handler talks to the other processes, which may be gone.
+            # Lightning's own handler, which it removes in the end, talks to the other processes,
+            # and these may be gone.
             signal.signal(signal.SIGTERM, self._note)
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:

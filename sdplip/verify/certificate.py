@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -120,7 +121,7 @@ class Certificate:
                 )
             raise InvalidInput(f"{where} is not of the format {FORMAT!r}.")
         if content.keys() != expected:
-            odd = ", ".join(sorted(content.keys() ^ expected))
+            odd = ", ".join(map(repr, sorted(content.keys() ^ expected)))
             raise InvalidInput(f"{where} lacks or adds the fields: {odd}.")
         content = dict(content)
         if content.pop("sha256") != _digest(content):
@@ -133,8 +134,9 @@ class Certificate:
                 raise InvalidInput(f"{where}: {name} = {value!r} is of the wrong kind.")
         if not all(isinstance(v, float) for v in content["multipliers"]):
             raise InvalidInput(f"{where}: the multipliers must be numbers with a decimal point.")
-        if content["kind"] not in (SYSTEM, CONVOLUTION):
-            raise InvalidInput(f"{where}: kind = {content['kind']!r} is not known.")
+        for name, known in _CHOICES.items():
+            if not re.fullmatch(known, content[name]):
+                raise InvalidInput(f"{where}: {name} = {content[name]!r} is not known.")
         content["norm"] = parse_norm(content["norm"])
         content["multipliers"] = tuple(content["multipliers"])
         if content["classes"] is not None:
@@ -173,7 +175,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "region": (Mapping, NoneType),
     "solved": (float, NoneType),
 }
-"""What a JSON document must hold, besides the flag `proven`."""
+"""What a JSON document must hold, besides the flag `proven`; numbers finite and at least 0."""
+
+_CHOICES = {"kind": f"{SYSTEM}|{CONVOLUTION}", "norm": "2|inf", "model": "[0-9a-f]{64}"}
 
 
 def as_system(model: Any) -> System:

@@ -197,9 +197,9 @@ def minimise(
             rho, lam = start(problem)
         else:
             first = descent.minimise(
-                problem, max_steps=30 + depth // 2, rate=0.1, deadline=deadline
+                problem, max_steps=30 + depth // 2, rate=0.1, deadline=deadline, central=True
             )
-            rho, lam = 2 * first.rho, first.lam
+            rho, lam = first.rho, first.lam
     chain, x = _scaled(layers, rho, lam), np.ones(len(lam) + 1)
     if not math.isfinite(chain.log_det(x)):
         raise CertificationError(
@@ -283,14 +283,14 @@ class _View:
 
     def step(self, dual: float) -> Array:
         """The next point, on the way to a smaller gap as far as the point is central."""
-        order, x = self.chain.order, self.x
-        mu = (x[0] - dual) / (4 * order)
-        mu = max(mu, self.centre * (0.1 if self.decrement < 1 else 0.2))
+        order, x, near = self.chain.order, self.x, self.decrement < 0.5
+        mu = (x[0] - dual) / ((30 if near else 4) * order)
+        mu = max(mu, self.centre * (0.01 if near else 0.1 if self.decrement < 1 else 0.2))
         direction = self.full - self.pull / mu
         inside, outside = 1 / 0.7, math.inf
         while self.chain.log_det(x + inside * direction) == -math.inf and inside > 1e-12:
             inside, outside = inside / 2, inside
-        for _ in range(3 if outside < math.inf else 0):
+        for _ in range((7 if near else 3) if outside < math.inf else 0):
             middle = (inside + outside) / 2
             if self.chain.log_det(x + middle * direction) == -math.inf:
                 outside = middle
@@ -298,7 +298,8 @@ class _View:
                 inside = middle
         best, lowest = x, math.inf
         # Far from the central path, what comes too near the boundary takes many steps to leave it.
-        for share in (0.7, 0.5, 0.3, 0.15)[self.decrement > 2 :]:
+        shares = (0.97, 0.9) * near + (0.7,) * (self.decrement <= 2) + (0.5, 0.3, 0.15)
+        for share in shares:
             point = x + share * inside * direction
             merit = point[0] / mu - self.chain.log_det(point)
             if merit >= lowest:

@@ -1,16 +1,15 @@
 """An independent checker: `python checker.py CERTIFICATE MODEL.npz` proves a certified bound again.
 
-It imports the standard library and NumPy, nothing of sdplip, and may be copied anywhere. With it go
-the checker_*.py beside it, for files of layers, for convolutions and for regions. It uses the claim
-and the multipliers, which may be any numbers: weights and slopes are the model's, and what is
+It needs the standard library and NumPy, nothing of sdplip, and may be copied anywhere, with the
+checker_*.py beside it for files of layers, linear units, convolutions and regions. It uses the
+claim and the multipliers, which may be any numbers: weights and slopes are the model's, and what is
 proved here, in float64 with error bounds or, for a small network, in rational arithmetic, implies
 the claim. Norm 2: if λ > 0 and M ≻ 0 (`condition`), all solutions of z = σ(Az + Bx + b),
 y = Cz + Dx + c satisfy ‖Δy‖ ≤ bound·‖Δx‖, as (Δz − αΔv)ᵀΛ(βΔv − Δz) ≥ 0 for σ with slopes in
 [α, β], and with cycles in A there is exactly one (Fazlyab et al., NeurIPS 2019, Theorem 2; Revay
 et al., arXiv 2010.01732, Theorem 2). Norm inf: all `margins` > 0 (Jafarpour et al., NeurIPS 2021,
-Theorem 3). Relied on: IEEE 754 double precision, and that NumPy's matrix products are sums of
-products in some order. sdplip's own proof shares no code with this one. One line is printed; exit
-code 0: proven, 1: not proven, 2: unreadable or not supported.
+Theorem 3). Relied on: IEEE 754 double precision, and matrix products that are sums of products in
+some order. sdplip's own proof is other code. Exit code 0: proven, 1: not, 2: unreadable.
 """
 
 # mypy: ignore-errors
@@ -203,21 +202,6 @@ def definite_exactly(M):
     return not len(M)
 
 
-def substitute(R, F, slope, linear, columns, groups):
-    """R and F on (x, rest of z), without the units of one slope; and the most roundings made."""
-    if not linear.any():
-        return R[:, columns], F[:, columns], 0
-    E, steps, growth = np.zeros((R.shape[1], len(columns)), dtype=R.dtype), 0, 1.0
-    E[columns, np.arange(len(columns))] = 1
-    for units in (group[linear[group]] for group in groups):
-        rows = slope[units][:, None] * R[units]
-        E[len(E) - len(R) + units] = rows @ E
-        steps += 2 + (rows != 0).sum(1).max(initial=0)
-        growth *= abs(rows).sum(1).max(initial=1)
-    need(growth < 1e30, "linear units amplify too much", NotProven)
-    return R @ E, F @ E, 2 * (steps + R.shape[1])
-
-
 def prove(net, claim, exact):
     """Whether the claim holds, in rational arithmetic or in float64 with error bounds.
 
@@ -245,16 +229,24 @@ def prove(net, claim, exact):
         return False
     columns = np.append(np.arange(m), m + np.flatnonzero(kept))
     R, low, high, lam, bound = map(lift, (R, low, high, lam, claim["bound"]))
-    f, axis, parts = (condition, 0, []) if claim["norm"] == "2" else (margins, 1, [])
-    for of, sign in ((np.asarray, -1), (abs, 1)):
-        rows, outputs, k = substitute(of(R), of(F), of(low), linear, columns, groups)
-        parts.append(f(rows[kept], outputs, of(low[kept]), of(high[kept]), lam, bound, sign))
+    f, axis, parts, E = (condition, 0, [], None) if claim["norm"] == "2" else (margins, 1, [], None)
+    if linear.any():
+        known = (R, low, np.flatnonzero(linear), columns, groups)
+        E = beside("linear", "substitution")(*known)
+        if E is None:
+            return False
+    for step, of, sign in ((0, np.asarray, -1), (1, abs, 1), (2, abs, 1)):
+        of_all = (of(X) for X in (R[kept], F))
+        rows, outputs = (X[:, columns] if E is None else X @ E[step] for X in of_all)
+        parts.append(f(rows, outputs, of(low[kept]), of(high[kept]), lam, bound, sign))
     if exact:
         return definite_exactly(parts[0]) if f is condition else (parts[0] > 0).all()
-    k += 10 + (outputs != 0).sum(axis).max(initial=0)
+    # The difference of the last parts is what errors of E do; it is a rounded one itself.
+    terms = max((X != 0).sum(1).max(initial=0) for X in (R[kept], F))
+    k = 10 + (outputs != 0).sum(axis).max(initial=0) + (0 if E is None else 6 * terms)
     if axis or ((low != 0) & (high != 0)).any():
         k += (rows != 0).sum(axis).max(initial=0)
-    error = 1.01 * k * U * parts[1] + TINY * lam.max(initial=1)
+    error = 1.01 * (k * U * parts[2] + parts[2] - parts[1]) + TINY * lam.max(initial=1)
     numbers = (R, F, low, high, bound, rows, np.sqrt(lam))
     small = max(np.max(abs(v), initial=0) for v in numbers) < LARGE
     return small and (definite(parts[0], error) if axis == 0 else (parts[0] > error).all())
@@ -290,7 +282,8 @@ def main(arguments):
         print(f"proven: {check(*arguments)}")
     except Exception as error:  # whatever a damaged file leads to
         known, kind = isinstance(error, NotProven), type(error).__name__
-        print("not proven:" if known else f"unreadable: {kind}:", *str(error).split())
+        said = str(error).encode("unicode_escape").decode()
+        print("not proven:" if known else f"unreadable: {kind}:", said)
         return 1 if known else 2
     return 0
 

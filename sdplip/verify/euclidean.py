@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -10,7 +11,7 @@ from functools import cache, partial
 import numpy as np
 
 from .._arrays import Array
-from ..errors import CertificationError, InvalidInput
+from ..errors import CertificationError, InvalidInput, NotConvergedWarning
 from ..system import System
 from . import chain, convex, descent
 from .interior import Optimum, minimise
@@ -23,6 +24,8 @@ Prove = Callable[[float, Array], float | None]
 OWN = ("auto", "interior", "chain", "descent", "layerwise", "product")
 SECOND_ORDER_UNITS = 2500
 """Above this many units the interior point method's n by n systems take too long."""
+LOOSE = 1e-6
+"""From this relative gap of ρ on, a search that stops early says so."""
 DEEP = 3
 """Hidden layers from which on the blocks of a chain are worth their overhead."""
 
@@ -83,9 +86,7 @@ def euclidean(
         proposed = _polish(problem, convex.solve(problem, method))
         return _best(method, system, problem, _blends(proposed, first), prove)
     run: dict[str, Callable[[], Optimum]] = {
-        "interior": lambda: minimise(
-            problem.form(), *first(), deadline=deadline, progress=report
-        ),
+        "interior": lambda: minimise(problem.form(), *first(), deadline=deadline, progress=report),
         # A chain's own start is better than the closed form.
         "chain": lambda: chain.minimise(
             problem, *(() if warm is None else first()), deadline=deadline, progress=report
@@ -94,11 +95,19 @@ def euclidean(
     }
     found = run[method]()
     small = len(problem.A) <= SECOND_ORDER_UNITS
-    if chosen and method == "chain" and found.stopped == "rounding" and small:
+    early = method == "chain" and found.stopped == "rounding"
+    if early and chosen and small:
         # Degenerate blocks end it early; the dense method goes on where it can.
         other = run["interior"]()
         if other.rho < found.rho or other.dual > found.dual:
             found, method = other, "interior"
+    elif early and found.rho - found.dual > LOOSE * found.rho:
+        warnings.warn(
+            "method = 'chain' stopped where rounding hides the way on: its bound holds, but may "
+            "lie above the best one. Use method = 'auto', which tries the dense method, too.",
+            NotConvergedWarning,
+            stacklevel=4,
+        )
     solved, optimum = (problem.gain * math.sqrt(max(v, 0.0)) for v in (found.rho, found.dual))
     known = optimum if found.dual > -math.inf else None
     return _best(method, system, problem, _blends(found.lam, first), prove, solved, known)

@@ -12,6 +12,9 @@ from .._arrays import Array
 from ..system import UNKNOWN, System
 from .rigorous import TINY, UNIT, Ball
 
+COARSE = 1e-13
+"""Relative radii from which on a sharper enclosure is tried."""
+
 
 @dataclass(frozen=True)
 class Folded:
@@ -54,6 +57,11 @@ def fold(system: System, C: Ball | None = None, D: Ball | None = None) -> Folded
     E = _by_levels(system, kept) if system.levels is not None else _by_inverse(system, kept)
     if E is None:
         return None
+    if not (E.rad <= COARSE * (1 + abs(E.mid).max(initial=0))).all():
+        # Radii grow from level to level as products of |A| do, those of an inverse as it does.
+        other = _by_inverse(system, kept) or E
+        closer = other.rad < E.rad
+        E = Ball(np.where(closer, other.mid, E.mid), np.where(closer, other.rad, E.rad))
     m = system.inputs
     units = _through(system.A[kept], E, system.B[kept])
     outputs = _through(system.C if C is None else C, E, system.D if D is None else D)
@@ -83,7 +91,7 @@ def _by_levels(system: System, kept: NDArray[np.bool_]) -> Ball:
 
 
 def _by_inverse(system: System, kept: NDArray[np.bool_]) -> Ball | None:
-    """The same around cycles: (I − αA)z = α(Bx + Az_kept) for the others, by an inverse R.
+    """The same, also around cycles: (I − αA)z = α(Bx + Az_kept) for the others, by an inverse R.
 
     With ‖I − R(I − αA)‖∞ = q < 1 (here 1/2) the matrix is regular, and a solution with residual r
     is off by at most ‖Rr‖∞ / (1 − q), column by column.

@@ -161,6 +161,8 @@ def _backward(
         size = v_size[level] + abs(A) @ z_size[used] + abs(B) @ inputs.largest + abs(b)
         error += unit * (abs(h) @ size + abs(offset).sum(axis=1) + abs(constant))
         error += unit * (abs(on_z[:, used]) @ z_size[used] + abs(on_x) @ inputs.largest)
+        # Coefficients that underflow.
+        error += TINY * (v_size[level].sum() + z_size[used].sum() + inputs.largest.sum() + 1)
         on_z[:, used] += h @ A
         on_x += h @ B
         constant = constant + offset.sum(axis=1) + h @ b

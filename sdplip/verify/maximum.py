@@ -32,7 +32,7 @@ def maximum(system: System, method: str, shown: Callable[[float, Array], bool]) 
         if method != "closed form":
             slack = slack + inflation * scale
         wider = eta + (_eta(system, slack) - least)
-        bound = max(top(wider) * (1 + 1e-12), 1e-300)
+        bound = max(top(wider) * (1 + 10 * inflation), 1e-300)
         if shown(bound, wider):
             return Proposal(method, wider, bound, top(eta), top(least))
     raise CertificationError(

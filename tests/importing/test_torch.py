@@ -285,6 +285,20 @@ def test_groups_dilation_pooling_and_a_dense_head(monkeypatch):
     assert kinds(system)[:4] == [Convolve, Activate, Pool, Convolve] and kinds(system)[-1] == Head
 
 
+def test_slopes_of_channels_stay_convolutions(monkeypatch):
+    """And cost nothing: the bound is the one of an activation with these slopes."""
+    slopes = torch.tensor([-0.5, 0.25, 1.0, 1.5])
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"), nn.PReLU(4),
+                        nn.Conv2d(4, 1, 3, padding=1, padding_mode="circular"))  # fmt: skip
+    net[1].weight.data = slopes
+    dense = agree(net, torch.zeros(1, 1, 4, 4))
+    monkeypatch.setattr(convolutions, "COMFORTABLE", 10)
+    conv = agree(net, torch.zeros(1, 1, 4, 4))
+    assert isinstance(conv, ConvSystem) and conv.units == 64
+    bounds = [sdplip.lipschitz(system, lower=False).bound for system in (dense, conv)]
+    assert bounds[1] == pytest.approx(bounds[0], rel=1e-6)
+
+
 def test_small_and_large_are_the_same_network():
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, 2))
     large = from_torch(net, torch.zeros(1, 1, 48, 48))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sdplip.errors import InvalidInput
+from sdplip.errors import InvalidInput, ShapeError
 from sdplip.train import apgd, pgd
 
 both = pytest.mark.parametrize("attack", [pgd, apgd])
@@ -119,7 +119,7 @@ def test_nan_output_counts_as_broken(attack):
 @both
 def test_no_images_and_no_radius(attack):
     none = torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)
-    assert len(attack(lambda x: x, *none, 1).broken) == 0
+    assert len(attack(None, *none, 1).broken) == 0
     x = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
     calls = []
     found = attack(lambda v: calls.append(len(v)) or v, x, torch.tensor([0, 0]), 0.0)
@@ -158,7 +158,8 @@ def test_a_coarse_model_is_attacked_in_float32():
     for attack in (pgd, apgd):
         with pytest.raises(InvalidInput, match="bfloat16"):
             attack(lambda v: v @ W.T, x.bfloat16(), y, 0.2)
-        found = attack(lambda v: v.bfloat16() @ W.T, x, y, 0.2)
+        with torch.no_grad():
+            found = attack(lambda v: v.bfloat16() @ W.T, x, y, 0.2)
         assert found.broken.tolist() == [True, False]
         assert (length(found.x - x, 2) <= 0.2 * (1 + 1e-6)).all()
 
@@ -183,14 +184,18 @@ def test_scaling_the_logits_changes_nothing(attack, scale):
         {"steps": 0},
         {"restarts": 0},
         {"batch_size": 0},
+        {"step_size": math.nan},
         {"losses": ()},
         {"losses": "ce"},
         {"losses": ("ce", "cw")},
     ],
 )
 def test_nonsense_is_refused(options):
+    with pytest.raises(ShapeError, match="one label"):
+        pgd(lambda x: x, torch.rand(2, 2), torch.tensor([0]), 0.1)
     arguments = {"radius": 0.1} | options
-    for attack in (apgd,) if "losses" in options else (pgd, apgd):
+    of_one = {"losses": (apgd,), "step_size": (pgd,)}
+    for attack in of_one.get(next(iter(options)), (pgd, apgd)):
         with pytest.raises(InvalidInput, match=next(iter(options))):
             attack(lambda x: x, torch.rand(1, 2), torch.tensor([0]), **arguments)
 

@@ -103,7 +103,22 @@ def test_dead_units_need_no_multiplier(rng):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("lower", "abc"), ("model", None), ("bound", 10**400), ("units", 2.5), ("multipliers", [1])],
+    [
+        ("lower", "abc"),
+        ("lower", -1.0),
+        ("optimum", math.nan),
+        ("norm_product", math.inf),
+        ("solved", True),
+        ("seconds", None),
+        ("model", None),
+        ("model", "\x1b[2J" + "0" * 60),
+        ("norm", "2.0"),
+        ("bound", 10**400),
+        ("bound", -1.0),
+        ("inputs", True),
+        ("units", 2.5),
+        ("multipliers", [1]),
+    ],
 )
 def test_fields_of_the_wrong_kind_are_refused(case, field, value):
     _, certificate = case

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdplip import System
-from sdplip.errors import CertificationError, InvalidInput
-from sdplip.verify import chain, convex, interior
+from sdplip import System, lipschitz
+from sdplip.errors import CertificationError, InvalidInput, NotConvergedWarning
+from sdplip.verify import chain, convex, descent, interior
 from sdplip.verify.reduce import least_rho, normalise, prune, start
 
 SLOPES = [(0.0, 1.0), (0.2, 1.0), (-0.3, 1.1), (-1.0, -0.2)]
@@ -80,6 +80,68 @@ def test_slopes_may_differ_between_units(rng):
     found = chain.minimise(problem)
     dense = interior.minimise(problem.form(), *start(problem), tol=1e-10)
     assert found.rho == pytest.approx(dense.rho, rel=1e-7)
+
+
+def nearly_linear(rng):
+    """Slopes in [1 − 1e-6, 1]: the constant is all but that of the product of the weights."""
+    weights = [rng.normal(size=s) for s in ((4, 3), (3, 4), (5, 3), (2, 5))]
+    product = np.linalg.multi_dot(weights[::-1])
+    return with_slopes(weights, 1 - 1e-6, 1.0), np.linalg.norm(product, 2)
+
+
+def test_where_rounding_stops_it_the_dense_method_goes_on():
+    system, constant = nearly_linear(np.random.default_rng(0))
+    with pytest.warns(NotConvergedWarning, match="may lie above the best one"):
+        alone = lipschitz(system, method="chain", lower=False)
+    best = lipschitz(system, lower=False)
+    assert (alone.solver, best.solver) == ("chain", "interior")
+    assert constant * (1 - 1e-5) <= best.bound < 0.9998 * alone.bound
+    assert alone.gap is None or alone.gap > 1e-4
+
+
+def test_the_better_of_both_methods_is_kept():
+    rng = np.random.default_rng(2)
+    system = with_slopes([rng.normal(size=(1, 1)) for _ in range(5)], 1 - 1e-6, 1.0)
+    problem = normalise(system)
+    dense = interior.minimise(problem.form(), *start(problem))
+    found = lipschitz(system, lower=False)
+    assert found.solver == "chain"
+    assert found.bound < problem.gain * dense.rho**0.5
+    assert found.gap < 1e-5
+
+
+def test_the_least_rho_is_the_dense_one(rng):
+    problem = normalise(draw(rng, (3, 5, 4, 2), (-0.3, 1.1)))
+    layers = descent.layers(problem)
+    lam = 1.1 * start(problem)[1]
+    for scale in (1.0, 1e-6, 1e6):
+        dense = least_rho(problem.form(), scale * lam)
+        assert chain.least_rho(layers, scale * lam) == pytest.approx(dense, rel=1e-9)
+    assert chain.least_rho(layers, 1e-6 * lam) == np.inf
+    assert chain.least_rho(layers, 0 * lam) == np.inf
+
+
+@pytest.mark.parametrize("slopes", SLOPES)
+def test_a_central_start_is_close_to_the_central_path(rng, slopes):
+    problem = normalise(draw(rng, (5,) * 16, slopes))
+    layers = descent.layers(problem)
+    found = descent.minimise(problem, max_steps=60, rate=0.1, central=True)
+
+    def potential(rho, lam):
+        barrier = chain._scaled(layers, rho, lam)
+        # M = D M' D with the roots of ρ and λ in D.
+        size = 5 * np.log(rho) + (1 if barrier.implied else 2) * np.log(lam).sum()
+        value = barrier.log_det(np.ones(len(lam) + 1)) + size
+        return np.log(rho) - value / (2 * barrier.order)
+
+    straight = descent.minimise(problem, max_steps=60, rate=0.1)
+    values = [potential(found.rho, found.lam), potential(2 * straight.rho, straight.lam)]
+    values.append(potential(*start(problem)))
+    assert np.isfinite(values[0])
+    assert values[0] < min(values[1:])
+    near = chain.minimise(problem, found.rho, found.lam)
+    far = chain.minimise(problem, 2 * straight.rho, straight.lam)
+    assert near.steps < far.steps
 
 
 def test_the_newton_matrix_is_the_second_derivative(rng):

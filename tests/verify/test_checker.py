@@ -381,6 +381,30 @@ def test_the_error_bounds_hold_against_fractions(seed, leaky):
     assert not (M - expected).any()
 
 
+@given(st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_substitution_encloses_the_exact_one(seed):
+    """Of linear units in four levels, with weights of all sizes and many zeros, in rationals."""
+    rng = np.random.default_rng(seed)
+    n, m = 8, 2
+    R = rng.normal(size=(n, m + n)) * 10.0 ** rng.integers(-3, 3, (n, m + n))
+    R *= rng.random(R.shape) < 0.6
+    R[:, m:] *= np.kron(np.tril(np.ones((4, 4)), -1), np.ones((2, 2)))
+    slope, linear = rng.choice([0.0, 1.0, 0.3], n), np.sort(rng.choice(n, 5, replace=False))
+    columns = np.append(np.arange(m), m + np.setdiff1d(np.arange(n), linear))
+    groups = checker.levels(R[:, m:])
+    substitution = checker.beside("linear", "substitution")
+    E, size, most = substitution(R, slope, linear, columns, groups)
+    lift = np.vectorize(Fraction, otypes=[object])
+    exact = substitution(lift(R), lift(slope), linear, columns, groups)[0]
+    assert (size == abs(E)).all()
+    assert (abs(lift(E) - exact) <= lift(most) - lift(size)).all()
+    assert (most - size <= 1e-9 * (1 + size.max())).all()
+    # The rows of the units solved for, inserted: α(Az + Bx) is z.
+    rest = lift(slope[linear])[:, None] * lift(R[linear]).dot(exact) - exact[m + linear]
+    assert not rest.any()
+
+
 def minors_positive(M):
     def det(X):
         if len(X) == 0:

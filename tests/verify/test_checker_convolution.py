@@ -1,4 +1,4 @@
-"""The independent checker on convolutions: it proves what sdplip proves, and nothing below truth."""
+"""The independent checker on convolutions: it proves what sdplip does, and nothing below truth."""
 
 import json
 from dataclasses import replace
@@ -81,7 +81,7 @@ def test_both_prove_and_refuse_the_same(tmp_path_factory, mode, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
 def test_both_prove_and_refuse_the_same_at_length(tmp_path, mode):
-    for seed in range(10**6, 10**6 + 300):
+    for seed in range(10**6, 10**6 + 60):
         assert_same(tmp_path, random_network(np.random.default_rng(seed), mode))
 
 
