@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._radii import least_quotient
 from ..errors import ShapeError
 from ..layers.nemon import linf_bound, reach
 from ..system import System
@@ -74,9 +75,7 @@ def certified_radii(
             f"certified_radii: pairs has shape {tuple(pairs.shape)}, but the logits have "
             f"{margin.shape[-1]} classes. Give one bound for every two classes."
         )
-    # A pair bound of zero means a constant difference: any positive margin lasts for ever.
-    radius = torch.where(margin > 0, margin / pairs.to(margin)[labels], torch.zeros_like(margin))
-    return radius.scatter(-1, labels[:, None], torch.inf).amin(-1)
+    return least_quotient(margin, pairs.to(margin)[labels])
 
 
 def margins(

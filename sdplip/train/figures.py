@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Insights = Sequence[tuple[Row, Mapping[str, Any]]]
 """Models and what `insight` found in them."""
+POINTS, NAMED = 65, 6
+"""Of a curve of singular values, and of layers in one legend."""
 LEAST = 1e-17
 """Residuals are drawn from here on: zero has no place on a logarithmic axis."""
 
@@ -84,14 +86,18 @@ def spectra_figure(models: Insights) -> Figure:
     figure = blank(2.7 * columns, 0.4 + 2.0 * lines)
     axes = figure.subplots(lines, columns, squeeze=False)
     for axis, (row, found) in zip(axes.flat, models, strict=False):
+        count = len(found["singular_values"])
+        named = range(count) if count <= NAMED else (0, count // 2, count - 1)
         for k, layer in enumerate(found["singular_values"]):
             values = np.asarray(layer["values"])
+            shown = np.linspace(0, len(values) - 1, min(len(values), POINTS)).round().astype(int)
+            values = values[shown]
             place = np.linspace(0, 1, len(values)) if len(values) > 1 else np.zeros(1)
             style = ("-", "--", "-.", ":")[k % 4]
             mark = "." if len(values) == 1 else ""
             axis.plot(
                 place, values, linestyle=style, marker=mark, color=colour(row),
-                alpha=1 - 0.6 * k / len(found["singular_values"]), label=layer["layer"],
+                alpha=1 - 0.6 * k / count, label=layer["layer"] if k in named else None,
             )  # fmt: skip
         axis.set_ylim(bottom=0)
         axis.set_title(row.label, loc="left", color=colour(row), fontweight="bold", fontsize=9)

@@ -103,7 +103,7 @@ def train(
     found there continues where it stopped, to the same result. `on_epoch(epoch, metrics)` is called
     after each epoch. `tensorboard` is a directory for TensorBoard's records. Under torchrun every
     batch is shared by the processes, to the result of one process, up to rounding (and to what
-    augmentation draws).
+    augmentation draws); all of them must see `resume_dir`.
 
     Raises NotConverged when the loss stops being finite, KeyboardInterrupt when interrupted: a
     first SIGINT or SIGTERM lets the batch finish. InvalidInput for a state in `resume_dir` of

@@ -14,9 +14,10 @@ from .iterations import iterations
 from .measure import exact_copy
 
 LARGEST = 1 << 22
-"""Entries of a Jacobian beyond which singular values are those at the middle of an image."""
+"""Entries of a Jacobian beyond which singular values are left out."""
 CROPPED = 1 << 20
-"""Entries of a Jacobian there; an eighth of them where every row of it is an equilibrium."""
+"""Entries beyond which they are those at the middle of an image; an eighth of it where every row
+is an equilibrium."""
 STEPS = (*range(1, 11), 12, 14, 17, 20, 24, 29, 35, 42, 50, 60)
 """Iterations after which residuals are looked at."""
 REACHED = 1e-13
@@ -57,7 +58,7 @@ def _singular_values(layer: nn.Module, x: Tensor) -> tuple[str, list[float] | No
     """Of the Jacobian at one image (1, ...), and what part of it that is."""
     size, where = x.numel() * layer(x).numel(), ""
     cropped = CROPPED // 8 if isinstance(layer, Equilibrium) else CROPPED
-    while size > (cropped if where else LARGEST):
+    while size > (cropped if x.ndim == 4 else LARGEST):
         if x.ndim != 4 or min(x.shape[-2:]) < 4:
             return "", None
         h, w = x.shape[-2] // 4, x.shape[-1] // 4

@@ -37,7 +37,9 @@ def violations(rows: Sequence[Row]) -> list[str]:
 def tables(rows: Sequence[Row]) -> list[Table]:
     """Accuracies per norm, then the Lipschitz constants of all rows."""
     norms = list(dict.fromkeys(row.norm for row in rows))
-    accuracies = [_accuracy_table([row for row in rows if row.norm == norm]) for norm in norms]
+    accuracies = [
+        table for norm in norms for table in _accuracies([r for r in rows if r.norm == norm])
+    ]
     local = [
         _local_table(chosen)
         for norm in norms
@@ -47,24 +49,28 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     return [*accuracies, *local, *published, _constants_table(rows)]
 
 
-def _accuracy_table(rows: Sequence[Row]) -> Table:
+def _accuracies(rows: Sequence[Row]) -> list[Table]:
+    """Certified accuracies of all images where not all were attacked, and both of those that were,
+    so that the figures of a table are about the same images."""
+    attacked = [(*row.under_attack, row.attacked) for row in rows]
+    tables = [_accuracy_table(rows, "certified/attacked", attacked)]
+    if any(row.attack_images is not None for row in rows):
+        every = [(row.images, row.clean, row.certified) for row in rows]
+        tables.insert(0, _accuracy_table(rows, "certified", every))
+    return tables
+
+
+def _accuracy_table(rows: Sequence[Row], what: str, figures: Sequence[tuple[Any, ...]]) -> Table:
+    """Of every row: the number of images, their clean accuracy, and those at the radii."""
     symbol = "ℓ₂" if rows[0].norm == 2 else "ℓ∞"
-    radii = rows[0].radii
-    what = (
-        f"Accuracy in %, {rows[0].images} test images: certified/attacked at each {symbol} radius"
-    )
-    table = _table("; ".join(filter(None, (what, scaled_down(rows)))))
-    table.add_column("layer")
-    table.add_column("clean", justify="right")
-    for radius in radii:
-        table.add_column(f"{radius:g}", justify="right")
-    for row in rows:
-        pairs = zip(row.certified, row.attacked, strict=True)
-        cells = [f"{100 * c:.1f}/{100 * a:.1f}" for c, a in pairs]
-        digits = 1 if row.images < 2000 else 2
-        table.add_row(
-            f"{row.layer} {row.variant}".rstrip(), f"{100 * row.clean:.{digits}f}", *cells
-        )
+    title = f"Accuracy in %: {what} at each {symbol} radius"
+    table = _table("; ".join(filter(None, (title, scaled_down(rows)))))
+    for name in ("layer", "images", "clean", *(f"{radius:g}" for radius in rows[0].radii)):
+        table.add_column(name, justify="left" if name == "layer" else "right")
+    for row, (images, clean, *shares) in zip(rows, figures, strict=True):
+        cells = ["/".join(f"{100 * v:.1f}" for v in cell) for cell in zip(*shares, strict=True)]
+        accuracy = f"{100 * clean:.{1 if images < 2000 else 2}f}"
+        table.add_row(f"{row.layer} {row.variant}".rstrip(), str(images), accuracy, *cells)
     return table
 
 
@@ -142,8 +148,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     lines = [
         "certified: proved by the smaller of promise and verified bound of every two classes, "
         f"margins less {max(row.slack for row in rows):.2g} of the largest logit; under attack: "
-        f"{' or '.join(dict.fromkeys(row.attack.upper() for row in rows))}, pixels in [0, 1]; same "
-        "images throughout.",
+        f"{' or '.join(dict.fromkeys(row.attack.upper() for row in rows))}, pixels in [0, 1]; the "
+        "figures of a table are about the same images, the first ones of the test set.",
         "sampled ≤ true constant ≤ verified: a Jacobian found, and the SDP's bound; figures are "
         "rounded here, --json and the run directory have every digit.",
     ]
@@ -152,13 +158,6 @@ def notes(rows: Sequence[Row]) -> list[str]:
         for remark in filter(None, row.note.split("; ")):
             said.setdefault(remark, []).append(row.label)
     lines += [f"{', '.join(labels)}: {remark}" for remark, labels in said.items()]
-    for row in rows:
-        if row.attack_clean is not None:
-            proved = ", ".join(f"{100 * share:.1f}" for share in row.attack_certified)
-            lines.append(
-                f"{row.label}: under attack the first {row.attack_images} images only, of which "
-                f"{100 * row.attack_clean:.1f} % are clean and {proved} % certified."
-            )
     for row in rows:
         if row.scale != 1 and not row.published:
             inner = (None if v is None else v * row.scale for v in (row.promised, row.verified))

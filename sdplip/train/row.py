@@ -77,15 +77,20 @@ class Row:
         name = f"{self.layer} {self.variant}".rstrip()
         return name if self.norm == 2 else f"{name} (ℓ∞)"
 
+    @property
+    def under_attack(self) -> tuple[int, float, tuple[float, ...]]:
+        """How many images were attacked, and their clean and certified accuracies."""
+        if self.attack_images is None or self.attack_clean is None:
+            return self.images, self.clean, self.certified
+        return self.attack_images, self.attack_clean, self.attack_certified
+
     def violations(self) -> list[str]:
         """Which invariants fail; empty when the row is consistent.
 
         certified ≤ attacked ≤ clean, sampled ≤ verified ≤ promised, each beyond rounding.
         """
         found = []
-        clean, proved = self.clean, self.certified
-        if self.attack_clean is not None:
-            clean, proved = self.attack_clean, self.attack_certified
+        _, clean, proved = self.under_attack
         attacks = {"attacked": self.attacked} | ({"FGSM": self.fgsm} if self.fgsm else {})
         for name, shares in attacks.items():
             for radius, certified, attacked in zip(self.radii, proved, shares, strict=True):

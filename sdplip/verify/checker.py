@@ -109,6 +109,7 @@ def system(net):
     for name, dims in {"A": "nn", "B": "nm", "C": "pn", "D": "pm"}.items():
         size |= dict(zip(dims, net[name].shape, strict=True)) if name in net else {}
     n, m, p = size.get("n", 0), size["m"], size["p"]
+    need((n + p) * (m + n) <= BYTES >> 3, "the model is too large")
     for name, shape in {"A": (n, n), "B": (n, m), "C": (p, n), "D": (p, m)}.items():
         need(net.setdefault(name, np.zeros(shape)).shape == shape, f"{name} must be {shape}")
     for name, (k, value) in {"b": (n, 0), "c": (p, 0), "alpha": (n, 0), "beta": (n, 1)}.items():

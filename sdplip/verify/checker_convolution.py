@@ -24,7 +24,7 @@ from math import lcm, log2, prod, sqrt
 
 import numpy as np
 
-U, TINY, LARGE, CHUNK = 2.0**-53, 1e-150, 1e40, 1 << 22
+U, TINY, LARGE, WIDEST, CHUNK = 2.0**-53, 1e-150, 1e40, 4096, 1 << 22
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494")
 
 
@@ -125,7 +125,7 @@ class Walk:
         """A signal of variables of its own: what it is inside, what it spills, and its cost."""
         start, self.filled = self.filled, self.filled + count
         need(self.filled <= self.width, "the certificate has other sizes")
-        return np.eye(2 * self.width)[None, 2 * start : 2 * self.filled], None, np.zeros(2)
+        return np.eye(2 * count, 2 * self.width, 2 * start)[None], None, np.zeros(2)
 
     def layer(self, rows, low, high, cost):
         """Units with these pre-activations; their values as a signal."""
@@ -206,6 +206,7 @@ def holds(net, claim, condition, definite):
         scales = lam[max(width - m, 0) :]
         if not ((scales > 0).all() and head_holds(H, scales, definite)):
             return False
+    need(width <= WIDEST, "the certificate has too many multipliers")
     top = Walk(net, sides, width, scales, None)
     (R,), (F,), (low, high) = top.units, top.outputs, np.hstack([np.zeros((2, 0)), *top.slopes])
     active, met = (low != 0) | (high != 0), R[::2, 2 * m :: 2] != 0

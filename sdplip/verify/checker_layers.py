@@ -32,6 +32,7 @@ def perceptron(arrays):
     # Adding 0.0 turns -0.0 into 0.0, as the products do by which sdplip composes layers.
     zero = 0.0 if len(W) > 1 else -0.0
     n, m = sum(map(len, W[:-1])), W[0].shape[1]
+    need((n + len(W[-1])) * (m + n) <= 1 << 27, "the model is too large")
     full, row, column = np.zeros((n + len(W[-1]), m + n)), 0, 0
     bias = [np.broadcast_to(arrays.pop(f"b{i}", 0.0), len(w)) + zero for i, w in enumerate(W)]
     for w in W:

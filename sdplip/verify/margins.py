@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
 from .._arrays import Array, finite, parse_norm
+from .._radii import least_quotient
 from ..errors import InvalidInput, ShapeError
 from ..system import System
 from .certificate import Certificate, as_system
@@ -78,14 +80,8 @@ class MarginBounds:
         top = y.argmax(axis=-1)
         margin = np.take_along_axis(y, top[..., None], -1) - y
         margin = np.maximum(margin - 2 * error - 4 * UNIT * (margin + 2 * error), 0.0)
-        bounds = self.bounds[top]
-        # Outputs that differ by a constant keep their order for ever.
-        lasting = (bounds == 0) & (margin > 0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            radii = np.where(lasting, np.inf, margin / bounds * (1 - 4 * UNIT))
-        radii = np.where(np.isnan(radii), 0.0, radii)
-        np.put_along_axis(radii, top[..., None], np.inf, -1)
-        least = np.asarray(radii.min(axis=-1))
+        np.put_along_axis(margin, top[..., None], np.inf, -1)
+        least = least_quotient(torch.as_tensor(margin), torch.as_tensor(self.bounds[top])).numpy()
         return least if self.region is None else np.minimum(least, self._room(inputs))
 
     def _room(self, inputs: ArrayLike | None) -> Array:
