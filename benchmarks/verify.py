@@ -242,7 +242,7 @@ def plot(results, path):
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     for axis, names, title in ((axes[0], WIDE, "one hidden layer"), (axes[1], DEEP, "deep")):
@@ -250,6 +250,8 @@ def plot(results, path):
         for method in dict.fromkeys(r["asked"] for r in shown):
             points = sorted((r["units"], r["seconds"]) for r in shown if r["asked"] == method)
             axis.loglog(*zip(*points, strict=True), "o", markersize=4, label=method)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(ticker.ScalarFormatter())
         axis.set_title(title, loc="left")
         axis.set_xlabel("hidden units")
     axes[0].set_ylabel("seconds of the processor")

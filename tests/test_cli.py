@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -271,7 +272,8 @@ def test_compare_over_a_preset(cli, images, tmp_path):
     options = [*images, "--attack-images", "2", "--images", "4", "--radii", "0.1"]
     result = cli("compare", "--preset", "convnet-xs", "--layers", "aol,cpl", *options)
     assert result.exit_code == 0, result.stderr
-    assert "first 2 images only" in result.stdout
+    counts = re.findall(r"^ (?:aol|cpl) +(\d+) ", result.stdout, re.MULTILINE)
+    assert counts[:4] == ["4", "4", "2", "2"]
     assert (tmp_path / "runs" / "images-convnet-xs" / "cpl" / "metrics.json").is_file()
 
 

@@ -65,8 +65,10 @@ def cost_figure(rows: Sequence[Row]) -> Figure:
 
 
 def within(low: float, high: float) -> tuple[float, float]:
-    """The limits of an axis of accuracies: no more than 0 to 100, but for half a point's width."""
-    return max(low, -4.0), min(high, 101.5)
+    """The limits of an axis of accuracies: two percent at least, and no more than 0 to 100, but for
+    half a point's width."""
+    middle = (low + high) / 2
+    return max(min(low, middle - 1), -4.0), min(max(high, middle + 1), 101.5)
 
 
 def seconds(value: float) -> str:

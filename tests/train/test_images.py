@@ -14,7 +14,7 @@ from sdplip.train import ModelConfig, build, evaluate, load, override, train
 from sdplip.train.config import EvalConfig, RunConfig, TrainConfig
 from sdplip.train.evaluate import full_float32
 from sdplip.train.measure import collapsed
-from sdplip.train.report import notes
+from sdplip.train.report import tables
 from sdplip.train.runs import run
 
 ROWS = 40
@@ -145,7 +145,8 @@ def test_attacking_fewer_images_is_said_and_compared_on_those(splits):
     assert row.images == ROWS and row.attack_images == 10
     assert (row.attack_clean, row.attack_certified) == (whole.clean, whole.certified)
     assert row.attacked == whole.attacked and whole.attack_images is None
-    assert any("first 10 images only" in line for line in notes([row]))
+    every, attacked = (list(table.columns[1].cells) for table in tables([row])[:2])
+    assert (every, attacked) == ([str(ROWS)], ["10"])
     assert row.violations() == []
     assert replace(row, attacked=(1.1, 0.0)).violations()
     assert type(row).from_dict(json.loads(json.dumps(row.to_dict()))) == row
