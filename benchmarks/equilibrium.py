@@ -185,7 +185,7 @@ def plot(rows: list[dict], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     names = list(dict.fromkeys(row["case"] for row in rows))
     columns = min(3, len(names))
@@ -204,6 +204,9 @@ def plot(rows: list[dict], path: Path) -> None:
             total = [row["forward_ms"] + row["backward_ms"] for row in points]
             panel.loglog(total, [row["error"] for row in points], marker="o", label=method)
         panel.set(title=name, xlabel="forward + backward, ms", ylabel="error of the worst sample")
+        panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
         panel.legend(fontsize="small")
     figure.savefig(path)
 
