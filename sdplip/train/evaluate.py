@@ -57,8 +57,9 @@ AFFORDABLE = 5_000_000
 PROBED = 16
 """Images on which the rounding of float32 is looked at."""
 
-PAIRED = 10
-"""With more classes than these, pairs of them are not bounded one by one."""
+PAIRED, PAIRED_INPUTS = 10, 1024
+"""With more classes or inputs than these, pairs of classes are not bounded one by one: each proof is
+about a matrix of all inputs and units."""
 
 JACOBIANS = (4, 10)
 """At how many images, and of how many logits, a Jacobian bounds the constant from below."""
@@ -307,7 +308,8 @@ def _verified_pairs(system: System, norm: float, settings: EvalConfig) -> Tensor
     from ..verify import lipschitz, margin_bounds
 
     classes = system.outputs
-    if classes <= PAIRED and (norm != 2 or system.units <= settings.pair_units):
+    few = system.units <= settings.pair_units and system.inputs <= PAIRED_INPUTS
+    if classes <= PAIRED and (norm != 2 or few):
         return torch.as_tensor(margin_bounds(system, norm).bounds)
     if norm != 2:
         return linf_pairs(system)

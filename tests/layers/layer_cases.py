@@ -23,7 +23,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "aol": [{"products": "bfloat16"}],
     "sll": [{"products": "bfloat16"}],
     "orthogonal": [{"map": "cayley"}, {"map": "matrix_exp"}],
-    "lben": [{"gamma": 0.1, "feedthrough": True}, {"gamma": 3.0, "learn_gamma": True}],
+    "lben": [
+        {"gamma": 0.1, "feedthrough": True},
+        {"gamma": 3.0, "learn_gamma": True},
+        {"contraction": 0.5},
+    ],
     "nemon": [{"c": 0.9, "feedthrough": True}, {"c": -1.0}],
 }
 
