@@ -58,7 +58,7 @@ PROBED = 16
 """Images on which the rounding of float32 is looked at."""
 
 PAIRED, PAIRED_INPUTS = 10, 1024
-"""With more classes or inputs than these, pairs of classes are not bounded one by one: each proof is
+"""With more classes or inputs than these, pairs of classes are not bounded one by one: a proof is
 about a matrix of all inputs and units."""
 
 JACOBIANS = (4, 10)
