@@ -78,8 +78,8 @@ def attack_figure(rows: Sequence[Row]) -> Figure:
 
 
 def _attack_curve(axis: Any, row: Row, accuracies: Sequence[float], style: tuple[str, str]) -> None:
-    start = row.clean if row.attack_clean is None else row.attack_clean
-    at = sorted(zip((0.0, *row.radii), (start, *accuracies), strict=True))
+    _, clean, _ = row.under_attack
+    at = sorted(zip((0.0, *row.radii), (clean, *accuracies), strict=True))
     axis.plot(
         [radius for radius, _ in at], [100 * (1 - share) for _, share in at],
         color=COLOURS.get(row.layer, OTHER), linestyle=style[0], marker=style[1], markersize=3.5,

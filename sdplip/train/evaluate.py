@@ -261,7 +261,7 @@ def _row(
         undecided=undecided,
         note="; ".join(filter(None, (shortened(config), note, without, collapsed(clean, labels)))),
         certificate=certificate,
-        curve={"radius": grid, "certified": [certified_accuracy(found, r) for r in grid]},
+        curve={"radius": grid, "certified": [certified_accuracy(found[:first], r) for r in grid]},
         **local,
         attack_images=first,
         attack_clean=None if first is None else float(correct[:first].double().mean()),

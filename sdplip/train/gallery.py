@@ -67,7 +67,8 @@ def _curves(rows: Sequence[Row]) -> str:
         found = {}
         for radius, certified in zip(row.curve["radius"], row.curve["certified"], strict=True):
             found[f"{radius:.4g}"] = f"{100 * certified:.2f}", DASH
-        for radius, certified, attacked in zip(row.radii, row.certified, row.attacked, strict=True):
+        _, _, proved = row.under_attack
+        for radius, certified, attacked in zip(row.radii, proved, row.attacked, strict=True):
             found[f"{radius:.4g}"] = f"{100 * certified:.2f}", f"{100 * attacked:.2f}"
         body += [(row, radius, *found[radius]) for radius in sorted(found, key=float)]
     return table(("model", "radius", "certified (%)", "attacked (%)"), body)

@@ -106,7 +106,8 @@ def _results(norm: float, rows: Sequence[Row]) -> str:
     head = ("model", "clean (%)", *map(_radius, radii), *bounds, "training")
     body = []
     for row in rows:
-        cells = dict(zip(row.radii, zip(row.certified, row.attacked, strict=True), strict=True))
+        _, _, proved = row.under_attack
+        cells = dict(zip(row.radii, zip(proved, row.attacked, strict=True), strict=True))
         shares = [
             f"{100 * cells[r][0]:.1f} / {100 * cells[r][1]:.1f}" if r in cells else DASH
             for r in radii
@@ -115,9 +116,11 @@ def _results(norm: float, rows: Sequence[Row]) -> str:
         time = f"{row.train_seconds:.1f} s" if math.isfinite(row.train_seconds) else DASH
         body.append((row, f"{100 * row.clean:.2f}", *shares, *constants, time))
     images = " or ".join(dict.fromkeys(f"{row.images:,}" for row in rows))
+    attacked = " or ".join(dict.fromkeys(f"{row.under_attack[0]:,}" for row in rows))
+    some = "" if attacked == images else f" (at radii on the first {attacked})"
     said = (
-        f"Certified / attacked accuracy in % at each {symbol} radius, on {images} test images; "
-        "constants per raw pixel; the best of a column in bold."
+        f"Certified / attacked accuracy in % at each {symbol} radius, on {images} test images"
+        f"{some}; constants per raw pixel; the best of a column in bold."
     )
     return _paragraph(said, rows) + table(head, body, best=range(1, 2 + len(radii)))
 

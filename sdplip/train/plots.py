@@ -119,7 +119,8 @@ def _accuracy_panel(axis: Any, row: Row, background: Sequence[Row]) -> None:
     radius = row.curve["radius"]
     certified = [100 * a for a in row.curve["certified"]]
     axis.plot(radius, certified, color=colour, linewidth=1.8, label="certified", zorder=3)
-    points = sorted(zip((0.0, *row.radii), (row.clean, *row.attacked), strict=True))
+    _, clean, _ = row.under_attack
+    points = sorted(zip((0.0, *row.radii), (clean, *row.attacked), strict=True))
     at, attacked = [p[0] for p in points], [100 * p[1] for p in points]
     axis.plot(
         at, attacked, color=colour, linestyle="--", marker="o", markersize=3.5, linewidth=1,

@@ -25,8 +25,8 @@ class Row:
     `slack` is the part of the largest logit taken off each margin, `residual` the largest
     equilibrium residual met, `scale` what the model divides its input by.
     `unsound` counts images attacked within their certified radius. Where fewer than `images` were
-    attacked, `attacked` belongs to the first `attack_images`, whose clean and certified accuracies
-    are `attack_clean` and `attack_certified`. `variant` tells apart rows of one family.
+    attacked, `attacked` and `curve` belong to the first `attack_images`, whose clean and certified
+    accuracies are `attack_clean` and `attack_certified`. `variant` tells apart rows of one family.
     `attack` is the name of the attack. `local` has, at `radii`, the shares of the first
     `local_images` test images that are "certified", "local" with bounds of their surroundings, too,
     and "attacked" in vain; finding them took `local_seconds`.

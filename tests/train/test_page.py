@@ -210,6 +210,16 @@ def test_local_certificates_and_published_figures_have_their_tables(changed):
     assert all("Scaled down: 2 of 9 epochs" in caption for caption in captions)
 
 
+def test_certified_and_attacked_accuracy_are_of_the_same_images(changed):
+    def few(metrics):
+        row = metrics["rows"][0]
+        row["attack_images"], row["attack_clean"] = 7, 1.0
+        row["attack_certified"] = row["attacked"] = [0.1234] * len(row["radii"])
+
+    text = report([changed(metrics=few)])
+    assert "on the first 7)" in text and "12.3 / 12.3" in text
+
+
 def test_where_there_is_nothing_to_report(tmp_path):
     def call(*words):
         return CliRunner().invoke(app, ["report", *map(str, words)])
