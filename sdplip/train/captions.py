@@ -85,3 +85,10 @@ def published_errors(row: Row) -> list[tuple[float, float]]:
         for name, value in row.published.items()
         if name.startswith(ATTACKED)
     ]
+
+
+def radius_text(radius: float) -> str:
+    """The radius in three digits, or as 36/255 where it is that."""
+    levels = 255 * radius
+    short = float(f"{radius:.3g}") == radius
+    return f"{radius:.3g}" if short or abs(levels - round(levels)) > 1e-9 else f"{levels:.0f}/255"

@@ -12,7 +12,7 @@ from typing import Any
 from .. import conditions
 from .._page import page
 from ..lmi import LMI
-from .captions import published_table, scaled_down, sources
+from .captions import published_table, radius_text, scaled_down, sources
 from .gallery import gallery
 from .gathered import Run, read_runs
 from .markup import STYLES, figure, table
@@ -103,7 +103,7 @@ def _results(norm: float, rows: Sequence[Row]) -> str:
     symbol = "ℓ₂" if norm == 2 else "ℓ∞"
     radii = sorted({radius for row in rows for radius in row.radii})
     bounds = ("sampled ≤", "verified ≤", "promised")
-    head = ("model", "clean (%)", *map(_radius, radii), *bounds, "training")
+    head = ("model", "clean (%)", *map(radius_text, radii), *bounds, "training")
     body = []
     for row in rows:
         _, _, proved = row.under_attack
@@ -141,7 +141,7 @@ def _locally(norm: float, rows: Sequence[Row]) -> str:
     said = (
         f"Certified by global bounds / by local ones, too / attacked, in % at each {symbol} radius."
     )
-    head = ("model", "images", *map(_radius, radii), "seconds per image")
+    head = ("model", "images", *map(radius_text, radii), "seconds per image")
     return _paragraph(said, rows) + table(head, body)
 
 
@@ -153,13 +153,6 @@ def _remarked(said: str, rows: Sequence[Row]) -> str:
     """What is said of runs, and how much shorter than meant they were."""
     remark = scaled_down(rows)
     return f"{said} {remark[0].upper()}{remark[1:]}." if remark else said
-
-
-def _radius(radius: float) -> str:
-    """36/255 rather than 0.141, where it is that."""
-    levels = 255 * radius
-    short = float(f"{radius:.3g}") == radius
-    return f"{radius:.3g}" if short or abs(levels - round(levels)) > 1e-9 else f"{levels:.0f}/255"
 
 
 def _published(rows: Sequence[Row]) -> list[str]:

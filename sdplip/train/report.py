@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .captions import published_table, scaled_down, sources
+from .captions import published_table, radius_text, scaled_down, sources
 from .row import LOCAL, Row
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _accuracy_table(rows: Sequence[Row], what: str, figures: Sequence[tuple[Any,
     symbol = "ℓ₂" if rows[0].norm == 2 else "ℓ∞"
     title = f"Accuracy in %: {what} at each {symbol} radius"
     table = _table("; ".join(filter(None, (title, scaled_down(rows)))))
-    for name in ("layer", "images", "clean", *(f"{radius:g}" for radius in rows[0].radii)):
+    for name in ("layer", "images", "clean", *map(radius_text, rows[0].radii)):
         table.add_column(name, justify="left" if name == "layer" else "right")
     for row, (images, clean, *shares) in zip(rows, figures, strict=True):
         cells = ["/".join(f"{100 * v:.1f}" for v in cell) for cell in zip(*shares, strict=True)]
@@ -81,7 +81,7 @@ def _local_table(rows: Sequence[Row]) -> Table:
         f"{symbol} radius"
     )
     table = _table("; ".join(filter(None, (what, scaled_down(rows)))))
-    for name in ("layer", "images", *(f"{radius:g}" for radius in rows[0].radii), "s/image"):
+    for name in ("layer", "images", *map(radius_text, rows[0].radii), "s/image"):
         table.add_column(name, justify="left" if name == "layer" else "right")
     for row in rows:
         three = zip(*(row.local[name] for name in LOCAL), strict=True)
