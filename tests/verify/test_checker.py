@@ -13,22 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from both_checkers import NOT_PROVEN, PROVEN, UNREADABLE, assert_both, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdplip import CertificationError, System, activations, check, lipschitz
+from sdplip import System, activations, check, lipschitz
 from sdplip._elementwise import PLAIN
 from sdplip.verify import checker
 
 SOURCE = Path(checker.__file__)
 FILES = sorted(SOURCE.parent.glob("checker*.py"))
-PROVEN, NOT_PROVEN, UNREADABLE = 0, 1, 2
-
-
-def write(folder, certificate, system):
-    certificate.save(folder / "c.json")
-    system.save(folder / "m.npz")
-    return [str(folder / "c.json"), str(folder / "m.npz")]
 
 
 def small(seed, kind="feedforward", sigma="relu"):
@@ -94,13 +88,7 @@ def test_both_prove_and_refuse_the_same(tmp_path_factory, kind, sigma, seed):
     folder = tmp_path_factory.mktemp("same")
     for factor, expected in ((1.0, PROVEN), (1.5, PROVEN), (1 - 1e-5, NOT_PROVEN)):
         # Just below the optimum nothing proves it; just below this bound, something might.
-        claim = replace(certificate, bound=certificate.bound * factor, optimum=None)
-        assert checker.main(write(folder, claim, system)) == expected
-        if expected == PROVEN:
-            check(claim, system)
-        else:
-            with pytest.raises(CertificationError):
-                check(claim, system)
+        assert_both(folder, certificate, system, certificate.bound * factor, expected)
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["feedforward", "skips"]))

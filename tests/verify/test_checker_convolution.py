@@ -8,26 +8,20 @@ from runpy import run_path
 
 import numpy as np
 import pytest
+from both_checkers import NOT_PROVEN, PROVEN, UNREADABLE, assert_both, write
 from conv_systems import kernel, random_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp
 
-from sdplip import CertificationError, check, lipschitz
+from sdplip import lipschitz
 from sdplip.convolutional import Activate, Add, Convolve, ConvSystem, Head, Pool
 from sdplip.verify import checker
 from sdplip.verify.frequency_lower import lower_bound_conv
 
 SEEDS = st.integers(0, 10**6)
-PROVEN, NOT_PROVEN, UNREADABLE = 0, 1, 2
 CIRCULAR = {"padding_mode": "circular"}
 PROOF = run_path(str(Path(checker.__file__).with_name("checker_convolution.py")))
-
-
-def write(folder, certificate, network):
-    certificate.save(folder / "c.json")
-    network.save(folder / "m.npz")
-    return [str(folder / "c.json"), str(folder / "m.npz")]
 
 
 def residual(rng):
@@ -62,13 +56,7 @@ def assert_same(folder, network):
     if certificate.bound:
         claims.append((certificate.optimum * (1 - 1e-9), NOT_PROVEN))
     for bound, expected in claims:
-        claim = replace(certificate, bound=bound, optimum=None)
-        assert checker.main(write(folder, claim, network)) == expected
-        if expected == PROVEN:
-            check(claim, network)
-        else:
-            with pytest.raises(CertificationError):
-                check(claim, network)
+        assert_both(folder, certificate, network, bound, expected)
 
 
 @pytest.mark.parametrize("mode", ["zeros", "circular"])

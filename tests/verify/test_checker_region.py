@@ -9,17 +9,17 @@ from runpy import run_path
 import numpy as np
 import pytest
 import torch
+from both_checkers import NOT_PROVEN, PROVEN, UNREADABLE, assert_both, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdplip import CertificationError, System, check, lipschitz
+from sdplip import System, lipschitz
 from sdplip.activations import elementwise
 from sdplip.verify import checker
 from sdplip.verify.local import restrict
 from sdplip.verify.region import Region
 
 SEEDS = st.integers(0, 10**6)
-PROVEN, NOT_PROVEN, UNREADABLE = 0, 1, 2
 REGION = run_path(str(Path(checker.__file__).with_name("checker_region.py")))
 NAMES = [
     *("relu", "leaky_relu", "leaky_relu(0.3)", "leaky_relu(1.7)", "leaky_relu(-0.4)", "identity"),
@@ -52,12 +52,6 @@ def slopes(system, region):
     with np.errstate(all="ignore"):
         found = REGION["slopes"](net, checker.levels(net["A"]), region.to_json(), checker.SLOPES)
     return found["alpha"], found["beta"]
-
-
-def write(folder, certificate, system):
-    certificate.save(folder / "c.json")
-    system.save(folder / "m.npz")
-    return [str(folder / "c.json"), str(folder / "m.npz")]
 
 
 def inside(rng, region, count):
@@ -150,13 +144,7 @@ def test_both_prove_and_refuse_the_same(tmp_path_factory, norm, classes, seed):
     certificate = lipschitz(system, norm, region=region, classes=classes, lower=False)
     folder = tmp_path_factory.mktemp("local")
     for factor, expected in ((1.0, PROVEN), (1.5, PROVEN), (1 - 1e-5, NOT_PROVEN)):
-        claim = replace(certificate, bound=certificate.bound * factor, optimum=None)
-        assert checker.main(write(folder, claim, system)) == expected
-        if expected == PROVEN:
-            check(claim, system)
-        else:
-            with pytest.raises(CertificationError):
-                check(claim, system)
+        assert_both(folder, certificate, system, certificate.bound * factor, expected)
 
 
 @pytest.fixture(scope="module")
