@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from sdplip.layers import _equilibrium
 from sdplip.train import data
 from sdplip.train.config import RunConfig, preset
+from sdplip.train.evaluation.measure import exact_copy
 from sdplip.train.fit import train
-from sdplip.train.measure import exact_copy
 
 TRAINING, EVALUATION = _equilibrium.TRAINING_TOL, _equilibrium.EVALUATION_TOL
 LIMIT = 0.1

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 from sdplip.layers import CONVOLUTIONS, LAYERS, Layer
 from sdplip.train.data import Splits
+from sdplip.train.experiments.presets import find_preset
 from sdplip.train.models import build
-from sdplip.train.presets import find_preset
 
 Make = Callable[[], nn.Module]
 DENSE = {"2048, B 256": (256, 2048), "2880, B 64": (64, 2880)}

@@ -34,15 +34,15 @@ from torch import Tensor, nn
 from sdplip import System
 from sdplip.activations import Activation
 from sdplip.layers import LAYERS, Layer, Normalize, OrthogonalLinear, lipschitz_bound
-from sdplip.train.certify import (
+from sdplip.train.data import DATASETS, Splits, load
+from sdplip.train.evaluation.certify import (
     certified_accuracy,
     certified_radii,
     global_pairs,
     last_layer_pairs,
     linf_pairs,
 )
-from sdplip.train.data import DATASETS, Splits, load
-from sdplip.train.evaluate import exact_copy
+from sdplip.train.evaluation.evaluate import exact_copy
 from sdplip.train.loss import OFFSET, margin_cross_entropy
 from sdplip.train.models import linf_bounds
 

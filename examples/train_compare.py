@@ -9,7 +9,7 @@ from pathlib import Path
 from sdplip.derive.library import find
 from sdplip.train import load, override, preset
 from sdplip.train.models import FAMILIES
-from sdplip.train.page import report
+from sdplip.train.reporting.page import report
 from sdplip.train.runs import compare
 
 # 1. A layer that the package does not have: derived from the condition, see derive_a_layer.py. Any

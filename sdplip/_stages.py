@@ -101,7 +101,7 @@ class Convolve:
             x, columns = self._reached(1, j, out[2], shape[2])
             taps = self.weight[:, :, i, j]
             matrix[:, y[:, None], x, :, rows[:, None], columns] += taps
-        bias = np.repeat(self.bias, out[1] * out[2])
+        bias = np.repeat(self.bias, out[1] * out[2]) + 0.0
         return System.linear(matrix.reshape(size_of(out), size_of(shape)), bias)
 
     def _reached(self, axis: int, tap: int, count: int, n: int) -> tuple[Any, Any]:
@@ -242,7 +242,7 @@ class Head:
 
     def unroll(self, shape: Shape) -> System:
         self.shape(shape)
-        return System.linear(self.weight, self.bias)
+        return System.linear(self.weight + 0.0, self.bias + 0.0)
 
 
 Stage = Convolve | Activate | Pool | Add | Head
@@ -270,6 +270,29 @@ def apply_all(stages: Sequence[Stage], x: Tensor) -> Tensor:
     for stage in stages:
         x = stage.apply(x)
     return x
+
+
+def spaced(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The same map with an identity activation between linear stages that follow each other.
+
+    Unrolled, no weights are multiplied then: entries are weights as they are stored, but for sums
+    of paths.
+    """
+    apart: list[Stage] = []
+    for stage in stages:
+        if isinstance(stage, Add):
+            stage = Add(spaced(stage.body), spaced(stage.skip))
+        if apart and not isinstance(apart[-1], Activate) and _multiplies(stage):
+            apart.append(Activate("identity"))
+        apart.append(stage)
+    return tuple(apart)
+
+
+def _multiplies(stage: Stage) -> bool:
+    """Whether weights meet what comes first."""
+    if isinstance(stage, Add):
+        return any(_multiplies(chain[0]) for chain in (stage.body, stage.skip) if chain)
+    return not isinstance(stage, Activate)
 
 
 def unroll_all(stages: Sequence[Stage], shape: Shape) -> System:

@@ -30,6 +30,7 @@ from ._stages import (
     pair,
     put,
     size_of,
+    spaced,
     unit_count,
     unroll_all,
 )
@@ -38,7 +39,7 @@ from .system import System
 
 __all__ = ["Activate", "Add", "ConvSystem", "Convolve", "Head", "Pool", "Stage"]
 
-UNROLLED = 4096
+UNROLLED = 6000
 """The most inputs, units and outputs together that `ConvSystem.unroll` turns into matrices."""
 
 
@@ -114,16 +115,20 @@ class ConvSystem:
     def unroll(self) -> System:
         """The same network on flattened images (channel, row, column), as dense matrices.
 
+        Between linear stages that follow each other stand units of slope 1, so that the entries are
+        the stored weights, whose products would be rounded.
+
         Raises:
             InvalidInput: too large for that.
         """
-        total = self.inputs + self.units + self.outputs
+        stages = spaced(self.stages)
+        total = self.inputs + unit_count(stages, self.start) + self.outputs
         if total > UNROLLED:
             raise InvalidInput(
                 f"The network has {total} inputs, units and outputs; unrolled it may have "
                 f"{UNROLLED}. Use smaller images, or verify it as it is."
             )
-        return unroll_all(self.stages, self.start)
+        return unroll_all(stages, self.start)
 
     def digest(self) -> str:
         """SHA-256 over the stages and every array, bit for bit: what a certificate is tied to."""

@@ -52,6 +52,27 @@ def test_help_shows_defaults(cli, command):
     assert ("default" in result.stdout) == (command != "check")
 
 
+def test_help_cuts_nothing_off(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = cli("--help").stdout
+    commands = re.findall(r"^  (\w+)  +(\S.*)$", shown.split("Commands:")[1], re.MULTILINE)
+    assert len(commands) == 8 and all(said[-1] == "." and said[-2] != "." for _, said in commands)
+    for command, _ in commands:
+        assert "…" not in cli(command, "--help").stdout
+
+
+@pytest.mark.parametrize("arguments", [["layers"], ["layers", "--json"], ["derive", "aol"]])
+def test_a_reader_that_leaves_early_is_neither_error_nor_outcome(arguments):
+    """As in `sdplip layers | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "sdplip", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=60, text=True)
+    os.close(write)
+    assert done.returncode == 141
+    assert "rror" not in done.stderr and "Traceback" not in done.stderr
+
+
 def test_version_names_what_matters(cli):
     result = cli("--version")
     assert result.exit_code == 0
@@ -115,7 +136,9 @@ def test_a_network_without_an_equilibrium_has_no_bound(cli, tmp_path):
     [
         (["verify", "nowhere.npz"], "nowhere.npz"),
         (["verify", "nowhere"], "does not exist"),
-        (["check", "nowhere.json", "nowhere.npz"], "nowhere"),
+        (["check", "nowhere.json", "nowhere.npz"], "nowhere.json does not exist"),
+        (["check", ".", "nowhere.npz"], "is a directory"),
+        (["verify", "nowhere.npz", "--norm", "1"], "--norm"),
         (["train", "--layer", "resnet"], "resnet"),
         (["compare", "--layers", "sll,resnet"], "resnet"),
         (["train", "--data", "imagenet"], "imagenet"),

@@ -1,12 +1,13 @@
 """The command line: results on stdout, progress on stderr, the outcome in the exit code.
 
 0 everything asked for holds, 1 ran and something does not hold, 2 usage or bad input,
-3 undecided (a solver gave up), 70 a defect of sdplip, 130 interrupted.
+3 undecided (a solver gave up), 70 a defect of sdplip, 130 interrupted, 141 nobody reads stdout.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import platform
 import sys
 import traceback
@@ -19,11 +20,12 @@ from typer.core import TyperGroup
 
 from ..errors import InvalidInput, SdplipError
 from ._compare import compare
-from ._console import DEFECT, DOES_NOT_HOLD, INTERRUPTED, Json, fail, listing, worst
+from ._console import BROKEN_PIPE, DEFECT, DOES_NOT_HOLD, INTERRUPTED, Json, fail, listing, worst
 from ._derive import derive, has_kind, read, replayed
+from ._read import ActivationName, InputShape, Normalise, how_to_read
 from ._report import report
 from ._train import train
-from ._verify import ActivationName, InputShape, Normalise, certified, how_to_read, verify
+from ._verify import certified, verify
 
 
 class _Group(TyperGroup):
@@ -31,7 +33,13 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError as error:
+            # Whoever reads, as `| head`, has enough; what is still to be flushed goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(BROKEN_PIPE) from error
         except (SdplipError, OSError) as error:
             raise fail(error, worst(error)) from error
         except KeyboardInterrupt as error:
@@ -41,12 +49,13 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
+    # Boxes would cut names of options off and leave a third of the width to what they mean.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Provably Lipschitz neural networks: derive, verify and train them from one condition.",
-    epilog="Exit codes: 0 holds, 1 does not hold, 2 usage or bad input, 3 undecided, "
-    "130 interrupted.",
+    epilog="Exit codes: 0 all holds, 1 something does not hold, 2 usage or bad input, "
+    "3 undecided, 70 a defect of sdplip, 130 interrupted.",
 )
 
 
@@ -60,7 +69,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions.")
     ] = False,
 ) -> None:
     pass
@@ -69,11 +78,11 @@ def _options(
 @app.command()
 def layers(
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="The table that stands in the README.")
+        bool, typer.Option("--markdown", help="Write the table of the README.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the layer families, the condition each satisfies, and its promise."""
+    """List the layers, their conditions and their promises."""
     from ..layers import CONVOLUTIONS, LAYERS
 
     found = [(name, cls) for table in (LAYERS, CONVOLUTIONS) for name, cls in table.items()]
@@ -112,17 +121,18 @@ def conditions(as_json: Json = False) -> None:
 def check(
     file: Annotated[
         Path,
-        typer.Argument(help="What verify or derive wrote: certificate, proof, counterexample."),
+        typer.Argument(metavar="FILE", help="A certificate, a proof or a counterexample."),
     ],
     model: Annotated[
-        Path | None, typer.Argument(help="The network that a certificate is about.")
+        Path | None,
+        typer.Argument(metavar="NETWORK", help="The network that a certificate is about."),
     ] = None,
     input_shape: InputShape = None,
     activation: ActivationName = None,
     normalise: Normalise = None,
     as_json: Json = False,
 ) -> None:
-    """Check a certificate, a proof or a counterexample from its file alone, without any solver."""
+    """Check a certificate, proof or counterexample from its file. No solver is needed."""
     from ..train.checkpoint import to_json
 
     content = read(file)

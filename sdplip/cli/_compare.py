@@ -12,7 +12,7 @@ from ._console import Address, Engine, Json, Progress, listing, show
 from ._train import chosen_config, data_of, known, numbers, read_data, shortened
 
 if TYPE_CHECKING:
-    from ..train.row import Row
+    from ..train.evaluation.row import Row
     from ..train.runs import Finished
 
 
@@ -66,18 +66,19 @@ def compare(
     force: options.Force = False,
     engine: Engine = "local",
     address: Address = None,
-    cpus: Annotated[float, typer.Option(help="That Ray reserves for a run.")] = 1,
-    gpus: Annotated[float, typer.Option(help="That Ray reserves for a run.")] = 0,
+    cpus: Annotated[float, typer.Option(help="CPUs that Ray reserves for a run.")] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs that Ray reserves for a run.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train every layer family and two baselines, and lay their guarantees side by side.
+    """Train all families, and compare what they guarantee.
 
-    With --preset, the models of a published comparison, its figures beside the results.
+    Without --preset two baselines join them; with it, the models of a published comparison are
+    trained, and its figures shown beside.
     """
     from ..train import convnets, models
     from ..train import runs as train_runs
     from ..train.data import short_name
-    from ..train.experiments import EXPERIMENTS
+    from ..train.experiments.comparisons import EXPERIMENTS
 
     if list_presets:
         _list_presets(as_json)
@@ -126,8 +127,8 @@ def compare(
 
 
 def _list_presets(as_json: bool) -> None:
-    from ..train.experiments import EXPERIMENTS
-    from ..train.presets import CONVNETS
+    from ..train.experiments.comparisons import EXPERIMENTS
+    from ..train.experiments.presets import CONVNETS
 
     rows = [(name, found.title, found.source) for name, found in EXPERIMENTS.items()]
     rows += [(f"convnet-{size}", "one architecture, every family", "[1LLC]") for size in CONVNETS]

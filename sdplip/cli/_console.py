@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from ..errors import CertificationError, InvalidInput, NotConverged, NotWellPosed
 
 if TYPE_CHECKING:
     from ..train.config import RunConfig
-    from ..train.row import Row
+    from ..train.evaluation.row import Row
     from ..train.runs import Finished
 
-DOES_NOT_HOLD, BAD_INPUT, UNDECIDED, DEFECT, INTERRUPTED = 1, 2, 3, 70, 130
+DOES_NOT_HOLD, BAD_INPUT, UNDECIDED, DEFECT, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 70, 130, 141
 QUIET_SECONDS = 30
 
-Engine = Annotated[str, typer.Option(help="local, one after another, or ray, on a cluster.")]
+Engine = Annotated[str, typer.Option(help="local (one after another) or ray (on a cluster).")]
 Address = Annotated[
     str | None,
-    typer.Option(show_default="a cluster of this machine", help="Of a running Ray cluster."),
+    typer.Option(show_default="starts one here", help="Address of a running Ray cluster."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
+Json = Annotated[bool, typer.Option("--json", help="Write one JSON document instead of text.")]
 
 
 def worst(error: Exception) -> int:
@@ -41,8 +43,10 @@ def fail(error: object, code: int) -> typer.Exit:
 
 
 def regular(path: Path) -> Path:
-    """The path, if it is no pipe and no device: these may never end, or never begin."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    """The path, if it exists and is no pipe and no device: these may never end, or never begin."""
+    if not path.exists():
+        raise InvalidInput(f"{path} does not exist.")
+    if not (path.is_file() or path.is_dir()):
         raise InvalidInput(f"{path} is neither a file nor a directory.")
     return path
 
@@ -97,18 +101,14 @@ class Progress:
 
 def show(rows: list[Row], result: dict[str, Any], as_json: bool) -> None:
     from ..train.checkpoint import to_json
-    from ..train.report import notes, tables
+    from ..train.reporting.tables import notes, tables
 
     if as_json:
         typer.echo(to_json(result))
     else:
-        console = _wide()
-        for table in tables(rows):
-            console.print(table)
-        for line in notes(rows):
-            console.print(line, highlight=False, soft_wrap=True)
-        pictures = result["pictures"] or [result["run"]]
-        console.print(f"Written: {', '.join(pictures)}", highlight=False, soft_wrap=True)
+        _print(*tables(rows))
+        written = result["pictures"] or [result["run"]]
+        typer.echo("\n".join([*notes(rows), f"Written: {', '.join(written)}"]))
     if result["violations"]:
         raise fail("; ".join(result["violations"]), DOES_NOT_HOLD)
     if any(row.undecided for row in rows):
@@ -121,21 +121,20 @@ def listing(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: b
     if as_json:
         typer.echo(to_json([dict(zip(header, row, strict=True)) for row in rows]))
         return
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in header:
         # What does not fit goes on in the next line: a bound without its last digits is none.
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    _wide().print(table)
+    _print(table)
 
 
-def _wide() -> Console:
-    """On stdout; a file or a pipe has room."""
+def _print(*tables: Table) -> None:
+    """On stdout, without the blanks at the ends of lines; a file or a pipe has room."""
     console = Console()
     if not console.is_terminal:
         console.width = 200
-    return console
+    with console.capture() as text:
+        console.print(*tables, sep="\n")
+    typer.echo("\n".join(line.rstrip() for line in text.get().split("\n")), nl=False)

@@ -18,34 +18,35 @@ MAX_BYTES = 16 << 20
 
 def derive(
     target: Annotated[
-        str | None, typer.Argument(metavar="NAME|FILE", help="See --list, or a Python file.")
+        str | None, typer.Argument(metavar="NAME|FILE", help="One of --list, or a Python file.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the derivations and exit.")] = False,
     report: Annotated[
         Path | None,
-        typer.Option(show_default="none", help="Write the proof to read, .html or .md."),
+        typer.Option(help="Write the proof for reading here, .html or .md."),
     ] = None,
     emit: Annotated[
-        Path | None, typer.Option(show_default="none", help="Write the layer, .py, if proved.")
+        Path | None, typer.Option(help="Write the layer here, .py, if the claim is proved.")
     ] = None,
     class_name: Annotated[
-        str | None, typer.Option("--class", show_default="from the name", help="Of the layer.")
+        str | None,
+        typer.Option("--class", show_default="from the name", help="Name of the layer's class."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write the proof object for sdplip check, .json.")
+        Path | None, typer.Option(help="Write the proof for sdplip check here, .json.")
     ] = None,
     counterexample: Annotated[
-        Path | None, typer.Option(help="Write a counterexample for sdplip check, .json.")
+        Path | None, typer.Option(help="Write a counterexample for sdplip check here, .json.")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(show_default="all", help="One derivation of several, by its name.")
+        str | None, typer.Option(show_default="all", help="Name of one, where FILE has several.")
     ] = None,
     convolution: Annotated[
-        bool, typer.Option("--convolution", help="Emit the layer of images.")
+        bool, typer.Option("--convolution", help="Emit the convolution, for images.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Prove what a derivation claims, or refute it, and write the proof and the layer."""
+    """Prove or refute a derivation; write its proof and its layer."""
     if list_:
         _list(as_json)
         return
@@ -85,8 +86,10 @@ def read(path: Path) -> Any:
     Raises:
         InvalidInput: unreadable, too large, or with numbers that would take forever.
     """
+    if regular(path).is_dir():
+        raise InvalidInput(f"{path} is a directory. Name a file that verify or derive wrote.")
     try:
-        if regular(path).stat().st_size > MAX_BYTES:
+        if path.stat().st_size > MAX_BYTES:
             raise InvalidInput(f"{path} has more than {MAX_BYTES >> 20} MiB: no file of sdplip.")
         text = path.read_text()
         content = json.loads(text)

@@ -11,28 +11,29 @@ Data = Annotated[
     str | None,
     typer.Option(
         show_default="digits, or the preset's",
-        help="digits, mnist, fashionmnist, cifar10, cifar100 or folder:PATH, of images.",
+        help="digits, mnist, fashionmnist, cifar10, cifar100 or folder:PATH (of images).",
     ),
 ]
 Budget = Annotated[
     float | None,
     typer.Option(
         show_default="none",
-        help="Minutes for all runs, with 1lc-* for the training of each: fewer epochs, or images, "
-        "said in the table.",
+        help="Minutes for all runs together (presets 1lc-*: for the training of each). Epochs or "
+        "images are reduced to fit; the tables say so.",
     ),
 ]
 Scale = Annotated[
-    float | None, typer.Option(show_default="1", help="Share of the epochs, said in the table.")
+    float | None, typer.Option(show_default="1", help="Share of the epochs; the tables say so.")
 ]
 DataRoot = Annotated[
     Path | None,
     typer.Option(show_default="$SDPLIP_DATA, else the user cache", help="Folder of the data sets."),
 ]
-Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if missing.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the data set if it is missing.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, show_default="1 for digits, else all cores", help="Of torch.")
+    int | None,
+    typer.Option(min=1, show_default="1 for digits, else all cores", help="Threads of Torch."),
 ]
 Width = Annotated[int | None, typer.Option(show_default="per data set", help="Units per layer.")]
 Depth = Annotated[int | None, typer.Option(show_default="2", help="Hidden layers or blocks.")]
@@ -40,16 +41,18 @@ Epochs = Annotated[
     int | None, typer.Option(show_default="per data set", help="Passes over the training data.")
 ]
 Gamma = Annotated[
-    float | None, typer.Option(show_default="1", help="LBEN's bound, for the normalised input.")
+    float | None,
+    typer.Option(show_default="1", help="Lipschitz bound of LBEN, for the normalised input."),
 ]
 Normalise = Annotated[
     str | None,
     typer.Option(
-        show_default="mean", help="Inside the model: none, mean (subtracted), std (also divided)."
+        show_default="mean",
+        help="What the model does first: none, mean (subtract it) or std (also divide).",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of weights, batches and attacks.")]
-Lr = Annotated[float | None, typer.Option(show_default="per data set", help="Adam's rate.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights, batches and attacks.")]
+Lr = Annotated[float | None, typer.Option(show_default="per data set", help="Learning rate.")]
 Radii = Annotated[
     str | None,
     typer.Option(show_default="per data set", help="ℓ₂ radii per raw pixel, as in 0.1,0.5."),
@@ -59,26 +62,29 @@ BatchSize = Annotated[
 ]
 Augment = Annotated[
     str | None,
-    typer.Option(show_default="none", help="none, crop, crop-reflect, colour or affine."),
+    typer.Option(
+        show_default="none", help="Augmentation: none, crop, crop-reflect, colour or affine."
+    ),
 ]
 TrainImages = Annotated[
-    int | None, typer.Option(show_default="all", help="Training images, evenly from all classes.")
+    int | None,
+    typer.Option(show_default="all", help="Use so many training images, evenly from all classes."),
 ]
 AttackImages = Annotated[
     int | None,
-    typer.Option(show_default="all; 500 with --preset", help="Of these, how many to attack."),
+    typer.Option(show_default="all; 500 with --preset", help="Attack so many of the test images."),
 ]
-Attack = Annotated[str | None, typer.Option(show_default="pgd", help="pgd or apgd.")]
+Attack = Annotated[str | None, typer.Option(show_default="pgd", help="Attack: pgd or apgd.")]
 LocalImages = Annotated[
     int | None,
-    typer.Option(show_default="none", help="Test images to certify by bounds around each of them."),
+    typer.Option(show_default="none", help="Certify so many test images by a bound around each."),
 ]
 Precision = Annotated[
-    str | None, typer.Option(show_default="32", help="Of training: 32 or bf16-mixed.")
+    str | None, typer.Option(show_default="32", help="Precision of training: 32 or bf16-mixed.")
 ]
-Images = Annotated[int | None, typer.Option(show_default="all", help="Test images to measure on.")]
+Images = Annotated[
+    int | None, typer.Option(show_default="all", help="Measure on so many test images.")
+]
 Verify = Annotated[bool, typer.Option(help="Compute the SDP bound after training.")]
 Resume = Annotated[bool, typer.Option(help="Continue an interrupted run in --out.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Start over in --out, removing what is there.")
-]
+Force = Annotated[bool, typer.Option("--force", help="Remove what is in --out, and start over.")]

@@ -14,16 +14,19 @@ from ._train import installed
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Directories that sdplip train or sdplip compare wrote.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="Directories that sdplip train or sdplip compare wrote."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
     as_json: Json = False,
 ) -> None:
-    """Write what runs found as one HTML page that needs neither network nor script."""
+    """Write what runs found as one HTML page. It needs neither network nor script."""
     installed("matplotlib")
     from .._arrays import write_atomically
     from ..train.checkpoint import to_json
-    from ..train.page import report as compose
+    from ..train.reporting.page import report as compose
 
     if not out.parent.is_dir():
         raise InvalidInput(f"--out is {out}, but {out.parent} is no directory. Create it first.")

@@ -15,7 +15,7 @@ from ._console import Json, Progress, listing, show
 if TYPE_CHECKING:
     from ..train.config import RunConfig
     from ..train.data import Splits
-    from ..train.experiments import Experiment
+    from ..train.experiments.comparisons import Experiment
 
 
 def train(
@@ -27,7 +27,7 @@ def train(
         str | None,
         typer.Option(
             help="A published network and its recipe, or a model of a published comparison, as "
-            "lben-mnist/lben-gamma-1; other options change it."
+            "lben-mnist/lben-gamma-1 (see --list-presets); other options change it."
         ),
     ] = None,
     list_presets: Annotated[
@@ -39,14 +39,16 @@ def train(
     gamma: options.Gamma = None,
     normalise: options.Normalise = None,
     activation: Annotated[
-        str | None, typer.Option(show_default="relu", help="Of the hidden units.")
+        str | None, typer.Option(show_default="relu", help="Activation of the hidden units.")
     ] = None,
     seed: options.Seed = 0,
     lr: options.Lr = None,
     batch_size: options.BatchSize = None,
     train_images: options.TrainImages = None,
     augment: options.Augment = None,
-    optimizer: Annotated[str | None, typer.Option(show_default="adam", help="adam or sgd.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(show_default="adam", help="Optimiser: adam or sgd.")
+    ] = None,
     accumulate: Annotated[
         int | None, typer.Option(show_default="1", help="Batches per step of the optimiser.")
     ] = None,
@@ -55,27 +57,29 @@ def train(
         typer.Option(show_default="0, off", help="Decay of an average of the weights, as 0.999."),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(show_default="0", help="Added to the gradient.")
+        float | None, typer.Option(show_default="0", help="Weight decay, added to the gradient.")
     ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
             show_default="piecewise",
-            help="constant, piecewise, onecycle, cosine, step or multistep.",
+            help="Learning rate over time: constant, piecewise, onecycle, cosine, step or "
+            "multistep.",
         ),
     ] = None,
     loss: Annotated[
         str | None,
         typer.Option(
             show_default="margin where ℓ₂ is bounded",
-            help="margin, multi_margin or cross_entropy.",
+            help="Loss: margin, multi_margin or cross_entropy.",
         ),
     ] = None,
     offset: Annotated[
-        float | None, typer.Option(show_default="2.1213", help="Of the losses with a margin.")
+        float | None,
+        typer.Option(show_default="2.1213", help="Offset of the losses with a margin."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(show_default="0.25", help="Of the margin loss.")
+        float | None, typer.Option(show_default="0.25", help="Temperature of the margin loss.")
     ] = None,
     linf_penalty: Annotated[
         float | None,
@@ -87,7 +91,9 @@ def train(
     precision: options.Precision = None,
     products: Annotated[
         str | None,
-        typer.Option(show_default="exact", help="Of SLL's and AOL's T: exact or bfloat16."),
+        typer.Option(
+            show_default="exact", help="Products in the T of SLL and AOL: exact or bfloat16."
+        ),
     ] = None,
     radii: options.Radii = None,
     linf_radii: Annotated[
@@ -120,12 +126,15 @@ def train(
     scale: options.Scale = None,
     as_json: Json = False,
 ) -> None:
-    """Train one network, then measure what it promises, what is verified and what attacks find."""
+    """Train one network and measure it.
+
+    That is what it promises, what is verified and what attacks find.
+    """
     if list_presets:
         _list_presets(as_json)
         return
     from ..train.data import short_name
-    from ..train.experiments import one_model
+    from ..train.experiments.comparisons import one_model
     from ..train.runs import folder_name, run
 
     experiment = one_model(preset or "")
@@ -172,14 +181,14 @@ def train(
     if not finished.rows:
         return
     progress.finished(finished)
-    from ..train.report import document
+    from ..train.reporting.tables import document
 
     show(finished.rows, document(finished.rows, data, [], 0.0) | {"run": str(out)}, as_json)
 
 
 def _list_presets(as_json: bool) -> None:
-    from ..train.experiments import EXPERIMENTS
-    from ..train.presets import PRESETS
+    from ..train.experiments.comparisons import EXPERIMENTS
+    from ..train.experiments.presets import PRESETS
     from ..train.runs import folder_name
 
     rows = [
@@ -217,7 +226,7 @@ def shortened(
 ) -> dict[str, RunConfig]:
     """As `--scale` and `--budget` ask for; runs that were begun in their folders keep length."""
     if scale is not None or budget is not None:
-        from ..train.budget import affordable, settled, shrink
+        from ..train.experiments.budget import affordable, settled, shrink
 
         if scale is not None:
             configs = {name: shrink(config, scale) for name, config in configs.items()}
@@ -229,7 +238,8 @@ def shortened(
 
 def known(preset: str | None, layer: str | None) -> str | None:
     """The family that was asked for, once it and the preset are known to exist."""
-    from ..train import models, presets
+    from ..train import models
+    from ..train.experiments import presets
 
     if layer is not None:
         models.known_layer(layer)
@@ -242,7 +252,8 @@ def known(preset: str | None, layer: str | None) -> str | None:
 def chosen_config(
     preset: str | None, layer: str | None, splits: Splits, **changes: Any
 ) -> RunConfig:
-    from ..train import config, presets
+    from ..train import config
+    from ..train.experiments import presets
 
     if preset is None:
         return _usable(config.override(config.preset(layer or "sll", splits), **changes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,8 +15,9 @@ import typer
 from rich.console import Console
 
 from .._engine import scatter
-from ..errors import CertificationError, InvalidInput, SdplipError, UncheckedWarning
+from ..errors import CertificationError, InvalidInput, SdplipError
 from ._console import Address, Engine, Json, fail, listing, regular, worst
+from ._read import ActivationName, InputShape, Normalise, how_to_read, read_network
 
 if TYPE_CHECKING:
     from ..convolutional import ConvSystem
@@ -26,16 +26,6 @@ if TYPE_CHECKING:
 
     Found = tuple[Certificate, float | None]
 
-InputShape = Annotated[
-    str | None, typer.Option(help="Of one sample, as 1,28,28, where a file leaves it open.")
-]
-ActivationName = Annotated[
-    str | None, typer.Option(help="Between the layers of a state dict or .mat file.")
-]
-Normalise = Annotated[
-    str | None,
-    typer.Option(help="MEAN,STD: the network takes (x - MEAN) / STD, bounds are for x."),
-]
 LOOSE = 1e-3
 """From this relative gap on, `verify` says that its bound is not the tightest."""
 SEARCHES = ("interior", "chain", "frequency")
@@ -50,10 +40,10 @@ def verify(
         typer.Argument(
             help="Networks: .npz, .onnx, .safetensors, .pt, .mat, or directories of runs. Options "
             "hold for each of them.",
-            metavar="MODEL...",
+            metavar="NETWORK",
         ),
     ],
-    norm: Annotated[str, typer.Option(help="2 or inf.")] = "2",
+    norm: Annotated[str, typer.Option(help="The norm of inputs and outputs: 2 or inf.")] = "2",
     method: Annotated[
         str,
         typer.Option(
@@ -68,9 +58,12 @@ def verify(
         ),
     ] = None,
     radius: Annotated[
-        float | None, typer.Option(help="Of the box around --local; of the ball, with --ball.")
+        float | None,
+        typer.Option(help="Radius of the box around --local, or of the ball with --ball."),
     ] = None,
-    ball: Annotated[bool, typer.Option("--ball", help="An ℓ₂ ball instead of a box.")] = False,
+    ball: Annotated[
+        bool, typer.Option("--ball", help="Bound over an ℓ₂ ball instead of a box.")
+    ] = False,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Bound y_i - y_j for every pair of outputs.")
     ] = False,
@@ -81,7 +74,9 @@ def verify(
     activation: ActivationName = None,
     normalise: Normalise = None,
     lower: Annotated[bool, typer.Option(help="Search for a lower bound, too.")] = True,
-    seed: Annotated[int, typer.Option(help="Of that search.", min=0, max=2**63 - 1)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the search for a lower bound.", min=0, max=2**63 - 1)
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -92,7 +87,7 @@ def verify(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Find the tightest Lipschitz bound of networks, prove it, and a lower bound beside it."""
+    """Prove Lipschitz bounds of networks, and find lower bounds."""
     if norm not in ("2", "inf"):
         raise InvalidInput(f"--norm is {norm!r}, but must be 2 or inf.")
     several = len(models) > 1 or per_class
@@ -322,26 +317,6 @@ def _region(path: Path | None, radius: float | None, ball: bool) -> Region | Non
     return Region.box(centre - radius, centre + radius)
 
 
-def _numbers(name: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError as error:
-        raise InvalidInput(f"{name} is {text!r}, but must be numbers, as in 1,28,28.") from error
-
-
-def how_to_read(
-    input_shape: str | None, activation: str | None, normalise: str | None
-) -> dict[str, Any]:
-    """The options as `read_network` takes them."""
-    return {
-        "input_shape": _numbers("--input-shape", input_shape, int),
-        "activation": activation,
-        "normalize": _numbers("--normalise", normalise, float),
-    }
-
-
 def certified(certificate: Path, model: Path, **reading: Any) -> tuple[dict[str, Any], str]:
     """What a certificate shows about a network: JSON values, and a sentence."""
     from ..verify import Certificate, check
@@ -356,48 +331,3 @@ def certified(certificate: Path, model: Path, **reading: Any) -> tuple[dict[str,
     what = "" if loaded.classes is None else f" of y_{loaded.classes[0]} - y_{loaded.classes[1]}"
     said = f"holds: bound {loaded.bound!r}{what} in norm {loaded.norm:g}{where}"
     return {"holds": True, "bound": loaded.bound, "reason": None}, said
-
-
-def read_network(path: Path, **reading: Any) -> System | ConvSystem:
-    """The system of a file or of a run of ours; options as for `importing.load`."""
-    from ..importing import load
-
-    if not (regular(path).is_dir() or (path.suffix == ".safetensors" and _is_ours(path))):
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always", UncheckedWarning)
-            network = load(path, **reading)
-        for warning in said:
-            if warning.category is UncheckedWarning:
-                typer.echo(f"warning: {warning.message}", err=True)
-        return network
-    if any(value is not None for value in reading.values()):
-        raise InvalidInput(f"{path} is a run, which says all about its network. Leave options out.")
-    import torch
-
-    from ..importing import from_torch
-    from ..layers import fold
-    from ..system import System
-    from ..train.checkpoint import load_model
-    from ..train.measure import exact_copy
-
-    model, config = load_model(path)
-    if config.architecture == "dense":
-        return System.from_module(exact_copy(model), features=math.prod(config.input_shape))
-    example = torch.zeros(1, *config.input_shape, dtype=torch.float64)
-    try:
-        return from_torch(fold(exact_copy(model)), example)
-    except InvalidInput as error:
-        raise InvalidInput(
-            f"{path} is a convolutional network that cannot be verified: {error} The bound by "
-            "construction is in the metrics.json of its run."
-        ) from error
-
-
-def _is_ours(path: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "sdplip" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False

@@ -33,7 +33,8 @@ def controls(derivation: Derivation, goals: Sequence[Goal]) -> list[Check]:
     for name, changes in derivation.controls.items():
         symbolic = not _still_holds(derivation, goals, changes)
         instances = _violated(derivation, changes)
-        detail = f"fails symbolically: {symbolic}, on instances: {instances}"
+        fails = [k for k, v in {"symbols": symbolic, "instances": instances}.items() if v]
+        detail = f"fails on {' and on '.join(fails) or 'neither symbols nor instances'}"
         found.append(Check(f"control: {name}", symbolic and instances, detail))
     caught, harmless = [], []
     for name, changes in _perturbations(derivation):

@@ -198,7 +198,10 @@ def run(derivations: Sequence[Derivation | Theorem], request: Request) -> int:
         }
         sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     else:
-        Console(soft_wrap=True, highlight=False).print(styled(*proofs), end="")
+        page = Console(soft_wrap=True, highlight=False)
+        with page.capture() as text:
+            page.print(styled(*proofs), end="")
+        sys.stdout.write(text.get())
         for path in written:
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
     codes = {EXIT[proof.status] for proof in proofs}

@@ -165,7 +165,7 @@ class _Adjoint(_Function):
     ) -> Tensor:
         # Large, so that the residual is measured by u itself.
         size = torch.linalg.vector_norm(g / LARGE, ord=1, dim=-1, keepdim=True)
-        size.masked_fill_(size == 0, 1)
+        size.clamp_(min=torch.finfo(size.dtype).tiny)
         with full_precision(g):
             solution = run(kind(values), g / size, linear(slopes), settings, metric)
         # The samples of a bad input have been taken out; another g that is not finite is a failure.

@@ -88,13 +88,19 @@ def checked(
     known = not _has_unknown(source.system)
     for what, relative, original in source.originals if known else []:
         for x in _inputs(source.system):
-            inputs = x.reshape(len(x), *source.shape)
-            results = [original(normalisation(row) if normalisation else row) for row in inputs]
-            rows = [row.reshape(-1) for row in results if row is not None]
-            if len(rows) < len(x):
+            rows = [normalisation(row) if normalisation else row
+                    for row in x.reshape(len(x), *source.shape)]  # fmt: skip
+            results = [row for row in map(original, rows) if row is not None]
+            if len(results) < len(x):
                 break
-            y = torch.stack(rows)
+            y = torch.stack([row.reshape(-1) for row in results])
             compared |= _agrees(source, x, y, relative, f"{what}, on random inputs,")
+            if source.shape[:1] == (1,) and _mixed(original, rows[:2], results[:2], relative):
+                raise InvalidInput(
+                    f"{source.owner}: what {what} makes of a sample depends on the others of its "
+                    "batch, so that a bound for one alone does not hold there. Give a batch as one "
+                    "input, or take what mixes samples out."
+                )
     if sample is not None and known:
         x, y = _sample(sample, source.system.inputs)
         compared |= _agrees(source, x, y, 1e-4, "the sample")
@@ -112,6 +118,24 @@ def checked(
             stacklevel=3,
         )
     return source.system
+
+
+def _mixed(
+    original: Callable[[Tensor], Tensor | None],
+    samples: list[Tensor],
+    alone: list[Tensor],
+    relative: float,
+) -> bool:
+    """Whether it takes samples in a batch, and makes something else of them than of each alone."""
+    try:
+        together = original(torch.cat(samples))
+    # Whatever a module that takes one sample only raises.
+    except Exception:
+        return False
+    expected = torch.cat(alone) if alone[0].dim() else torch.stack(alone)
+    if together is None or together.shape != expected.shape:
+        return False
+    return apart(together, expected, relative) is not None
 
 
 def _inputs(system: System | ConvSystem) -> list[Tensor]:

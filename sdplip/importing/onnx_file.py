@@ -220,14 +220,14 @@ def _attribute(onnx: Any, attribute: Any) -> Any:
 def _originals(model: Any, entry: Any, shape: tuple[int, ...]) -> list[Original]:
     """The reference evaluation in float64, and onnxruntime as it is, where they can run it."""
     double = _double(model)
-    kind = entry.type.tensor_type.elem_type
-    precise = kind in (SINGLE, DOUBLE)
+    kind, dims = entry.type.tensor_type.elem_type, entry.type.tensor_type.shape.dim
+    precise, one = kind in (SINGLE, DOUBLE), bool(dims) and dims[0].HasField("dim_value")
     return [
-        ("the model evaluated in float64", 1e-7, _reference(double, entry.name, shape)),
+        ("the model evaluated in float64", 1e-7, _reference(double, entry.name, shape, one)),
         (
             "the model run by onnxruntime",
             1e-4 if precise else 5e-2,
-            _runtime(model, entry.name, shape, kind),
+            _runtime(model, entry.name, kind),
         ),
     ]
 
@@ -258,18 +258,23 @@ def _double(model: Any) -> Any:
     return copy
 
 
-def _reference(model: Any, name: str, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor | None]:
+def _reference(
+    model: Any, name: str, shape: tuple[int, ...], one: bool
+) -> Callable[[Tensor], Tensor | None]:
+    """`one`: whether it takes this shape alone, which the evaluator does not check."""
     from onnx.reference import ReferenceEvaluator
 
     evaluators: list[Any] = []
 
     def run(x: Tensor) -> Tensor | None:
+        if one and tuple(x.shape) != shape:
+            return None
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 if not evaluators:
                     evaluators.append(ReferenceEvaluator(model))
-                y = evaluators[0].run(None, {name: x.reshape(shape).numpy()})[0]
+                y = evaluators[0].run(None, {name: x.numpy()})[0]
         # The evaluator raises whatever its NumPy code does; onnxruntime is the other witness.
         except Exception:
             return None
@@ -278,9 +283,7 @@ def _reference(model: Any, name: str, shape: tuple[int, ...]) -> Callable[[Tenso
     return run
 
 
-def _runtime(
-    model: Any, name: str, shape: tuple[int, ...], kind: int
-) -> Callable[[Tensor], Tensor | None]:
+def _runtime(model: Any, name: str, kind: int) -> Callable[[Tensor], Tensor | None]:
     onnx = _onnx()
     sessions: list[Any] = []
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
@@ -298,7 +301,7 @@ def _runtime(
                         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
                     )
                 )
-            y = sessions[0].run(None, {name: x.reshape(shape).numpy().astype(dtype)})[0]
+            y = sessions[0].run(None, {name: x.numpy().astype(dtype)})[0]
         # Not installed, an operator it lacks, or a model too large to serialise.
         except Exception:
             return None

@@ -300,7 +300,7 @@ def _exported(module: Any, example: Tensor) -> tuple[Any, Callable[[Tensor], Ten
     def run(x: Tensor) -> Tensor:
         # A copy, for the module may write into its input.
         with torch.no_grad():
-            y = twin(x.reshape(example.shape).clone())
+            y = twin(x.clone())
         if not isinstance(y, Tensor) or y.is_complex():
             found = y.dtype if isinstance(y, Tensor) else type(y).__name__
             raise InvalidInput(

@@ -125,17 +125,19 @@ def _solution(
     X: Tensor | None,
     gamma: float | Tensor,
     eps: float,
+    recorded: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A, Λ and D (None: zeros)."""
+    """A, Λ and D (None: zeros). What is not recorded by anything may be added up in place."""
     if psi is None:
         Lam = V.new_ones(V.shape[-1], dtype=V.dtype.to_real())
     else:
         Lam = soft_bound(-psi, SPREAD).exp()
-    D, target = X, _less_gram(S.mH - S, V)
+    D, less = X, _less_gram if recorded else _less_gram_
+    target = less(S.mH - S, V)
     if not unbounded(gamma):
         D, rows = _bound(Lam, B, C, X, gamma)
         for Y in rows:
-            target = _less_gram(target, Y, 0.5 / gamma)
+            target = less(target, Y, 0.5 / gamma)
     # Rounding of A must not eat up ε, so it grows with what is rounded.
     lost, size = 8 * torch.finfo(V.dtype).eps, frobenius(target.detach())
     if psi is None:
@@ -153,6 +155,10 @@ def _less_gram(target: Tensor, Y: Tensor, scale: float | Tensor = 1.0) -> Tensor
     if Y.ndim == 2 and not isinstance(scale, Tensor):
         return torch.addmm(target, Y.mT, Y, alpha=-scale)
     return target - scale * (Y.mH @ Y)
+
+
+def _less_gram_(target: Tensor, Y: Tensor, scale: float = 1.0) -> Tensor:
+    return target.addmm_(Y.mT, Y, alpha=-scale)
 
 
 def _bound(
@@ -185,7 +191,7 @@ class _Plain(torch.autograd.Function):
         gamma: float,
         eps: float,
     ) -> tuple[Tensor, Tensor]:
-        A, Lam, _ = _solution(psi, V, S, B, C, None, gamma, eps)
+        A, Lam, _ = _solution(psi, V, S, B, C, None, gamma, eps, recorded=False)
         ctx.save_for_backward(V, B, C, A, Lam)
         ctx.plain = psi is None  # type: ignore[attr-defined]
         ctx.half = 0.5 / gamma  # type: ignore[attr-defined]
@@ -203,17 +209,18 @@ class _Plain(torch.autograd.Function):
         learned = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
         if by_A is not None:
             G = by_A if plain else by_A / Lam.unsqueeze(-1)  # by -Λ(I - A)
-            turned = G.mT
-            twice, by_S = -(G + turned), turned - G
-            by_V = V @ twice
+            turned = G.mT.clone(memory_format=torch.contiguous_format)
+            by_S = turned - G
+            # In place: memory that is not in the cache is what takes the time.
+            inner = turned.add_(G).neg_()
+            by_V = V @ inner
             if half:
-                inner = half * twice
-                by_C = C @ inner
-                by_B = (inner if plain else Lam.unsqueeze(-1) * inner * Lam) @ B
+                by_C = C @ inner.mul_(half)
+                by_B = (inner if plain else inner.mul_(Lam).mul_(Lam.unsqueeze(-1))) @ B
             if learned:  # Λ(I - A) is divided by Λ, and Λ is in N = ΛB
-                moved = G.diagonal() - (G * A).sum(dim=-1)
+                moved = G.diagonal() - torch.linalg.vecdot(G, A)
                 if by_B is not None:
-                    moved = moved + (by_B * B).sum(dim=-1) / Lam
+                    moved = moved + torch.linalg.vecdot(by_B, B) / Lam
                 by_Lam = moved if by_Lam is None else by_Lam + moved
         if by_Lam is not None and learned:
             by_psi = by_Lam * Lam * ((Lam.log() / SPREAD).square() - 1)

@@ -10,23 +10,23 @@ config = find_preset("sll-small").config(load("cifar10"))    # a published netwo
 
 from typing import Any
 
-from .attack import Attack, pgd
-from .autopgd import apgd
-from .certify import (
+from .checkpoint import load_model, save_model
+from .config import EvalConfig, RunConfig, TrainConfig, override, preset
+from .data import DATASETS, Splits, load, pixels
+from .evaluation.attack import Attack, pgd
+from .evaluation.autopgd import apgd
+from .evaluation.certify import (
     certified_accuracy,
     certified_radii,
     global_pairs,
     last_layer_pairs,
     linf_pairs,
 )
-from .checkpoint import load_model, save_model
-from .config import EvalConfig, RunConfig, TrainConfig, override, preset
-from .data import DATASETS, Splits, load, pixels
-from .evaluate import evaluate
+from .evaluation.evaluate import evaluate
+from .evaluation.row import Row
+from .experiments.presets import PRESETS, Preset, find_preset
 from .loss import margin_cross_entropy, multi_margin
 from .models import BASELINES, ModelConfig, build
-from .presets import PRESETS, Preset, find_preset
-from .row import Row
 
 __all__ = [
     "BASELINES",

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InvalidInput
-from . import augment
-from .attack import ATTACKS
-from .data import DATASETS, FOLDER, Splits, known
+from .data import DATASETS, FOLDER, Splits, augment, known
+from .evaluation.attack import ATTACKS
 from .loss import OFFSET, TEMPERATURE
 from .models import ModelConfig, check_types, norm_of, plain, read_config
 

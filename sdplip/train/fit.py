@@ -26,9 +26,9 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 from torch import Tensor, nn
 
 from ..errors import InvalidInput
-from .augment import Augmentation
 from .config import RunConfig
 from .data import Splits, pixels
+from .data.augment import Augmentation
 from .loss import lipschitz_margin, margin_cross_entropy, multi_margin
 from .models import build, linf_bounds, logit_scale, norm_product
 from .optim import optimizer, schedule

@@ -31,13 +31,13 @@ from ..errors import InvalidInput
 from .checkpoint import MODEL_FILE, STATES, read_json, save_model, write_json
 from .config import RunConfig
 from .data import Splits, pixels
-from .evaluate import evaluate
-from .insight import insight
+from .evaluation.evaluate import evaluate
+from .evaluation.insight import insight
+from .evaluation.row import Row
 from .manifest import manifest
 from .models import DENSE, parameters
 from .processes import launched, leads
-from .report import document
-from .row import Row
+from .reporting.tables import document
 
 FORMAT = "sdplip-run-1"
 LOCK, GUARD = ".lock", ".guard"
@@ -203,7 +203,7 @@ def compare(
     cluster, see `_engine.scatter`; a run whose worker is lost goes on from its last state, on the
     same machine.
     """
-    from .plots import plot
+    from .reporting.plots import plot
 
     if launched():
         raise InvalidInput(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from .._arrays import Array, parse_norm
 from ..convolutional import ConvSystem
 from ..errors import CertificationError, InvalidInput, NotConverged
 from ..system import System
-from .certificate import CONVOLUTION, Certificate, as_system, holds, prove
+from .certificate import CONVOLUTION, Certificate, holds, prove
 from .euclidean import Progress, Proposal, euclidean
 from .fold import fold
 from .frequency import lipschitz_conv
@@ -30,8 +30,12 @@ from .margins import difference
 from .maximum import maximum
 from .reduce import live_units, prune
 from .region import Region
+from .subject import as_system
 
 THREADED_ORDER = 1500
+FREQUENCY = "frequency"
+UNROLLED_UNITS = 1024
+"""Up to this many units a network on images is also bounded unrolled: some 10 s at the most."""
 
 
 def lipschitz(
@@ -53,15 +57,18 @@ def lipschitz(
     Args:
         model: a `System`, a `ConvSystem`, a layer with `system()`, or a Torch module that
             `System.from_module` takes; with `input_shape`, any that `importing.from_torch` takes.
-            A `ConvSystem` has one multiplier per channel, whatever the size of its images: those
-            that are small and padded with zeros are bounded tighter as `model.unroll()`.
+            A `ConvSystem` is bounded by frequency, with one multiplier per channel whatever the
+            size of its images; one of at most 1,024 units also unrolled, with one per unit, and the
+            smaller bound is taken: the certificate's `solver` says "unrolled" then, and
+            `model.unroll()` is what it is about. Other norms, regions, pairs of classes and methods
+            are for the unrolled network.
         norm: 2 (ℓ₂ → ℓ₂, a semidefinite program) or inf (ℓ∞ → ℓ∞, a linear program whose optimum
             has a closed form).
         method: for norm 2: "interior" (own primal-dual method), "chain" (the same on the blocks of
             a chain), "descent" (first order, for chains), "layerwise" and "product" (closed forms,
-            loose), or a CVXPY solver such as "CLARABEL" or "SCS", the reference; "auto" chooses by
-            structure and size. For norm inf: "auto", "closed form" or a CVXPY solver. Which method
-            it is can make the bound looser, never wrong.
+            loose), "frequency" (for a `ConvSystem`), or a CVXPY solver such as "CLARABEL" or "SCS",
+            the reference; "auto" chooses by structure and size. For norm inf: "auto", "closed form"
+            or a CVXPY solver. Which method it is can make the bound looser, never wrong.
         classes: (i, j) bounds y_i − y_j, what a margin between two classes needs, instead of y.
         region: bounds the map on a box or ball only, with the slopes that units can have there.
         input_shape: of one sample without the batch dimension.
@@ -91,15 +98,17 @@ def lipschitz(
     threads = 1 if system.units + system.inputs < THREADED_ORDER else None
     # What overflows or underflows is found out by the proof, which then fails.
     with threadpool_limits(threads), np.errstate(all="ignore"):
-        if isinstance(system, ConvSystem):
-            if norm != 2 or method != "auto" or classes is not None or region is not None:
-                raise InvalidInput(
-                    "A convolutional network is verified in norm 2, as a whole and everywhere, by "
-                    "its own method. For anything else unroll it: lipschitz(network.unroll(), ...)."
-                )
-            certificate = _convolutional(system, lower, seed, time_limit, progress)
+        deadline = None if time_limit is None else time.monotonic() + time_limit
+        whole = norm == 2 and classes is None and region is None
+        if isinstance(system, ConvSystem) and whole and method in ("auto", FREQUENCY):
+            unrolled = method == "auto" and system.units <= UNROLLED_UNITS
+            certificate = _convolutional(system, unrolled, lower, seed, deadline, progress)
+        elif method == FREQUENCY:
+            raise InvalidInput(
+                "method = 'frequency' is for a ConvSystem in norm 2, as a whole and everywhere. "
+                "Use method = 'auto'."
+            )
         else:
-            deadline = None if time_limit is None else time.monotonic() + time_limit
             task = _Task(system, norm, classes, region)
             found = task.solve(method, deadline, progress, start)
             certificate = task.certificate(found, lower, seed, deadline)
@@ -121,11 +130,13 @@ class _Task:
 
     def __init__(
         self,
-        system: System,
-        norm: float,
-        classes: tuple[int, int] | None,
-        region: Region | None,
+        model: System | ConvSystem,
+        norm: float = 2.0,
+        classes: tuple[int, int] | None = None,
+        region: Region | None = None,
     ) -> None:
+        system = as_system(model)
+        self.unrolled = system is not model
         self.system, self.norm, self.classes, self.region = system, norm, classes, region
         if classes is not None:
             _check_pair(classes, system.outputs)
@@ -190,7 +201,7 @@ class _Task:
             multipliers=tuple(self.expand(found.multipliers).tolist()),
             optimum=found.optimum,
             norm_product=norm_product(self.target, self.norm),
-            solver=found.method,
+            solver=f"{found.method}, unrolled" if self.unrolled else found.method,
             classes=self.classes,
             region=self.region,
             solved=found.solved,
@@ -215,13 +226,21 @@ def _check_pair(classes: tuple[int, int], outputs: int) -> None:
 
 def _convolutional(
     system: ConvSystem,
+    unrolled: bool,
     lower: bool,
     seed: int,
-    time_limit: float | None,
-    progress: Callable[[int, float, float], None] | None,
+    deadline: float | None,
+    progress: Progress | None,
 ) -> Certificate:
-    deadline = None if time_limit is None else time.monotonic() + time_limit
-    found = lipschitz_conv(system, time_limit=time_limit, progress=progress)
+    """By frequency; if `unrolled`, the smaller of this bound and that of the unrolled network."""
+    found = lipschitz_conv(system, deadline=deadline, progress=progress)
+    if unrolled and (deadline is None or time.monotonic() < deadline):
+        # What one per channel has proven stands, whatever becomes of one multiplier per unit.
+        with contextlib.suppress(CertificationError):
+            task = _Task(system)
+            other = task.solve("auto", deadline, progress, None)
+            if other.bound < found.bound:
+                return task.certificate(other, lower, seed, deadline)
     return _certificate(
         system,
         found.bound,

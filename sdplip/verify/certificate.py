@@ -21,9 +21,11 @@ from ..convolutional import ConvSystem
 from ..errors import CertificationError, InvalidInput
 from ..system import System
 from .fold import fold
+from .layered import tridiagonal
 from .reduce import live_units, prune
 from .region import Region
-from .rigorous import TINY, UNIT, Ball, positive_definite
+from .rigorous import TINY, UNIT, Ball, positive_definite, tridiagonal_definite
+from .subject import subject
 
 FORMAT = "sdplip certificate 2"
 FAMILY = FORMAT.rstrip("0123456789")
@@ -180,18 +182,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _CHOICES = {"kind": f"{SYSTEM}|{CONVOLUTION}", "norm": "2|inf", "model": "[0-9a-f]{64}"}
 
 
-def as_system(model: Any) -> System:
-    """The system of a model; a module is checked against what is extracted from it."""
-    if isinstance(model, System):
-        return model
-    if isinstance(model, nn.Module):
-        return System.from_module(model)
-    raise InvalidInput(
-        f"{type(model).__name__} is neither a System nor a torch module; "
-        "build one with System.feedforward, System.equilibrium or System.load."
-    )
-
-
 def check(certificate: Certificate, model: System | ConvSystem | nn.Module) -> Certificate:
     """Establish the bound anew from the multipliers and the model alone.
 
@@ -203,7 +193,7 @@ def check(certificate: Certificate, model: System | ConvSystem | nn.Module) -> C
         CertificationError: another model, or the condition does not hold (or not by enough for a
             proof in float64); the message says which.
     """
-    system = model if isinstance(model, ConvSystem) else as_system(model)
+    system = subject(model, unrolled=certificate.kind == SYSTEM)
     digest = system.digest()
     if certificate.model != digest:
         raise CertificationError(
@@ -303,12 +293,18 @@ def _shows(
         return lambda bound: False
     arrays, kept, exponent = _rescaled(arrays, kept, size, norm)
     if norm == 2:
-        M, inputs = conditions.lipschitz(**arrays, Lam=Ball(kept), rho=Ball(0.0)), small.inputs
+        blocks = tridiagonal(small, arrays, kept) if folded is None else None
+        M = None if blocks else conditions.lipschitz(**arrays, Lam=Ball(kept), rho=Ball(0.0))
+        inputs = np.arange(small.inputs)
 
         def definite(bound: float) -> bool:
             # M is affine in ρ, which is below bound²: what is proved for √ρ holds for the bound.
             gamma = Ball(math.ldexp(bound, -exponent))
-            return positive_definite(M.plus(np.arange(inputs), float((gamma * gamma).lower)))
+            rho = float((gamma * gamma).lower)
+            if blocks is None:
+                return positive_definite(M.plus(inputs, rho))
+            (first, *rest), below = blocks
+            return tridiagonal_definite([first.plus(inputs, rho), *rest], below)
 
         return definite
     rows = conditions.linf(**arrays, eta=Ball(kept), c=1.0, gamma=Ball(0.0))

@@ -138,9 +138,12 @@ def slope_range(s, low, high):
     elif s.kind == "peaked":
         a, b = s.slope(np.maximum(abs(low), abs(high))), s.slope(np.clip(0.0, low, high))
     else:
-        (change, apart), cell = s.bends, (high - low) / CELLS
-        # A cell has at most one jump, of which one of its ends has either side.
-        at = s.slope(np.clip(low + cell * np.arange(CELLS + 1)[:, None], low, high))
+        at = np.clip(low + (high - low) / CELLS * np.arange(CELLS + 1)[:, None], low, high)
+        at[CELLS] = high
+        # Of the widest cell, for rounding; it has at most one jump, either side of which is at one
+        # of its ends.
+        (change, apart), cell = s.bends, np.diff(at, axis=0).max(0) * (1 + 4 * U)
+        at = s.slope(at)
         a, b = at.min(0) - change * cell, at.max(0) + change * cell
         a, b = (np.where(cell < apart, end, np.nan) for end in (a, b))
         if change == 0:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .._arrays import Array
 from ..errors import InvalidInput, ShapeError
+from ..system import System
 from .interior import Optimum
 from .reduce import Problem
 
@@ -47,8 +48,8 @@ class Layers:
         return whole
 
 
-def layers(problem: Problem) -> Layers | None:
-    """The chain that a problem is; None if it has skips, cycles, or no units."""
+def layers(problem: Problem | System) -> Layers | None:
+    """The chain that a problem or system is; None if it has skips, cycles, or no units."""
     levels = problem.levels
     if not levels or problem.D.any():
         return None

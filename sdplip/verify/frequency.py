@@ -12,7 +12,6 @@ the simplest; one that weighs all pixels alike (an average) is taken exactly.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,7 +61,7 @@ def lipschitz_conv(
     conv: ConvSystem,
     *,
     tol: float = 1e-8,
-    time_limit: float | None = None,
+    deadline: float | None = None,
     progress: Callable[[int, float, float], None] | None = None,
     device: str | torch.device = "cpu",
 ) -> ConvBound:
@@ -70,7 +69,7 @@ def lipschitz_conv(
 
     Args:
         tol: relative gap of the squared bound at which to stop.
-        time_limit: seconds; after them the best point so far, which is valid, is proven.
+        deadline: in `time.monotonic`; the best point until then, which is valid, is proven.
         progress: called with the steps, the bound and the dual value so far.
         device: where the interior point method runs; the proof runs on the processor.
 
@@ -78,7 +77,6 @@ def lipschitz_conv(
         InvalidInput: see `torus`.
         CertificationError: multipliers were found, but no bound could be proven with them.
     """
-    deadline = None if time_limit is None else time.monotonic() + time_limit
     whole = torus(conv)
     pruned, multipliers = whole.pruned(), np.zeros(whole.multipliers)
     live = np.append(whole.live(), np.ones(len(multipliers) - whole.units, dtype=bool))

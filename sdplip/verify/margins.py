@@ -17,10 +17,11 @@ from .._arrays import Array, finite, parse_norm
 from .._radii import least_quotient
 from ..errors import InvalidInput, ShapeError
 from ..system import System
-from .certificate import Certificate, as_system
+from .certificate import Certificate
 from .local import lengths
 from .region import Region
 from .rigorous import UNIT
+from .subject import as_system
 
 
 def difference(system: System, i: int, j: int) -> System:

@@ -22,7 +22,8 @@ from .._arrays import Array
 from .._modules import PASSES, extract, plain
 from ..errors import CertificationError, InvalidInput
 from ..system import System
-from .certificate import Certificate, as_system, holds
+from .certificate import Certificate, holds
+from .subject import as_system
 
 ROOM = 10.0 ** np.arange(-11, -4)
 """What is tried, relative; weights that were rounded to float32 need about 1e-6."""

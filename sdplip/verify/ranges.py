@@ -108,9 +108,11 @@ def _slope_range(sigma: Elementwise, low: Array, high: Array) -> tuple[Array, Ar
         b = _slope(sigma, np.clip(0.0, low, high))
     else:
         change, apart = _curvature(sigma)
-        cell = (high - low) / CELLS
-        inside = low + cell * np.arange(CELLS + 1)[:, None]
-        slopes = _slope(sigma, np.clip(inside, low, high))
+        at = np.clip(low + (high - low) / CELLS * np.arange(CELLS + 1)[:, None], low, high)
+        at[-1] = high
+        # Where floating-point numbers are sparse, some cells are wider than others.
+        cell = np.diff(at, axis=0).max(axis=0) * (1 + 4 * UNIT)
+        slopes = _slope(sigma, at)
         a, b = slopes.min(axis=0) - change * cell, slopes.max(axis=0) + change * cell
         # Two jumps in one cell would hide the slope between them.
         a, b = (np.where(cell < apart, end, np.nan) for end in (a, b))

@@ -203,28 +203,57 @@ def positive_definite(matrix: Ball) -> bool:
     n = matrix.shape[-1]
     if n == 0:
         return True
-    if not (np.isfinite(matrix.mid).all() and np.isfinite(matrix.rad).all()):
+    scaled = _scaled([matrix], [])
+    if scaled is None:
         return False
-    mid = (matrix.mid + matrix.mid.T) / 2
-    rad = _up(
-        (matrix.rad + matrix.rad.T) / 2 + abs(matrix.mid - matrix.mid.T) / 2 + 2 * UNIT * abs(mid),
-        4,
-    )
-    diagonal = mid.diagonal()
-    if not (diagonal > 0).all():
-        return False
-    # Powers of two: the scaling rounds nothing but what underflows, by less than 1e-160.
-    scale = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
-    mid = mid * scale[:, None] * scale
-    distance = _up((rad * scale[:, None] * scale).sum(axis=1), n + 4) + n * 1e-150
-    del rad
+    (mid,), _, (distance,) = scaled
     bands = _bands(mid)
     if bands is None:
-        return _by_rump(mid, float(distance.max())) or _by_residual(
-            mid[None], mid[None][:0], distance
-        )
+        return _by_rump(mid, float(distance.max())) or _by_residual([mid], [], [distance])
     order, width = bands
-    return _by_residual(*_blocks(mid, order, width), distance[order])
+    return _by_residual(
+        *_blocks(mid, order, width), np.split(distance[order], range(width, n, width))
+    )
+
+
+def tridiagonal_definite(diagonal: list[Ball], below: list[Ball]) -> bool:
+    """`positive_definite` of a block tridiagonal matrix, in time linear in the number of blocks.
+
+    Args:
+        diagonal: K ≥ 1 blocks (n_k, n_k).
+        below: K − 1 blocks (n_{k+1}, n_k) below them, whose transposes are those above.
+    """
+    scaled = _scaled(diagonal, below)
+    return scaled is not None and _by_residual(*scaled)
+
+
+def _scaled(
+    diagonal: list[Ball], below: list[Ball]
+) -> tuple[list[Array], list[Array], list[Array]] | None:
+    """The blocks of S with diagonal entries about 1, and how far row sums may be off.
+
+    None where a diagonal entry is not positive, or something not finite.
+    """
+    if not all(np.isfinite(b.mid).all() and np.isfinite(b.rad).all() for b in diagonal + below):
+        return None
+    if not all((b.mid.diagonal() > 0).all() for b in diagonal):
+        return None
+    # Powers of two: the scaling rounds nothing but what underflows, by less than 1e-160.
+    scales = [np.ldexp(1.0, -(np.frexp(b.mid.diagonal())[1] // 2)) for b in diagonal]
+    mids, sums = [], []
+    for ball, scale in zip(diagonal, scales, strict=True):
+        mid = (ball.mid + ball.mid.T) / 2
+        rad = (ball.rad + ball.rad.T) / 2 + abs(ball.mid - ball.mid.T) / 2 + 2 * UNIT * abs(mid)
+        mids.append(mid * scale[:, None] * scale)
+        sums.append((rad * scale[:, None] * scale).sum(axis=1))
+    lower = []
+    for k, ball in enumerate(below):
+        lower.append(ball.mid * scales[k + 1][:, None] * scales[k])
+        rad = ball.rad * scales[k + 1][:, None] * scales[k]
+        sums[k + 1] += rad.sum(axis=1)
+        sums[k] += rad.sum(axis=0)
+    terms = 3 * max(map(len, mids))
+    return mids, lower, [_up(s, terms + 10) + terms * 1e-150 for s in sums]
 
 
 def _by_rump(S: Array, distance: float) -> bool:
@@ -253,67 +282,64 @@ def _bands(S: Array) -> tuple[Any, int] | None:
     return (order, width) if 4 * width < n else None
 
 
-def _blocks(S: Array, order: Any, width: int) -> tuple[Array, Array]:
-    """The blocks (k, w, w) on the diagonal and (k − 1, w, w) below it, filled up by ones."""
-    count = -(-len(S) // width)
-    full = np.append(order, np.full(count * width - len(S), -1)).reshape(count, width)
-    fill = (full < 0).astype(np.float64)
-
-    def cut(rows: Any, columns: Any) -> Array:
-        return S[rows[..., None], columns[..., None, :]]
-
-    padding = fill[:, :, None] + fill[:, None, :] > 0
-    diagonal = np.where(padding, np.eye(width) * fill[:, :, None], cut(full, full))
-    below = cut(full[1:], full[:-1]) * (1 - fill[1:, :, None])
-    return diagonal, below
+def _blocks(S: Array, order: Any, width: int) -> tuple[list[Array], list[Array]]:
+    """The blocks on the diagonal and those below it, of this width but for the last."""
+    rows = np.split(order, range(width, len(S), width))
+    return (
+        [S[np.ix_(own, own)] for own in rows],
+        [S[np.ix_(*pair)] for pair in zip(rows[1:], rows, strict=False)],
+    )
 
 
-def _by_residual(diagonal: Array, below: Array, distance: Array) -> bool:
+def _by_residual(diagonal: list[Array], below: list[Array], distance: list[Array]) -> bool:
     """Whether S ≻ 0, and whatever is symmetric with row sums within `distance` of it.
 
     S − LLᵀ is diagonally dominant for some L, hence S ≻ 0. L is that of S − cI, with c above what
     the decomposition turns out to have left.
     """
-    count, width = diagonal.shape[:2]
-    distance = np.append(distance, np.zeros(count * width - len(distance))).reshape(count, width)
-    # What a decomposition leaves is mostly below width/2 units.
-    shift = 1.1 * distance + 0.75 * width * UNIT
+    # What a decomposition leaves is mostly below half as many units as there are columns.
+    shift = [1.1 * d + 0.75 * len(d) * UNIT for d in distance]
     for _ in range(4):
-        L, M = np.empty_like(diagonal), np.empty_like(below)
-        shifted = diagonal - shift[:, :, None] * np.eye(width)
+        L: list[Array] = []
+        M: list[Array] = []
         try:
-            for k in range(count):
-                rest = shifted[k] - M[k - 1] @ M[k - 1].T if k else shifted[k]
-                L[k] = scipy.linalg.cholesky(rest, lower=True, check_finite=False)
-                if k < count - 1:
-                    M[k] = scipy.linalg.solve_triangular(
-                        L[k], below[k].T, lower=True, check_finite=False
-                    ).T
+            for k, S in enumerate(diagonal):
+                rest = S - np.diag(shift[k])
+                if k:
+                    M.append(_solved(L[-1], below[k - 1].T).T)
+                    rest -= M[-1] @ M[-1].T
+                L.append(scipy.linalg.cholesky(rest, lower=True, check_finite=False))
         except scipy.linalg.LinAlgError:
             return False
         left, others = _remainder(diagonal, below, L, M)
-        others = _up(others + distance, 4 * width)
-        if (left > others).all():
+        others = [_up(o + d, 4 * len(d)) for o, d in zip(others, distance, strict=True)]
+        if all((a > b).all() for a, b in zip(left, others, strict=True)):
             return True
-        if not np.isfinite(others).all():
+        if not all(np.isfinite(o).all() for o in others):
             return False
-        shift = 1.5 * others
+        shift = [1.5 * o for o in others]
     return False
 
 
-def _remainder(diagonal: Array, below: Array, L: Array, M: Array) -> tuple[Array, Array]:
-    """The diagonal (k, w) of S − LLᵀ, and the sums of the other entries with all errors."""
-    rows = L
-    if len(M):
-        rows = np.concatenate([np.concatenate([np.zeros_like(L[:1]), M]), L], axis=2)
-    rest, error = _minus_product(diagonal, rows, rows)
-    middle = rest.diagonal(axis1=1, axis2=2)
-    others = abs(rest).sum(axis=2) - abs(middle) + error
-    if len(M):
-        off, error = _minus_product(below, M, L[:-1])
-        others[1:] += abs(off).sum(axis=2) + error
-        others[:-1] += abs(off).sum(axis=1) + error
-    return middle, others
+def _solved(L: Array, K: Array) -> Array:
+    return np.asarray(scipy.linalg.solve_triangular(L, K, lower=True, check_finite=False))
+
+
+def _remainder(
+    diagonal: list[Array], below: list[Array], L: list[Array], M: list[Array]
+) -> tuple[list[Array], list[Array]]:
+    """The diagonal of S − LLᵀ, and the sums of the other entries of each row with all errors."""
+    left, others = [], []
+    for k, S in enumerate(diagonal):
+        rows = np.hstack([M[k - 1], L[k]]) if k else L[k]
+        rest, error = _minus_product(S, rows, rows)
+        left.append(rest.diagonal())
+        others.append(abs(rest).sum(axis=1) - abs(left[-1]) + error)
+        if k:
+            off, error = _minus_product(below[k - 1], M[k - 1], L[k - 1])
+            others[k] += abs(off).sum(axis=1) + error
+            others[k - 1] += abs(off).sum(axis=0) + error
+    return left, others
 
 
 def _minus_product(S: Array, X: Array, Y: Array) -> tuple[Array, float]:
@@ -322,19 +348,19 @@ def _minus_product(S: Array, X: Array, Y: Array) -> tuple[Array, float]:
     X and Y are split so that the product of their leading parts is exact: multiples of 2⁻⁵⁰ of
     which no sum exceeds 2³, whatever the order. What is left is small, and so are its errors.
     """
-    width, terms = X.shape[-2], X.shape[-1]
+    terms = X.shape[1]
     X1, Y1 = (np.rint(Z * GRID) / GRID for Z in (X, Y))
     X2, Y2 = X - X1, Y - Y1
-    size = max(float(np.linalg.norm(Z, axis=-1).max()) for Z in (X, Y, X1, Y1))
+    size = max(float(np.linalg.norm(Z, axis=1).max()) for Z in (X, Y, X1, Y1))
     if not size < 2:
         return S * np.nan, np.inf
-    first = S - X1 @ Y1.swapaxes(-1, -2)
-    second = X1 @ Y2.swapaxes(-1, -2) + X2 @ Y.swapaxes(-1, -2)
-    small = max(float(np.linalg.norm(Z, axis=-1).max()) for Z in (X2, Y2))
+    first = S - X1 @ Y1.T
+    second = X1 @ Y2.T + X2 @ Y.T
+    small = max(float(np.linalg.norm(Z, axis=1).max()) for Z in (X2, Y2))
     entry = 2 * _gamma(terms + 2) * size * small + terms * TINY
     sums = abs(first) + 2 * abs(second)
-    rounding = 2 * UNIT * max(float(sums.sum(axis=axis).max()) for axis in (-1, -2))
-    return first - second, float(_up(2 * (width * entry + rounding), terms))
+    rounding = 2 * UNIT * max(float(sums.sum(axis=axis).max()) for axis in (0, 1))
+    return first - second, float(_up(2 * (max(S.shape) * entry + rounding), terms))
 
 
 def _ball(value: Any) -> Ball:

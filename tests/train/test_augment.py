@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdplip.errors import InvalidInput
-from sdplip.train.augment import AUGMENTATIONS, Augmentation
+from sdplip.train.data.augment import AUGMENTATIONS, Augmentation
 
 MEAN = (0.5, 0.4, 0.3)
 

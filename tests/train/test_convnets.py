@@ -8,7 +8,7 @@ from sdplip.errors import InvalidInput
 from sdplip.layers import CONVOLUTIONS, NormalizedLinear, SpectralLinear, lipschitz_bound
 from sdplip.train import ModelConfig, build, load_model, save_model
 from sdplip.train.convnets import ARCHITECTURES, UNCONSTRAINED, families, families_of
-from sdplip.train.measure import exact_copy, promised_pairs
+from sdplip.train.evaluation.measure import exact_copy, promised_pairs
 from sdplip.train.models import linf_bounds, logit_scale, norm_of, parameters
 
 FAMILIES = families()

@@ -16,7 +16,7 @@ import torchvision
 
 from sdplip.errors import InvalidInput
 from sdplip.train import Splits, load
-from sdplip.train.data import _PUBLISHED, data_root
+from sdplip.train.data.datasets import _PUBLISHED, data_root
 
 
 def test_digits_are_complete_stratified_and_in_the_unit_box():

@@ -23,11 +23,11 @@ from sdplip.train import (
     preset,
     train,
 )
-from sdplip.train.measure import Subject, correctly, exact_copy
+from sdplip.train.evaluation.measure import Subject, correctly, exact_copy
+from sdplip.train.evaluation.row import LOCAL
 from sdplip.train.models import families
-from sdplip.train.plots import plot
-from sdplip.train.report import document, notes, tables, violations
-from sdplip.train.row import LOCAL
+from sdplip.train.reporting.plots import plot
+from sdplip.train.reporting.tables import document, notes, tables, violations
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,21 @@ from typer.testing import CliRunner
 from sdplip.cli import app
 from sdplip.errors import InvalidInput
 from sdplip.train import Splits, build, load, override
-from sdplip.train.budget import affordable, settled, shrink
-from sdplip.train.captions import own, published_errors, published_table, scaled_down, sources
 from sdplip.train.checkpoint import read_json, write_json
-from sdplip.train.experiments import EXPERIMENTS, Experiment, Variant, one_model
+from sdplip.train.evaluation.row import Row
+from sdplip.train.experiments.budget import affordable, settled, shrink
+from sdplip.train.experiments.comparisons import EXPERIMENTS, Experiment, Variant, one_model
+from sdplip.train.experiments.presets import PRESETS
 from sdplip.train.loss import lipschitz_margin
 from sdplip.train.models import ModelConfig, norm_product
-from sdplip.train.plots import plot
-from sdplip.train.presets import PRESETS
-from sdplip.train.row import Row
+from sdplip.train.reporting.captions import (
+    own,
+    published_errors,
+    published_table,
+    scaled_down,
+    sources,
+)
+from sdplip.train.reporting.plots import plot
 from sdplip.train.runs import compare, folder_name, run
 
 
@@ -162,7 +168,8 @@ def test_a_budget_limits_what_is_measured_too(splits):
 def test_budget_arithmetic(splits, monkeypatch):
     seconds = {"aol": 0.6, "sll": 60.0}
     monkeypatch.setattr(
-        "sdplip.train.budget._epoch_seconds", lambda config, *rest: seconds[config.model.layer]
+        "sdplip.train.experiments.budget._epoch_seconds",
+        lambda config, *rest: seconds[config.model.layer],
     )
     many = {f"aol {k}": quick("aol", splits, epochs=10**6, seed=k) for k in range(4)}
     shared, each = (affordable(many, splits, 1.0, each=each) for each in (False, True))

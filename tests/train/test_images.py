@@ -12,9 +12,9 @@ from sdplip.errors import InvalidInput, NotConverged
 from sdplip.layers.aol import AOLLinear
 from sdplip.train import ModelConfig, build, evaluate, load, override, train
 from sdplip.train.config import EvalConfig, RunConfig, TrainConfig
-from sdplip.train.evaluate import full_float32
-from sdplip.train.measure import collapsed
-from sdplip.train.report import tables
+from sdplip.train.evaluation.evaluate import full_float32
+from sdplip.train.evaluation.measure import collapsed
+from sdplip.train.reporting.tables import tables
 from sdplip.train.runs import run
 
 ROWS = 40
@@ -129,7 +129,7 @@ def test_float32_states_a_slack_that_covers_its_rounding(splits, monkeypatch):
     c = config(epochs=1)
     model = train(c, splits).model
     exact = evaluate(model, c, splits)[0]
-    monkeypatch.setattr(sys.modules["sdplip.train.evaluate"], "AFFORDABLE", 0)
+    monkeypatch.setattr(sys.modules["sdplip.train.evaluation.evaluate"], "AFFORDABLE", 0)
     single = evaluate(model, c, splits)[0]
     assert single.slack >= 1e-5 and exact.slack == 1e-9
     assert single.promised == exact.promised and single.violations() == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sdplip.layers import LBENLinear
 from sdplip.system import System
 from sdplip.train import apgd, certified_radii, global_pairs
-from sdplip.train.local import certified_locally
+from sdplip.train.evaluation.local import certified_locally
 
 norms = pytest.mark.parametrize("norm", [2, math.inf])
 

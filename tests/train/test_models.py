@@ -11,7 +11,7 @@ from sdplip.errors import InvalidInput
 from sdplip.layers import LAYERS, lipschitz_bound
 from sdplip.system import System
 from sdplip.train import BASELINES, ModelConfig, build
-from sdplip.train.evaluate import exact_copy
+from sdplip.train.evaluation.evaluate import exact_copy
 from sdplip.train.models import FAMILIES, families, norm_of, promises
 
 ALL = (*FAMILIES, *BASELINES)

@@ -6,7 +6,7 @@ import pytest
 from small_runs import quick
 
 from sdplip.train import load
-from sdplip.train.page import report
+from sdplip.train.reporting.page import report
 from sdplip.train.runs import compare
 
 CHROMIUM = next(

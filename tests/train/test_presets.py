@@ -6,7 +6,7 @@ import torch
 from sdplip.errors import InvalidInput
 from sdplip.train.convnets import families
 from sdplip.train.data import Splits
-from sdplip.train.presets import PRESETS, find_preset
+from sdplip.train.experiments.presets import PRESETS, find_preset
 
 
 def splits(side=32, classes=10, channels=3):

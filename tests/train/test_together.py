@@ -16,7 +16,8 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from small_runs import quick
-from sdplip.train import load, train
+from sdplip.train import load
+from sdplip.train import train
 
 out, rank = Path(sys.argv[1]), os.environ["RANK"]
 torch.set_num_threads(1)

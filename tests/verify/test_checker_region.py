@@ -17,6 +17,7 @@ from sdplip import System, lipschitz
 from sdplip.activations import elementwise
 from sdplip.verify import checker
 from sdplip.verify.local import restrict
+from sdplip.verify.ranges import slope_range
 from sdplip.verify.region import Region
 
 SEEDS = st.integers(0, 10**6)
@@ -131,6 +132,22 @@ def test_lines_and_values_enclose_the_function(name, low, span):
     noise = 1e-14 * (1 + abs(value))
     assert (below * v + below_offset <= value + noise).all() and (lowest <= value + noise).all()
     assert (value <= above * v + above_offset + noise).all() and (value <= highest + noise).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "slope"),
+    [
+        ("sin", 1e16, 1e16 + 2, -1.0),
+        ("hardtanh(1e+16,1e+18)", 1.0, 1e16 + 2, 1.0),
+        ("hardtanh(1000000000000000.0,1000000000000001.0)", 1e15, 1e15 + 63.375, 1.0),
+    ],
+)
+def test_where_numbers_are_sparse_no_slope_between_two_of_them_is_missed(name, low, high, slope):
+    """cos(1e16 + 0.894…) = -1, and from a kink to the next number the slope is 1."""
+    ends = np.array([low]), np.array([high])
+    theirs = REGION["slope_range"](REGION["function"](name, checker.SLOPES), *ends)
+    for alpha, beta in (theirs, slope_range(np.array([name]), *ends)):
+        assert alpha <= slope <= beta
 
 
 # --- the same as sdplip, and nothing that was touched ---

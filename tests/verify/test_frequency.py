@@ -237,7 +237,7 @@ def test_what_is_too_large_is_refused():
 
 def test_a_time_limit_gives_a_looser_bound_that_is_proven(rng):
     network = chain(rng, 5)
-    best, early = lipschitz_conv(network), lipschitz_conv(network, time_limit=0.0)
+    best, early = lipschitz_conv(network), lipschitz_conv(network, deadline=0.0)
     assert early.bound > best.bound * 1.01 and early.steps == 0
     assert_proven(network, early)
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..verify import Certificate
+    from ...verify import Certificate
 
 LOCAL = ("certified", "local", "attacked")
 """The entries of `Row.local`, from the least to the largest."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from .row import Row
+from ..evaluation.row import Row
 
 SHORTER = "scaled down"
 """How a row's remark that its run was shortened begins."""

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import ChannelSlice, EquilibriumLayer, Layer, lipschitz_bound, solve_output
-from ..layers._equilibrium import Equilibrium
+from ...layers import ChannelSlice, EquilibriumLayer, Layer, lipschitz_bound, solve_output
+from ...layers._equilibrium import Equilibrium
+from ..config import EvalConfig, RunConfig
+from ..data import pixels
 from .attack import pgd, project
 from .autopgd import apgd
 from .certify import global_pairs, last_layer_pairs
-from .config import EvalConfig, RunConfig
-from .data import pixels
 
 ATTACK_TOL = 1e-5
 BATCH = 1000

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInput
+from ...errors import InvalidInput
 from . import folder
 
 DATASETS = ("digits", "mnist", "fashionmnist", "cifar10", "cifar100")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.row import Row
 from .captions import bound_of
 from .curves import (
     attack_figure,
@@ -29,8 +30,7 @@ from .plots import (
     lipschitz_figure,
     tradeoff_figure,
 )
-from .report import DASH, number
-from .row import Row
+from .tables import DASH, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInput, ShapeError
+from ...errors import InvalidInput, ShapeError
 
 ATTACKS = ("pgd", "apgd")
 BOX = (0.0, 1.0)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InvalidInput
+from ...errors import InvalidInput
 from .attack import BOX, Attack, Model, Run, Space, column, others, search
 
 LOSSES = ("ce", "dlr", "targeted")

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arrays import write_atomically
-from ..errors import InvalidInput
+from ..._arrays import write_atomically
+from ...errors import InvalidInput
 
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._arrays import write_atomically
+from ..._arrays import write_atomically
+from ..evaluation.row import Row
 from .captions import bound_of, published_bound, scaled_down
-from .report import number
-from .row import Row
+from .tables import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

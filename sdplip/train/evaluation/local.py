@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._arrays import Array
-from ..errors import CertificationError, NotConverged, NotWellPosed
-from ..system import System
+from ..._arrays import Array
+from ...errors import CertificationError, NotConverged, NotWellPosed
+from ...system import System
 from .certify import margins
 
 
@@ -63,8 +63,8 @@ def _certified(
     taken: float,
     known: Array,
 ) -> bool:
-    from ..verify import Region, lipschitz, restrict
-    from ..verify.local import preactivations
+    from ...verify import Region, lipschitz, restrict
+    from ...verify.local import preactivations
 
     if not (margin > 0).all():
         return False

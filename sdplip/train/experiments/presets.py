@@ -22,11 +22,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import InvalidInput
-from . import convnets
-from .config import CIFAR_RADII, EvalConfig, RunConfig, TrainConfig
-from .data import Splits
-from .models import ModelConfig, parameters
+from ...errors import InvalidInput
+from .. import convnets
+from ..config import CIFAR_RADII, EvalConfig, RunConfig, TrainConfig
+from ..data import Splits
+from ..models import ModelConfig, parameters
 
 CIFAR10_SHAPE = (3, 32, 32)
 ATTACKED = 500

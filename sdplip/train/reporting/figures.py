@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..evaluation.row import Row
 from .markup import colour, tones
 from .plots import blank, plain
-from .row import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

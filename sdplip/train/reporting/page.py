@@ -9,17 +9,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .. import conditions
-from .._page import page
-from ..lmi import LMI
+from ... import conditions
+from ..._page import page
+from ...lmi import LMI
+from ..evaluation.row import LOCAL, Row
+from ..models import FAMILIES
 from .captions import published_table, radius_text, scaled_down, sources
 from .gallery import gallery
 from .gathered import Run, read_runs
 from .markup import STYLES, figure, table
-from .models import FAMILIES
 from .plots import STYLE
-from .report import DASH, notes, number, violations
-from .row import LOCAL, Row
+from .tables import DASH, notes, number, violations
 
 
 def report(paths: Sequence[Path]) -> str:
@@ -166,8 +166,8 @@ def _published(rows: Sequence[Row]) -> list[str]:
 
 def _conditions(rows: Sequence[Row]) -> list[str]:
     """The condition that each family satisfies by construction, and those that verify solves."""
-    from ..derive.html import displayed, prose
-    from ..derive.tex import tex
+    from ...derive.html import displayed, prose
+    from ...derive.tex import tex
 
     families: dict[str, list[str]] = {}
     for layer in dict.fromkeys(row.layer for row in rows):

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import InvalidInput
-from . import convnets, published
-from .config import RunConfig, override, preset
-from .data import FOLDER, Splits
+from ...errors import InvalidInput
+from .. import convnets
+from ..config import RunConfig, override, preset
+from ..data import FOLDER, Splits
+from ..runs import folder_name
+from . import published
 from .presets import CIFAR10_SHAPE, find_preset
-from .runs import folder_name
 
 ATTACKED = 1000
 """Test images of MNIST that are attacked."""

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.row import Row
 from .plots import COLOURS, OTHER
-from .report import DASH
-from .row import Row
+from .tables import DASH
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

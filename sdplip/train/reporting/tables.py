@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.row import LOCAL, Row
 from .captions import published_table, radius_text, scaled_down, sources
-from .row import LOCAL, Row
 
 if TYPE_CHECKING:
     from rich.table import Table

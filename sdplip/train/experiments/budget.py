@@ -8,10 +8,10 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from ..errors import InvalidInput
-from .checkpoint import read_json
-from .config import RunConfig, override
-from .data import Splits
+from ...errors import InvalidInput
+from ..checkpoint import read_json
+from ..config import RunConfig, override
+from ..data import Splits
 
 MEASURING = 0.35
 """The share of a budget that is kept for measuring what was trained."""
@@ -118,7 +118,7 @@ def _images(config: RunConfig, splits: Splits) -> int:
 
 def _epoch_seconds(config: RunConfig, splits: Splits, device: str, patience: float) -> float:
     """Seconds of an epoch, from a few steps of a model that is thrown away."""
-    from .fit import steps
+    from ..fit import steps
 
     chosen = splits.first(config.train.train_images)
     batches = -(-len(chosen.train[0]) // config.train.batch_size)

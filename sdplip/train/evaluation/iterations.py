@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..equilibrium.solve import SPLITTINGS
-from ..layers import EquilibriumLayer
+from ...equilibrium.solve import SPLITTINGS
+from ...layers import EquilibriumLayer
 
 TOL = 1e-4
 METHODS = (*SPLITTINGS, "average+anderson")

@@ -18,10 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..equilibrium import solve
-from ..errors import CertificationError, NotWellPosed
-from ..layers import lipschitz_bound
-from ..system import UNKNOWN, System
+from ...equilibrium import solve
+from ...errors import CertificationError, NotWellPosed
+from ...layers import lipschitz_bound
+from ...system import UNKNOWN, System
+from ..config import EvalConfig, RunConfig
+from ..data import Splits, pixels
+from ..models import DENSE, norm_of, promises
 from .certify import (
     SLACK,
     certified_accuracy,
@@ -30,8 +33,6 @@ from .certify import (
     last_layer_pairs,
     linf_pairs,
 )
-from .config import EvalConfig, RunConfig
-from .data import Splits, pixels
 from .local import certified_locally
 from .measure import (
     BATCH,
@@ -43,11 +44,10 @@ from .measure import (
     promised_pairs,
     shortened,
 )
-from .models import DENSE, norm_of, promises
 from .row import Row
 
 if TYPE_CHECKING:
-    from ..verify import Certificate
+    from ...verify import Certificate
 
 CURVE_POINTS = 61
 
@@ -288,7 +288,7 @@ def _verify(
         return None, pairs, "not verified: switched off", False
     if norm == 2 and (note := _too_large(system, settings)):
         return None, pairs, f"not verified: {note}", False
-    from ..verify import lipschitz
+    from ...verify import lipschitz
 
     try:
         certificate = lipschitz(system, norm=norm)
@@ -305,7 +305,7 @@ def _verify(
 
 def _verified_pairs(system: System, norm: float, settings: EvalConfig) -> Tensor:
     """Bounds of the differences of outputs: each by itself, or by the last layer's rows."""
-    from ..verify import lipschitz, margin_bounds
+    from ...verify import lipschitz, margin_bounds
 
     classes = system.outputs
     few = system.units <= settings.pair_units and system.inputs <= PAIRED_INPUTS

@@ -1,4 +1,4 @@
-"""Published figures, by the names of the models of `experiments`; their notation is `captions`'s.
+"""Published figures, by the names of the models of `comparisons`; their notation is `captions`'s.
 
 Only what was read in the source named, or measured anew; what is not here was not to be had.
 """

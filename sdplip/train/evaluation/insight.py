@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import EquilibriumLayer
-from ..layers._equilibrium import Equilibrium
+from ...layers import EquilibriumLayer
+from ...layers._equilibrium import Equilibrium
 from .iterations import iterations
 from .measure import exact_copy
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._radii import least_quotient
-from ..errors import ShapeError
-from ..layers.nemon import linf_bound, reach
-from ..system import System
+from ..._radii import least_quotient
+from ...errors import ShapeError
+from ...layers.nemon import linf_bound, reach
+from ...system import System
 
 SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
 """The part of the largest logit that is taken off every margin, for rounding and the solver."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.row import Row
 from .captions import bound_of, published_bound, published_errors
 from .plots import COLOURS, OTHER, blank, has_place, ticked
-from .row import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidInput
-from .checkpoint import read_json
-from .config import RunConfig
-from .models import BASELINES, FAMILIES
-from .row import LOCAL, Row
-from .runs import FORMAT, read_rows
+from ...errors import InvalidInput
+from ..checkpoint import read_json
+from ..config import RunConfig
+from ..evaluation.row import LOCAL, Row
+from ..models import BASELINES, FAMILIES
+from ..runs import FORMAT, read_rows
 
 MADE = ("device", "device_name", "threads", "commit", "data_sha256")
 VERSIONS = ("sdplip", "torch", "python")

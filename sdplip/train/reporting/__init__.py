@@ -1,0 +1,1 @@
+"""Results shown: tables, pictures, and one page that needs no network."""
