@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from sdplip import System
 from sdplip.activations import Activation
 from sdplip.layers import LAYERS, Layer, Normalize, OrthogonalLinear, lipschitz_bound
+from sdplip.layers.head import last_layer_pairs
 from sdplip.train.data import DATASETS, Splits, load
 from sdplip.train.evaluation.certify import (
     certified_accuracy,
     certified_radii,
     global_pairs,
-    last_layer_pairs,
     linf_pairs,
 )
 from sdplip.train.evaluation.evaluate import exact_copy

@@ -51,8 +51,8 @@ _HOMES = {
     "margin_bounds": "verify",
 }
 _MODULES = {
-    *("conditions", "convolutional", "derive", "equilibrium", "importing", "layers", "lmi"),
-    *("system", "train", "verify"),
+    *("activations", "conditions", "convolutional", "derive", "equilibrium", "errors"),
+    *("importing", "layers", "lmi", "system", "train", "verify"),
 }
 
 __all__ = [  # noqa: RUF022 - by job, not by letter
@@ -91,4 +91,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_MODULES})
+    return sorted({*__all__, *_MODULES, "__version__"})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from importlib.util import find_spec
 from typing import Any
 
+from ._extras import need
 from .errors import InvalidInput
 
 ENGINES = ("local", "ray")
@@ -46,10 +46,7 @@ def scatter(
         for k, given in enumerate(arguments):
             yield k, task(shared, *given)
         return
-    if find_spec("ray") is None:
-        raise InvalidInput(
-            "the engine 'ray' is not installed. Install it with: pip install 'sdplip[ray]'"
-        )
+    need("the engine 'ray'", "ray", extra="ray")
     import ray
 
     started = not ray.is_initialized()

@@ -50,13 +50,16 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
             return system
         module = PASSES[0]()
     passes = plain(module, *PASSES)
-    sigma = None if passes else elementwise_of(module)
-    slopes = module.weight.tolist() if plain(module, nn.PReLU) else None
-    if sigma is None and slopes is None and not passes:
+    names: list[str] = []
+    if plain(module, nn.PReLU):
+        names = [parametrised("leaky_relu", slope) for slope in module.weight.tolist()]
+    elif not passes and (sigma := elementwise_of(module)) is not None:
+        names = [sigma.name]
+    if not names and not passes:
         raise InvalidInput(
-            f"{type(module).__name__}{where} is not known as part of a system. Give it a method "
-            "system() -> System, import the whole model with "
-            "sdplip.importing.from_torch(model, example), or build the System by hand."
+            f"{type(module).__name__}{where} is not known as part of a system. Have the whole "
+            "model imported, by sdplip.lipschitz(model, input_shape=...) or "
+            "sdplip.importing.from_torch(model, example), or give it a method system() -> System."
         )
     if features is None:
         raise InvalidInput(
@@ -65,12 +68,9 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
         )
     if passes:
         return System.linear(np.eye(features))
-    if slopes is not None:
-        names = [parametrised("leaky_relu", slope) for slope in slopes]
-        if len(names) not in (1, features):
-            raise ShapeError(f"PReLU{where} has {len(names)} slopes for {features} features.")
-        return System.elementwise(names * (features // len(names)), features)
-    return System.elementwise(sigma.name, features)  # type: ignore[union-attr]
+    if len(names) not in (1, features):
+        raise ShapeError(f"PReLU{where} has {len(names)} slopes for {features} features.")
+    return System.elementwise(names * (features // len(names)), features)
 
 
 def differs(module: nn.Module, system: System) -> str | None:

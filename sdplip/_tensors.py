@@ -6,20 +6,17 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-
-def certainly(mask: Tensor) -> bool:
-    """Whether all are true; False where a transformation of torch.func forbids to look, or a trace
-    would make a constant of it, so that the general way must be gone."""
-    return _open(mask) and bool(mask.all() if mask.ndim else mask)
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def certainly_at_most(x: Tensor, limit: float | Tensor) -> bool:
-    """As `certainly` of one number x, which is looked at itself."""
+    """Whether a number x is; False where a transformation of torch.func forbids to look, or a trace
+    would make a constant of it, so that the general way must be gone."""
     return _open(x) and bool(x.item() <= limit)
 
 
 def certainly_finite(x: Tensor) -> bool:
-    """Whether all are finite; False also where one may not look, or where their sum overflows."""
+    """Whether all are finite; False where one may not look either, or where their sum overflows."""
     return _open(x) and cmath.isfinite(x.detach().sum().item())
 
 

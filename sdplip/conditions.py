@@ -8,12 +8,14 @@ NeurIPS 2021.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
 import sympy as sp
 from sympy import BlockMatrix, Identity, MatrixSymbol, ZeroMatrix
 
+from .errors import InvalidInput
 from .lmi import LMI, Absolute, Metzler
 
 m, n, p = sp.symbols("m n p", integer=True, positive=True)
@@ -87,9 +89,14 @@ def feedforward(depth: int) -> LMI:
 
     Symbols W0 … WL, Lam1 … LamL (diagonal), rho and scalar slopes alpha, beta. [LIPSDP] Theorem 2
     with diagonal multipliers ('LipSDP-Neuron'), the only valid ones for unrelated units.
+
+    Raises:
+        InvalidInput: depth below 1.
     """
     if depth < 1:
-        raise ValueError(f"feedforward: depth = {depth}, but at least one hidden layer is needed.")
+        raise InvalidInput(
+            f"feedforward: depth = {depth}, but at least one hidden layer is needed."
+        )
     sizes = [sp.Symbol(f"n{k}", integer=True, positive=True) for k in range(depth + 2)]
     weights = [MatrixSymbol(f"W{k}", sizes[k + 1], sizes[k]) for k in range(depth + 1)]
     multipliers = [MatrixSymbol(f"Lam{k}", sizes[k], sizes[k]) for k in range(1, depth + 1)]
@@ -97,7 +104,7 @@ def feedforward(depth: int) -> LMI:
     total = sum(hidden, sp.Integer(0))
     low, high = sp.symbols("alpha beta", real=True)
 
-    def grid(entry):  # type: ignore[no-untyped-def]
+    def grid(entry: Callable[[int, int], sp.MatrixExpr]) -> sp.MatrixExpr:
         rows = [[entry(i, j) for j in range(depth)] for i in range(depth)]
         return rows[0][0] if depth == 1 else BlockMatrix(rows)
 

@@ -70,6 +70,10 @@ class ConvSystem:
             raise InvalidInput("A ConvSystem needs a stage and a channel; give at least one.")
         self.shapes  # noqa: B018 - for its errors
 
+    def __repr__(self) -> str:
+        shapes = " → ".join("x".join(map(str, shape)) for shape in (self.start, *self.shapes))
+        return f"ConvSystem({shapes})"
+
     @property
     def start(self) -> Shape:
         """(c, h, w) of the input."""
@@ -121,14 +125,22 @@ class ConvSystem:
         Raises:
             InvalidInput: too large for that.
         """
-        stages = spaced(self.stages)
-        total = self.inputs + unit_count(stages, self.start) + self.outputs
-        if total > UNROLLED:
+        if not self.unrolls:
             raise InvalidInput(
-                f"The network has {total} inputs, units and outputs; unrolled it may have "
-                f"{UNROLLED}. Use smaller images, or verify it as it is."
+                f"ConvSystem: inputs, units and outputs are {self._unrolled_size} together, but "
+                f"unrolled may be {UNROLLED}. Use smaller images, or verify it by frequency: as a "
+                "whole, in norm 2."
             )
-        return unroll_all(stages, self.start)
+        return unroll_all(spaced(self.stages), self.start)
+
+    @property
+    def unrolls(self) -> bool:
+        """Whether it is small enough for `unroll`."""
+        return self._unrolled_size <= UNROLLED
+
+    @cached_property
+    def _unrolled_size(self) -> int:
+        return self.inputs + unit_count(spaced(self.stages), self.start) + self.outputs
 
     def digest(self) -> str:
         """SHA-256 over the stages and every array, bit for bit: what a certificate is tied to."""

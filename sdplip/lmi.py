@@ -6,9 +6,10 @@ one expression; what kind of matrix comes out follows from what kind went in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
+from operator import add, matmul, mul
 from typing import Any, Literal
 
 import numpy as np
@@ -69,12 +70,8 @@ class LMI:
     def symbols(self) -> dict[str, Any]:
         """The symbols that a call must give, by name; sizes are not among them."""
         matrices = self.matrix.atoms(sp.MatrixSymbol)
-        sizes = {s for m in matrices for d in m.shape for s in d.free_symbols}
-        sizes |= {
-            s
-            for z in self.matrix.atoms(sp.Identity, sp.ZeroMatrix, sp.OneMatrix)
-            for s in _sizes(z)
-        }
+        shaped = matrices | self.matrix.atoms(sp.Identity, sp.ZeroMatrix, sp.OneMatrix)
+        sizes = {s for x in shaped for d in x.shape for s in d.free_symbols}
         scalars = {s for s in self.matrix.free_symbols if isinstance(s, sp.Symbol)} - sizes
         return {s.name: s for s in sorted(matrices | scalars, key=lambda s: s.name)}
 
@@ -238,10 +235,6 @@ def evaluate(expr: Any, values: Mapping[str, Any], sizes: Mapping[Any, int]) -> 
     return _evaluate(expr, env, sizes, ops)
 
 
-def _sizes(matrix: Any) -> set[Any]:
-    return {s for d in matrix.shape for s in d.free_symbols}
-
-
 def _number(dim: Any, sizes: Mapping[Any, int]) -> int:
     value = sp.sympify(dim).subs(sizes)
     if value.free_symbols:
@@ -286,22 +279,20 @@ def _evaluate(expr: Any, env: dict[Any, Any], sizes: Mapping[Any, int], ops: Any
             value = ops.diagonal(ops.entries(go(expr.args[0])))
         case sp.MatPow() if expr.exp.is_Integer:
             base = ops.inverse(go(expr.base)) if expr.exp < 0 else go(expr.base)
-            value = reduce(lambda x, y: x @ y, [base] * abs(int(expr.exp)))
+            value = reduce(matmul, [base] * abs(int(expr.exp)))
         case Metzler():
             value = ops.metzler(go(expr.args[0]))
         case Absolute():
             value = ops.absolute(go(expr.args[0]))
         case sp.MatMul():
             coefficient, factors = expr.as_coeff_matrices()
-            value = go(factors[0])
-            for factor in factors[1:]:
-                value = value @ go(factor)
+            value = reduce(matmul, map(go, factors))
             if coefficient != 1:
                 value = go(coefficient) * value
         case sp.MatAdd() | sp.Add():
-            value = _fold(lambda x, y: x + y, expr.args, go)
+            value = reduce(add, map(go, expr.args))
         case sp.Mul():
-            value = _fold(lambda x, y: x * y, expr.args, go)
+            value = reduce(mul, map(go, expr.args))
         case sp.Pow():
             value = go(expr.base) ** int(expr.exp)
         case sp.Number():
@@ -309,11 +300,4 @@ def _evaluate(expr: Any, env: dict[Any, Any], sizes: Mapping[Any, int], ops: Any
         case _:
             raise InvalidInput(f"Cannot evaluate {type(expr).__name__} ({expr}) in an LMI.")
     env[expr] = value
-    return value
-
-
-def _fold(combine: Callable[[Any, Any], Any], args: Any, go: Callable[[Any], Any]) -> Any:
-    value = go(args[0])
-    for arg in args[1:]:
-        value = combine(value, go(arg))
     return value

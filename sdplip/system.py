@@ -202,6 +202,13 @@ class System:
             )
         return system
 
+    def __repr__(self) -> str:
+        names = ", ".join(dict.fromkeys(self.activation.tolist())) or "none"
+        return (
+            f"System(inputs={self.inputs}, units={self.units}, outputs={self.outputs}, "
+            f"activation={names})"
+        )
+
     # --- structure ---
 
     @property
@@ -283,12 +290,11 @@ class System:
             *self._joined(other),
         )
 
-    def _joined(self, first: System) -> tuple[Any, Any, Any]:
-        names = np.concatenate([first.activation, self.activation])
+    def _joined(self, first: System) -> tuple[Array, Array, NDArray[np.str_]]:
         return (
             np.concatenate([first.alpha, self.alpha]),
             np.concatenate([first.beta, self.beta]),
-            names,
+            np.concatenate([first.activation, self.activation]),
         )
 
     # --- evaluation ---

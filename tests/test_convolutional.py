@@ -71,7 +71,9 @@ def test_unrolled_it_is_the_same_map(seed, mode):
     y = network(x).reshape(4, -1)
     system = network.unroll()
     assert np.allclose(system(x.reshape(4, -1)), y, rtol=0, atol=1e-10 * (1 + abs(y).max()))
-    assert (system.inputs, system.units) == (network.inputs, network.units)
+    assert (system.inputs, system.outputs) == (network.inputs, network.outputs)
+    between = (system.activation == "identity") & (system.alpha == system.beta)
+    assert (~between).sum() == network.units
 
 
 @given(SEEDS)

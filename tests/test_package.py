@@ -9,7 +9,7 @@ import sdplip
 
 ROOT = Path(sdplip.__file__).parent
 ORDER = [
-    {"errors", "_arrays", "_tensors", "_page", "_engine", "_radii"},
+    {"errors", "_arrays", "_tensors", "_page", "_engine", "_radii", "_extras"},
     {"_backends", "_elementwise", "_smooth"},
     {"lmi"},
     {"conditions", "activations"},

@@ -108,9 +108,9 @@ def compare(
             configs = {name: chosen_config(preset, name, splits, **changes) for name in names}
         else:
             configs = experiment.configs(splits, **changes)
-        folders = {name: out / train_runs.folder_name(name) for name in configs}
+        folders = {name: out / train_runs.folder_name(name) for name in configs if not force}
         each = experiment is not None and experiment.each
-        configs = shortened(configs, splits, device, budget, scale, each, folders)
+        configs, shared = shortened(configs, splits, device, budget, scale, each, folders)
 
         def done(finished: Finished) -> None:
             progress.finished(finished)
@@ -121,7 +121,7 @@ def compare(
             on_epoch=progress.epoch, on_finished=done,
             published={} if experiment is None else experiment.published(),
             sources={} if experiment is None else experiment.sources(data),
-            engine=engine, address=address, cpus=cpus, gpus=gpus,
+            engine=engine, address=address, cpus=cpus, gpus=gpus, budget=shared,
         )  # fmt: skip
     show(rows, result | {"run": str(out)}, as_json)
 

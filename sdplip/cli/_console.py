@@ -70,9 +70,9 @@ class Progress:
     def decoded(self, done: int, total: int) -> None:
         self._say(f"decoding images, once: {done} of {total}", done == total)
 
-    def epoch(self, config: RunConfig, epoch: int, metrics: dict[str, float]) -> None:
+    def epoch(self, name: str, config: RunConfig, epoch: int, metrics: dict[str, float]) -> None:
         text = (
-            f"{config.model.layer}: epoch {epoch}/{config.train.epochs}, "
+            f"{name}: epoch {epoch}/{config.train.epochs}, "
             f"loss {metrics['loss']:.4f}, accuracy {100 * metrics['accuracy']:.1f} %"
         )
         if epoch == config.train.epochs:
@@ -95,7 +95,7 @@ class Progress:
             else f"{row.train_seconds:.1f} s of training"
         )
         self.console.print(
-            f"{row.layer}: {100 * row.clean:.1f} % clean, {how}", highlight=False, soft_wrap=True
+            f"{row.label}: {100 * row.clean:.1f} % clean, {how}", highlight=False, soft_wrap=True
         )
 
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from .._extras import need
 from ..errors import InvalidInput
 from ._console import Json
-from ._train import installed
 
 
 def report(
@@ -23,7 +23,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write what runs found as one HTML page. It needs neither network nor script."""
-    installed("matplotlib")
+    need("The report", "matplotlib", extra="train")
     from .._arrays import write_atomically
     from ..train.checkpoint import to_json
     from ..train.reporting.page import report as compose

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._extras import need
 from ..errors import InvalidInput
 from . import _options as options
 from ._console import Json, Progress, listing, show
@@ -15,6 +15,7 @@ from ._console import Json, Progress, listing, show
 if TYPE_CHECKING:
     from ..train.config import RunConfig
     from ..train.data import Splits
+    from ..train.experiments.budget import Budget
     from ..train.experiments.comparisons import Experiment
 
 
@@ -143,7 +144,7 @@ def train(
     chosen = known(preset, layer) if experiment is None else None
     data = data_of(data, experiment)
     if tensorboard:
-        installed("tensorboard", extra="tensorboard")
+        need("--tensorboard", "tensorboard", extra="tensorboard")
     with Progress() as progress:
         splits = read_data(data, data_root, download, device, threads, progress)
         changes: dict[str, Any] = dict(
@@ -172,7 +173,8 @@ def train(
         out = Path("runs") / short_name(data) / name if out is None else out
         each = experiment is not None and experiment.each
         configs = {name: config}
-        config = shortened(configs, splits, device, budget, scale, each, {name: out})[name]
+        folders = {} if force else {name: out}
+        config = shortened(configs, splits, device, budget, scale, each, folders)[0][name]
         splits = splits.first(config.train.train_images)
         finished = run(
             config, splits, out, device=device, force=force, resume=resume,
@@ -223,17 +225,17 @@ def shortened(
     scale: float | None,
     each: bool,
     folders: dict[str, Path],
-) -> dict[str, RunConfig]:
-    """As `--scale` and `--budget` ask for; runs that were begun in their folders keep length."""
-    if scale is not None or budget is not None:
-        from ..train.experiments.budget import affordable, settled, shrink
+) -> tuple[dict[str, RunConfig], Budget | None]:
+    """As `--scale` and `--budget` ask for, and the budget; runs that were begun in their folders
+    keep their length."""
+    from ..train.experiments.budget import Budget, shrink
 
-        if scale is not None:
-            configs = {name: shrink(config, scale) for name, config in configs.items()}
-        if budget is not None:
-            configs = affordable(configs, splits, budget, device, each=each)
-            configs = {name: settled(config, folders[name]) for name, config in configs.items()}
-    return configs
+    if scale is not None:
+        configs = {name: shrink(config, scale) for name, config in configs.items()}
+    if budget is None:
+        return configs, None
+    shared = Budget(configs, splits, budget, device, each=each, folders=folders)
+    return shared.plan(), shared
 
 
 def known(preset: str | None, layer: str | None) -> str | None:
@@ -263,7 +265,7 @@ def chosen_config(
 
 def _usable(config: RunConfig) -> RunConfig:
     if config.train.augment != "none":
-        installed("kornia")
+        need("--augment", "kornia", extra="train")
     return config
 
 
@@ -275,8 +277,8 @@ def read_data(
     threads: int | None,
     progress: Progress,
 ) -> Splits:
-    installed("lightning", "matplotlib", "torchmetrics")
-    installed("sklearn" if data == "digits" else "torchvision")
+    source = "sklearn" if data == "digits" else "torchvision"
+    need("Training", "lightning", "matplotlib", source, "torchmetrics", extra="train")
     from ..train.data import load
     from ..train.fit import pick_device
 
@@ -289,15 +291,6 @@ def read_data(
     if threads is not None:
         torch.set_num_threads(threads)
     return load(data, root, download, progress=progress.decoded)
-
-
-def installed(*needed: str, extra: str = "train") -> None:
-    """Raise InvalidInput where a package of this extra is missing."""
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise InvalidInput(
-            f"this needs {', '.join(missing)}, which is not installed. "
-            f"Install it with: pip install 'sdplip[{extra}]'"
-        )
 
 
 def numbers(text: str | None) -> tuple[float, ...] | None:

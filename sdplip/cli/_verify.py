@@ -47,8 +47,8 @@ def verify(
     method: Annotated[
         str,
         typer.Option(
-            help="auto, interior, chain, descent, layerwise, product, or a solver of CVXPY's, as "
-            "clarabel or scs."
+            help="auto, interior, chain, descent, layerwise, product; frequency for convolutions; "
+            "or a solver of CVXPY's, as clarabel or scs."
         ),
     ] = "auto",
     local: Annotated[
@@ -177,7 +177,7 @@ def _saved(
     early = ""
     if gap is not None and gap > LOOSE:
         early = f"the bound is at most {gap:.1%} above the best one"
-    elif gap is None and certificate.solver in SEARCHES and certificate.bound:
+    elif gap is None and certificate.solver.startswith(SEARCHES) and certificate.bound:
         early = "how far the bound is above the best one is not known"
     if early:
         typer.echo(f"warning: {what}: the search stopped early; {early}", err=True)
@@ -221,7 +221,9 @@ SAID = {
     "optimum": "no multipliers give less (by duality)",
     "layerwise": "closed form, proven",
     "norm_product": "product of norms",
+    "frequency": "a multiplier per channel; how much less one per unit would give is unknown",
 }
+"""By the name of a result, or by its value."""
 
 
 def _show(found: Sequence[dict[str, Any]], as_json: bool, several: bool) -> None:
@@ -238,8 +240,8 @@ def _show(found: Sequence[dict[str, Any]], as_json: bool, several: bool) -> None
     for key, value in found[0].items():
         if value is not None and key != "model":
             text = str(value).lower() if isinstance(value, bool) else str(value)
-            remark = f"   {SAID[key]}" if key in SAID else ""
-            typer.echo(f"{key:<13}{text:<20}{remark}".rstrip())
+            remark = SAID.get(key, SAID.get(text, ""))
+            typer.echo(f"{key:<13}{text:<20}   {remark}".rstrip())
 
 
 def _line(values: dict[str, Any]) -> tuple[str, ...]:
@@ -288,9 +290,10 @@ def _file(out: Path | None, path: Path, pair: tuple[int, int] | None, several: b
 
 def _solver(method: str) -> str:
     """CVXPY names its solvers in capitals."""
+    from ..verify.bound import FREQUENCY
     from ..verify.euclidean import OWN
 
-    return method if method in (*OWN, "closed form") else method.upper()
+    return method if method in (*OWN, FREQUENCY, "closed form") else method.upper()
 
 
 def _region(path: Path | None, radius: float | None, ball: bool) -> Region | None:

@@ -128,7 +128,7 @@ class Algebra:
 
     def equal(self, left: MatrixExpr, right: MatrixExpr) -> bool:
         """Whether the two are the same for every size and all values that satisfy the facts."""
-        return not self.terms(left - right if right is not None else left)
+        return not self.terms(left - right)
 
     def assemble(self, terms: Mapping[tuple[Letter, ...], Any], shape: tuple[Any, Any]) -> Any:
         """The inverse of `terms`."""

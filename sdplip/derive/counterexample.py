@@ -17,7 +17,7 @@ import sympy as sp
 
 from .._arrays import write_atomically
 from ..errors import InvalidInput
-from .exact import Instance, instance
+from .exact import Instance, instance, sized
 from .free import Free
 
 if TYPE_CHECKING:
@@ -168,11 +168,8 @@ def _instances(
     derivation: Derivation, shape: tuple[int, int, int], tries: int
 ) -> Iterator[Instance]:
     rng = random.Random(0)
-    dims = {d for f in derivation.free if f.domain != "constant" for d in f.symbol.shape if d != 1}
-    named = {str(d): d for d in dims if getattr(d, "is_Symbol", False)}
-    m, n, p = shape
+    sizes = sized(derivation, shape)
     for _ in range(tries):
-        sizes = {d: {"m": m, "n": n, "p": p}.get(name, 2) for name, d in named.items()}
         free = {f.name: _integers(f, rng, sizes) for f in derivation.free}
         try:
             yield instance(derivation, sizes, rng, free=free, closed_form=True)

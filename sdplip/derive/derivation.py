@@ -23,7 +23,6 @@ from .statement import Square, Statement, Step, statement
 from .trees import tree, trees
 
 if TYPE_CHECKING:
-    from ..layers import Layer
     from .proof import Proof
 
 
@@ -127,7 +126,7 @@ class Derivation:
     def start(self, changes: Mapping[str, Any] | None = None) -> Statement:
         """The condition with the ansatz in it."""
         facts = {f"diag({f.name})": ("diagonal", *f.facts) for f in self.free if f.facts}
-        values = {k: v for k, v in {**self.ansatz, **(changes or {})}.items()}
+        values = {**self.ansatz, **(changes or {})}
         values = {k: sp.sympify(v) for k, v in values.items() if k in self.condition.symbols}
         begun = replace(statement(self.condition, self.definitions, facts), name=self.name)
         return begun.substitute(structure=self.structure, **values)
@@ -292,8 +291,8 @@ class Derivation:
 
         return (emit_conv if convolution else emit).source(self, name)
 
-    def layer(self, name: str | None = None, convolution: bool = False) -> type[Layer]:
-        """The layer as a class; see `emit`.
+    def layer(self, name: str | None = None, convolution: bool = False) -> type[Any]:
+        """The layer as a class, a `Layer` whose arguments depend on the condition; see `emit`.
 
         It pickles within this process; write the source to a file for more than that.
         """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .derivation import Derivation
     from .free import Free
 
-Kind = Literal["scalar", "diagonal", "vector", "matrix"]
+Kind = Literal["diagonal", "vector", "matrix"]
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ _OPTIONS = (
     ("bias", "bool", "True"),
     ("activation", "str | Activation", '"relu"'),
     ("method", "str", '"peaceman_rachford"'),
-    ("tol", "float", "1e-5"),
+    ("tol", "float | None", "None"),
     ("max_steps", "int | None", "None"),
     ("device", "torch.device | str | None", "None"),
     ("dtype", "torch.dtype | None", "None"),

@@ -54,7 +54,7 @@ def source(derivation: Derivation, name: str) -> str:
     if not rho.is_number:
         raise InvalidInput(f"{derivation.name}: ρ = {rho} is no number.")
     lines.append(f"    rho = {W.name}.new_tensor({sp.pycode(rho)})")
-    names = [*(n for n in kinds), "rho"]
+    names = [*kinds, "rho"]
     lines.append(f"    return {{{', '.join(f'{chr(34)}{n}{chr(34)}: {n}' for n in names)}}}")
     forward = _forward(derivation, W, kinds)
     kept = [n for n in kinds if any(n in line for line in forward)]
@@ -109,10 +109,9 @@ def _kernel(derivation: Derivation) -> Any:
     fits = len(matrices) == 1 and matrices[0].domain != "constant"
     if fits and derivation.family != "Equilibrium":
         W = matrices[0].symbol
-        known = {"root"}
         for d in derivation.definitions:
             gram = d.lemma == "diagonal dominance" and Algebra().equal(d.arguments[0], W.T * W)
-            fits = fits and (gram or d.lemma in known)
+            fits = fits and (gram or d.lemma == "root")
         if fits:
             return W
     raise InvalidInput(

@@ -103,18 +103,22 @@ def is_psd(matrix: sp.Matrix) -> bool:
             return all(M[i][j] == 0 for i in active for j in active)
         k = pivots[0]
         active.remove(k)
-        if M[k][k]:
-            for i in active:
-                factor = M[i][k] / M[k][k]
-                for j in active:
-                    M[i][j] -= factor * M[k][j]
+        for i in active:
+            factor = M[i][k] / M[k][k]
+            for j in active:
+                M[i][j] -= factor * M[k][j]
     return True
 
 
 def sizes_of(derivation: Derivation) -> list[dict[Any, int]]:
-    dims = {d for f in derivation.free if f.domain != "constant" for d in f.symbol.shape}
-    named = sorted((d for d in dims if getattr(d, "is_Symbol", False)), key=str)
-    found = []
-    for m, n, p in derivation.sizes:
-        found.append({d: {"m": m, "n": n, "p": p}.get(str(d), 2) for d in named})
+    """The sizes of the derivation's exact instances, each once."""
+    found = [sized(derivation, shape) for shape in derivation.sizes]
     return [s for i, s in enumerate(found) if s not in found[:i]]
+
+
+def sized(derivation: Derivation, shape: tuple[int, int, int]) -> dict[Any, int]:
+    """The size symbols of the free symbols at (m, n, p); others are 2."""
+    dims = {d for f in derivation.free if f.domain != "constant" for d in f.symbol.shape}
+    given = dict(zip("mnp", shape, strict=True))
+    named = sorted((d for d in dims if getattr(d, "is_Symbol", False)), key=str)
+    return {d: given.get(str(d), 2) for d in named}

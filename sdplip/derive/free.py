@@ -83,15 +83,15 @@ class Free:
 
     def draw(self, rng: random.Random, sizes: Mapping[Any, int]) -> Any:
         """A random exact value: small rationals."""
-
-        def number(low: int = -9) -> sp.Rational:
-            return sp.Rational(rng.randint(low, 9), rng.randint(1, 5))
-
         if self.domain == "constant":
             span = sp.Rational(rng.randint(1, 8), 9)
             low = max(self.low, min(self.high, self.default) - 4)
             high = min(self.high, low + 4)
             return sp.nsimplify(low) + span * sp.nsimplify(high - low)
         rows, columns = (int(sp.sympify(d).subs(sizes)) for d in self.symbol.shape)
-        low = 1 if self.facts else -9
-        return sp.Matrix(rows, columns, lambda *_: number(low))
+        least = 1 if self.facts else -9
+
+        def entry(*_: int) -> sp.Rational:
+            return sp.Rational(rng.randint(least, 9), rng.randint(1, 5))
+
+        return sp.Matrix(rows, columns, entry)

@@ -11,7 +11,7 @@ from .._page import page
 from . import outline as parts
 from .mathml import mathml, plain
 from .outline import outline
-from .proof import Proof
+from .proof import Proof, document_of
 from .tex import split
 
 COLUMN = 70
@@ -22,7 +22,7 @@ SYMBOLS = {"equivalent": "⇔", "sufficient": "⇐", "necessary": "⇒"}
 
 def html(*proofs: Proof | Mapping[str, Any]) -> str:
     """The reports as one page, well-formed as XML too."""
-    documents = [proof.document if isinstance(proof, Proof) else proof for proof in proofs]
+    documents = list(map(document_of, proofs))
     articles = []
     for document in documents:
         body = "\n".join(map(_set, outline(document)))

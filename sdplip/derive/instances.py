@@ -100,11 +100,16 @@ def _layers(derivation: Derivation, cls: type[Layer]) -> Iterator[tuple[str, Any
 
 def relative_margin(derivation: Derivation, layer: Any) -> float:
     """The least eigenvalue (or entry) of the condition at the witness, by the largest entry."""
-    values = {k: v.detach().double().numpy() for k, v in layer.witness().items()}
-    arguments = {name: values[name] for name in derivation.condition.symbols}
+    arguments = _symbols(derivation, layer)
     matrix = derivation.condition(**arguments)
     scale = max([np.abs(matrix).max(), *(np.abs(a).max() for a in arguments.values()), 1e-300])
     return float(derivation.condition.margin(**arguments)) / scale
+
+
+def _symbols(derivation: Derivation, layer: Any) -> dict[str, np.ndarray]:
+    """The condition's symbols at the layer's witness."""
+    values = layer.witness()
+    return {k: values[k].detach().double().numpy() for k in derivation.condition.symbols}
 
 
 def steepest(derivation: Derivation, layer: Any) -> float:
@@ -136,8 +141,7 @@ def convex(derivation: Derivation) -> tuple[bool, str]:
             for key in layer.free:
                 parameter = getattr(layer, key)
                 parameter.copy_(torch.randn_like(parameter))
-    values = {k: v.detach().double().numpy() for k, v in layer.witness().items()}
-    arguments = {name: values[name] for name in derivation.condition.symbols}
+    arguments = _symbols(derivation, layer)
     if derivation.condition.cone == "nonnegative":
         return _linear_program(derivation, arguments, shown)
     best = optimum(derivation, arguments)
@@ -155,13 +159,10 @@ def optimum(derivation: Derivation, values: dict[str, Any]) -> float | None:
     condition = derivation.condition
     rho = cp.Variable(nonneg=True)
     chosen: dict[str, Any] = {**values, "rho": rho}
-    constraints = []
     for name in condition.signed:
-        variable = cp.Variable(np.asarray(values[name]).shape, nonneg=True)
-        chosen[name] = variable
+        chosen[name] = cp.Variable(np.asarray(values[name]).shape, nonneg=True)
     matrix = condition(**chosen)
-    constraints.append((matrix + matrix.T) / 2 >> 0)
-    problem = cp.Problem(cp.Minimize(rho), constraints)
+    problem = cp.Problem(cp.Minimize(rho), [(matrix + matrix.T) / 2 >> 0])
     with warnings.catch_warnings():
         # Its figure is evidence and shown as such; the witness's own margin is what is checked.
         warnings.filterwarnings("ignore", "Solution may be inaccurate")

@@ -347,8 +347,6 @@ def rebuilt(
         if lemma == "stacked orthogonality":
             top, bottom = options
             return stacked(top, bottom, *arguments)[(top, bottom).index(name)]
-        if lemma == "":
-            return define(name, arguments[0])
         return makers[lemma](name, *arguments, *options)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InvalidInput(

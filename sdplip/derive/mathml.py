@@ -189,9 +189,7 @@ def _name(root: Element) -> str:
 def _box(node: Element) -> Box:
     tag = node.tag.rpartition("}")[2]
     match tag:
-        case "mi" | "mn" | "mtext":
-            return [_unbold(node.text or "")], 0
-        case "mo":
+        case "mi" | "mn" | "mo" | "mtext":
             return [_unbold(node.text or "")], 0
         case "mspace":
             return [" "], 0

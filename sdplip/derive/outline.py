@@ -353,9 +353,10 @@ def _identities(goal: Mapping[str, Any]) -> Iterator[Part]:
 def _counterexample(found: Mapping[str, Any]) -> Iterator[Part]:
     yield Heading("Counterexample")
     yield Prose("z = σ(Az + Bx + b), y = Cz + Dx; σ has the slopes α below 0 and β above.")
-    values = [(k, v) for k, v in found["values"].items()]
     yield Prose("", "Symbols.")
-    yield Items(tuple((f"{name(k)} = {_exact(v)}", "") for k, v in values), dense=True)
+    yield Items(
+        tuple((f"{name(k)} = {_exact(v)}", "") for k, v in found["values"].items()), dense=True
+    )
     yield Prose("", "Network.")
     system = [(k, found[k]) for k in "ABCD" if found[k] and found[k][0]]
     vectors = [(k, [[x] for x in found[k]]) for k in ("b", "alpha", "beta") if found[k]]

@@ -62,7 +62,7 @@ class Proof:
         return self.status == "proved"
 
     def save(self, path: str | Path) -> None:
-        """Write the proof object, which `sdplip check` replays without SymPy."""
+        """Write the proof object, which `sdplip check` replays."""
         text = json.dumps(self.document, indent=1) + "\n"
         write_atomically(Path(path), lambda p: p.write_text(text))
 
@@ -239,6 +239,10 @@ def assemble(
     }
     document["sha256"] = digest(document)
     return Proof(status, tuple(checks), broken, counterexample, document)
+
+
+def document_of(proof: Proof | Mapping[str, Any]) -> Mapping[str, Any]:
+    return proof.document if isinstance(proof, Proof) else proof
 
 
 def digest(document: Mapping[str, Any]) -> str:

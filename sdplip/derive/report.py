@@ -24,7 +24,7 @@ from .derivation import Derivation
 from .html import html
 from .mathml import plain
 from .outline import outline
-from .proof import Proof
+from .proof import Proof, document_of
 from .tex import split
 from .theorem import Theorem
 
@@ -45,13 +45,9 @@ def styled(*proofs: Proof | Mapping[str, Any]) -> Text:
     found = Text()
     for at, proof in enumerate(proofs):
         found.append("\n" * bool(at))
-        for part in outline(document(proof)):
+        for part in outline(document_of(proof)):
             _set(found, part)
     return found
-
-
-def document(proof: Proof | Mapping[str, Any]) -> Mapping[str, Any]:
-    return proof.document if isinstance(proof, Proof) else proof
 
 
 def _set(found: Text, part: parts.Part) -> None:
@@ -98,7 +94,7 @@ def _wrapped(line: str) -> str:
 
 def markdown(*proofs: Proof | Mapping[str, Any]) -> str:
     """The reports as GitHub shows them: LaTeX between dollar signs, checks as a table."""
-    reports = ["\n\n".join(map(_marked, outline(document(proof)))) for proof in proofs]
+    reports = ["\n\n".join(map(_marked, outline(document_of(proof)))) for proof in proofs]
     return "\n\n---\n\n".join(reports) + "\n"
 
 

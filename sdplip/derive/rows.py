@@ -64,16 +64,14 @@ def rows(derivation: Derivation, changes: Mapping[str, Any] | None = None) -> li
     # At c = 1 the condition proves well-posedness only where the rows of the units are > 0.
     units = {f"{derivation.condition.name}, block {k}" for k in (1, 2)}
     for row in found:
-        if c != 1 or (row.name in units and not any(t.is_positive for t in _parts(row.terms))):
+        if c != 1 or (
+            row.name in units and not any(t.is_positive for t in sp.Add.make_args(row.terms))
+        ):
             raise DerivationError(
                 f"{derivation.name}: c = {c} is not below 1, and the rows of the units are not "
                 "seen to be strictly positive: the equilibrium need not exist."
             )
     return [replace(row, strict=row.name in units) for row in found]
-
-
-def _parts(terms: Any) -> tuple[Any, ...]:
-    return sp.Add.make_args(terms)
 
 
 def _hypotheses(derivation: Derivation, calculus: _Calculus) -> list[tuple[str, Any]]:
@@ -92,9 +90,7 @@ def _hypotheses(derivation: Derivation, calculus: _Calculus) -> list[tuple[str, 
     return found
 
 
-def _values(
-    derivation: Derivation, changes: Mapping[str, Any] | None = None
-) -> list[tuple[str, Any]]:
+def _values(derivation: Derivation, changes: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
     calculus = _Calculus(derivation)
     ansatz = {**derivation.ansatz, **(changes or {})}
     blocks = grid(derivation.condition.matrix)
@@ -123,11 +119,10 @@ def _shown(derivation: Derivation, name: str, value: Any) -> Row:
             up, down = (sp.Symbol(f"{letter.name}{s}", nonnegative=True) for s in "⁺⁻")
             signs += [(letter, up - down), (size, up + down)]
     terms = sp.expand(value.xreplace(dict(signs)))
-    if name.endswith("> 0") and not (
-        terms.is_positive or any(t.is_positive for t in _parts(terms))
-    ):
+    parts = sp.Add.make_args(terms)
+    if name.endswith("> 0") and not any(term.is_positive for term in parts):
         raise DerivationError(f"{derivation.name}: {name} is not seen; the row is {value}.")
-    for term in sp.Add.make_args(terms):
+    for term in parts:
         if not term.is_nonnegative:
             raise DerivationError(
                 f"{derivation.name}, {name}: the row is {value}, and {term} in it may be negative."

@@ -207,22 +207,23 @@ class Statement(LMI):
         """What is left without the square rowᵀ · weight · row ⪰ 0: sufficient."""
         if squares_of(weight, self.algebra) is None:
             raise self._fails(f"{weight} is not seen to be ⪰ 0", "subtract")
-        line: Grid = (tuple(row),)
-        square = self.algebra.product(transpose(self.algebra.product(((weight,),), line)), line)
-        new = self.algebra.add(self.blocks, square, -1)
+        new = self._without(row, weight)
         unit = identity(self.sizes)
         text = f"it suffices without the square of weight {weight}"
         return self._then("subtract", text, "sufficient", new, unit, [(tuple(row), weight)])
 
     def factor(self, row: Sequence[MatrixExpr], weight: MatrixExpr) -> Statement:
         """weight ⪰ 0 suffices where M = rowᵀ · weight · row, which is checked."""
-        line: Grid = (tuple(row),)
-        square = self.algebra.product(transpose(self.algebra.product(((weight,),), line)), line)
-        left = self.algebra.add(self.blocks, square, -1)
-        if not self.algebra.zero(left):
+        if not self.algebra.zero(self._without(row, weight)):
             raise self._fails(f"the matrix is not the square of {row} with {weight}", "factor")
         text = f"the matrix is FᵀPF with F = [{', '.join(map(str, row))}]"
-        return self._then("factor", text, "sufficient", ((weight,),), line)
+        return self._then("factor", text, "sufficient", ((weight,),), (tuple(row),))
+
+    def _without(self, row: Sequence[MatrixExpr], weight: MatrixExpr) -> Grid:
+        """The matrix less rowᵀ · weight · row."""
+        line: Grid = (tuple(row),)
+        square = self.algebra.product(transpose(self.algebra.product(((weight,),), line)), line)
+        return self.algebra.add(self.blocks, square, -1)
 
     def restrict(self, *columns: Sequence[MatrixExpr]) -> Statement:
         """VᵀMV for V given by its block rows: implied by M ⪰ 0, so 'necessary'."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import CertificationError, InvalidInput
+
+if TYPE_CHECKING:
+    from ..layers import Layer
 
 Witness = Callable[[Any], Mapping[str, Any]]
 
@@ -179,11 +182,11 @@ def _step(matrix: np.ndarray, direction: np.ndarray) -> float:
     return 0.0
 
 
-def promise_ratio(layer: Any, norm: float | None = None) -> float:
+def promise_ratio(layer: Layer, norm: float | None = None) -> float:
     """What a layer promises over what is verified for its present weights: 1 gives nothing away.
 
     Args:
-        layer: an `sdplip.layers.Layer`, random or trained.
+        layer: random or trained.
         norm: 2 or inf; the layer's own by default.
 
     Raises:

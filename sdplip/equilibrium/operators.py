@@ -247,8 +247,8 @@ class Circulant(Operator):
         return self if values is self.values else self._of(values, self.kept, self.flipped)
 
     def plus(self, v: Tensor, z: Tensor) -> Tensor:
-        moved = self._spectrum(z) @ self.values.flatten(0, 1).mT
-        return v + self._rows(moved)
+        moved = self._rows(self._spectrum(z) @ self.values.flatten(0, 1).mT)
+        return v + moved if torch.is_grad_enabled() else moved.add_(v)
 
     def outer(self, u: Tensor, z: Tensor) -> Tensor:
         product = torch.bmm(self._spectrum(u).mT, self._spectrum(z).conj())
@@ -298,9 +298,7 @@ class Circulant(Operator):
 
     def _spectrum(self, z: Tensor) -> Tensor:
         """rfft2 of rows, as (frequencies, batch, n)."""
-        waves = spectrum(z.unflatten(-1, (self.blocks, *self.size)))
-        # bmm would copy each matrix by itself.
-        return waves.flatten(0, 1).contiguous()
+        return spectrum(z.unflatten(-1, (self.blocks, *self.size))).flatten(0, 1)
 
     def _rows(self, moved: Tensor) -> Tensor:
         return from_spectrum(moved.unflatten(0, self.values.shape[:2]), self.size).flatten(1)
@@ -308,10 +306,12 @@ class Circulant(Operator):
 
 def spectrum(x: Tensor) -> Tensor:
     """rfft2 of images (batch, channels, h, w), as (h, w//2 + 1, batch, channels)."""
+    h, w = x.shape[-2:]
+    shape = (h, w // 2 + 1, *x.shape[:2])
     if not x.numel():
-        h, w = x.shape[-2:]
-        return x.new_zeros(h, w // 2 + 1, *x.shape[:2]).to(x.dtype.to_complex())
-    return torch.fft.rfft2(x).permute(2, 3, 0, 1)
+        return x.new_zeros(shape).to(x.dtype.to_complex())
+    # Products would copy one frequency after another, and a matrix is transposed in blocks.
+    return torch.fft.rfft2(x).flatten(2).flatten(0, 1).mT.contiguous().view(shape)
 
 
 def from_spectrum(moved: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import MAX_FILE_BYTES
+from .._extras import need
 from ..errors import InvalidInput, SdplipError
 from . import operations as op
 from .checking import Normalisation, Original, Source
@@ -64,12 +65,9 @@ def read_onnx(
 
 
 def _onnx() -> Any:
-    try:
-        import onnx
-    except ImportError as error:
-        raise InvalidInput(
-            'Reading ONNX files needs the package onnx: pip install "sdplip[onnx]".'
-        ) from error
+    need("Reading ONNX files", "onnx", extra="onnx")
+    import onnx
+
     return onnx
 
 

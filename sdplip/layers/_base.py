@@ -25,6 +25,11 @@ its weights in `lipschitz`; what no constant counts is that of the products, whi
 for weights that leave no room, linear maps were measured up to 1.0033 and residual ones, of two
 products twice as long, up to 1.0172 times their bound."""
 
+LIMIT = 10.0
+"""Free matrices saturate at Frobenius norm LIMIT·√k, k the smaller side. To orthogonal layers
+larger ones add nothing: Cayley rotations reach 2·atan(LIMIT) in every plane at once, the
+exponential repeats after π√k."""
+
 
 class Layer(nn.Module):
     """A map with a proven Lipschitz constant.
@@ -111,8 +116,12 @@ class Layer(nn.Module):
         raise NotImplementedError
 
     def _register(
-        self, sizes: Mapping[str, int], device: torch.device | str | None, dtype: Any
+        self,
+        sizes: Mapping[str, int],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
+        """Create the parameters of `free`, whose sizes are given by name."""
         for name, shape in self.free.items():
             numbers = [size if isinstance(size, int) else sizes[size] for size in shape]
             empty = torch.empty(numbers, device=device, dtype=dtype)
@@ -134,11 +143,7 @@ class Layer(nn.Module):
         check_finite(type(self).__name__, dict(self.named_parameters()))
 
     def _check(self, x: Tensor) -> None:
-        if not x.is_floating_point():
-            raise InvalidInput(
-                f"{type(self).__name__}: the input is {x.dtype}, but must be floating-point. "
-                "Convert it, e.g. with x.float()."
-            )
+        check_floating(type(self).__name__, x)
         if x.shape[-1:] != (self.in_features,):
             raise ShapeError(
                 f"{type(self).__name__}: the input has shape {tuple(x.shape)}, but in_features = "
@@ -149,6 +154,14 @@ class Layer(nn.Module):
 def check_size(owner: str, name: str, size: int) -> None:
     if size < 1:
         raise InvalidInput(f"{owner}: {name} = {size}, but must be at least 1.")
+
+
+def check_floating(owner: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise InvalidInput(
+            f"{owner}: the input is {x.dtype}, but must be floating-point. "
+            "Convert it, e.g. with x.float()."
+        )
 
 
 def check_finite(owner: str, tensors: Mapping[str, Tensor | None]) -> None:
@@ -185,6 +198,16 @@ def numpy(x: Tensor | None) -> Any:
 def shown(x: Tensor) -> str:
     """A scalar for `extra_repr`, which must not fail on the meta device."""
     return "?" if x.is_meta else f"{float(x.detach()):g}"
+
+
+def operator_norm(X: Tensor, norm: float = 2) -> float:
+    """‖X‖ from ℓ_norm to ℓ_norm of a float64 matrix, rounded upwards."""
+    return float(torch.linalg.matrix_norm(X, ord=norm)) * (1 + 1e-12)
+
+
+def bounded(X: Tensor) -> Tensor:
+    """X, shrunk where its Frobenius norm exceeds LIMIT·√k: larger ones would only cost digits."""
+    return saturate(X, LIMIT * min(X.shape[-2:]) ** 0.5)
 
 
 def saturate(X: Tensor, limit: float | Tensor) -> Tensor:

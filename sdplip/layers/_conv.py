@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._tensors import HALVES
 from ..errors import InvalidInput, ShapeError
 from ..system import System
-from ._base import Layer, fill_uniform, numpy, wide
+from ._base import Layer, check_floating, fill_uniform, numpy, wide
 from ._geometry import Geometry, Pair
 from ._plain import adjoint, convolution
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 class ConvLayer(Layer):
@@ -55,11 +55,7 @@ class ConvLayer(Layer):
 
     def _check(self, x: Tensor) -> None:
         owner = type(self).__name__
-        if not x.is_floating_point():
-            raise InvalidInput(
-                f"{owner}: the input is {x.dtype}, but must be floating-point. "
-                "Convert it, e.g. with x.float()."
-            )
+        check_floating(owner, x)
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ShapeError(
                 f"{owner}: the input has shape {tuple(x.shape)}, but in_channels = "
@@ -169,10 +165,7 @@ class LinearConv(ConvLayer):
     def _unrolled(self, image: Pair) -> System:
         with torch.no_grad():
             D = self._current()["D"].to(self.weight.dtype).double()
-            basis = torch.eye(
-                self.in_channels * image[0] * image[1], dtype=D.dtype, device=D.device
-            )
-            columns = self._map(D, basis.view(-1, self.in_channels, *image), None)
+            columns = self._map(D, unit_images(D, self.in_channels, *image), None)
         bias = None
         if self.bias is not None:
             bias = np.repeat(numpy(self.bias), columns[0, 0].numel())
@@ -188,7 +181,13 @@ class LinearConv(ConvLayer):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bias={self.bias is not None}"
 
-    def _create(self, rows: int, columns: int, device: Any, dtype: Any) -> None:
+    def _create(
+        self,
+        rows: int,
+        columns: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
         """Register the free parameters of a kernel (rows, columns, k₁, k₂)."""
         shape = (rows, columns, *self.geometry.kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -211,6 +210,12 @@ class LinearConv(ConvLayer):
         reach = [d * (k - 1) for d, k in zip(g.dilation, g.kernel_size, strict=True)]
         y, x = (min(b, r) for b, r in zip(g.before, reach, strict=True))
         return y, x
+
+
+def unit_images(like: Tensor, *shape: int) -> Tensor:
+    """The standard basis of images of this shape (n, *shape), in float64."""
+    n = math.prod(shape)
+    return torch.eye(n, dtype=torch.float64, device=like.device).view(n, *shape)
 
 
 def norm_estimate(K: Tensor) -> float:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._tensors import HALVES
 from ..errors import InvalidInput, ShapeError
 
 Padding = Literal["zeros", "circular"]
@@ -66,9 +66,9 @@ class Geometry:
                 "only: the others repeat pixels, which expands."
             )
         sizes = {
-            "kernel_size": pair(owner, "kernel_size", kernel_size, 1),
-            "stride": pair(owner, "stride", stride, 1),
-            "dilation": pair(owner, "dilation", dilation, 1),
+            "kernel_size": pair(owner, "kernel_size", kernel_size),
+            "stride": pair(owner, "stride", stride),
+            "dilation": pair(owner, "dilation", dilation),
         }
         reach = [d * (k - 1) for d, k in zip(sizes["dilation"], sizes["kernel_size"], strict=True)]
         if isinstance(padding, str):
@@ -147,7 +147,7 @@ class Geometry:
 
     def transpose(self, K: Tensor, h: Tensor, size: Pair, bias: Tensor | None = None) -> Tensor:
         """The adjoint of `convolve` on images of this size, applied to h (N, out, ·, ·)."""
-        if h.dtype in (torch.float16, torch.bfloat16) and self.dilation != (1, 1) and h.is_cpu:
+        if h.dtype in HALVES and self.dilation != (1, 1) and h.is_cpu:
             # torch 2.15 crashes on images of one row.
             exact = None if bias is None else bias.float()
             return self.transpose(K.float(), h.float(), size, exact).to(h.dtype)
@@ -191,7 +191,8 @@ def _extend(x: Tensor, axis: int, before: int, after: int) -> Tensor:
     return F.pad(x, [before, after] if axis == -1 else [0, 0, before, after])
 
 
-def pair(owner: str, name: str, value: int | Pair, least: int) -> Pair:
+def pair(owner: str, name: str, value: int | Pair, least: int = 1) -> Pair:
+    """One number per image axis."""
     both = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(both) != 2 or not all(isinstance(v, int) and v >= least for v in both):
         raise InvalidInput(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._tensors import HALVES
 from ..system import System
-from ._base import Layer, fill_orthogonal, fill_uniform, numpy
+from ._base import Layer, fill_orthogonal, fill_uniform, numpy, operator_norm
 from ._plain import linear
 
 
@@ -46,11 +47,10 @@ class LinearLayer(Layer):
         return F.linear(x, self._applied(), self.bias)
 
     def _promise(self) -> float:
-        if next(self.parameters()).dtype not in (torch.float16, torch.bfloat16):
+        if next(self.parameters()).dtype not in HALVES:
             return 1.0
         with torch.no_grad():
-            norm = torch.linalg.matrix_norm(self._applied().double(), ord=2)
-        return max(1.0, float(norm) * (1 + 1e-12))
+            return max(1.0, operator_norm(self._applied().double()))
 
     def _folded(self) -> nn.Module:
         return linear(self._applied(), self.bias)

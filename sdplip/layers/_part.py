@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..errors import InvalidInput, ShapeError
+from ..errors import ShapeError
 
 PROMISES = ("lipschitz", "lipschitz_in", "_promise", "closed_form", "_closed_form")
 """By what a class states a constant."""
@@ -61,16 +61,6 @@ class Container(Part):
     def combined(self, norm: float, constant: Callable[[str], float]) -> float:
         """The constant, from `constant(name)` of every child."""
         raise NotImplementedError
-
-
-def pair_of(owner: str, name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    """One number per image axis, each at least 1."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(k, int) and k >= 1 for k in pair):
-        raise InvalidInput(
-            f"{owner}: {name} = {value}, but must be one or two integers of at least 1."
-        )
-    return pair[0], pair[1]
 
 
 def check_images(owner: str, x: Tensor) -> None:

@@ -22,7 +22,9 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     return _filled(layer, weight, bias)
 
 
-def summed(skip: nn.Module | None, inner: nn.Module, sigma: Activation, outer: nn.Module) -> Any:
+def summed(
+    skip: nn.Module | None, inner: nn.Module, sigma: Activation, outer: nn.Module
+) -> Residual:
     """x ↦ skip(x) + outer(σ(inner(x))).
 
     Raises:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._tensors import HALVES
 from ..activations import Activation, activation
 from ..errors import ShapeError
 from ..system import System
 from ._base import check_size, fill_uniform, numpy, slopes_in_unit_interval, wide
-from ._conv import HALVES, ConvLayer, norm_estimate, per_group
+from ._conv import ConvLayer, norm_estimate, per_group, unit_images
 from ._geometry import Geometry, Pair, pair
 from ._plain import adjoint, convolution, summed
 from .orthogonal import semi_orthogonal
@@ -80,7 +80,7 @@ class ResidualConv(ConvLayer):
                 {"hidden": hidden, "out_channels": out_channels},
             ),
         )
-        self.hidden, self.stride = hidden, pair(owner, "stride", stride, 1)
+        self.hidden, self.stride = hidden, pair(owner, "stride", stride)
         self.activation = slopes_in_unit_interval(owner, activation)
 
         def free(*shape: int) -> nn.Parameter:
@@ -177,17 +177,13 @@ class ResidualConv(ConvLayer):
     def _unrolled(self, image: Pair) -> System:
         with torch.no_grad():
             w = {name: kernel.double() for name, kernel in self._applied().items()}
-            m = self.in_channels * image[0] * image[1]
-            basis = torch.eye(m, dtype=torch.float64, device=self.weight.device)
-            H = self._skipped(w, basis.view(m, self.in_channels, *image))
+            H = self._skipped(w, unit_images(self.weight, self.in_channels, *image))
             size = (H.shape[-2], H.shape[-1])
             W = self.geometry.convolve(w["V"], H)
-            n = math.prod(W.shape[1:])
-            units = torch.eye(n, dtype=torch.float64, device=W.device).view(n, *W.shape[1:])
-            G = -self.geometry.transpose(w["G"], units, size)
+            G = -self.geometry.transpose(w["G"], unit_images(W, *W.shape[1:]), size)
         bias = None
         if self.bias is not None:
-            bias = numpy(self.bias.repeat_interleave(n // self.hidden))
+            bias = numpy(self.bias.repeat_interleave(W[0, 0].numel()))
         sigma = activation(self.activation).name
         return System.residual(
             numpy(H.flatten(1).mT),

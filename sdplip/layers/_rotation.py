@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._base import LIMIT
+
 Factors = tuple[Tensor, Tensor, Tensor]
 
 THIN = 128
 """Sides from which on forming Q costs more than solving for small batches."""
-
-LIMIT = 10.0
-"""Free weights saturate at Frobenius norm LIMIT·√k, k the smaller side. Larger ones add nothing:
-Cayley rotations reach 2·atan(LIMIT) in every plane at once, the exponential repeats after π√k."""
 
 
 def halves(X: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +47,7 @@ def rotated(X: Tensor, x: Tensor, solved: Factors | None = None) -> Tensor:
     as many columns as there are x.
 
     Args:
-        X: (p, m), saturated at LIMIT. x: (..., m).
+        X: (p, m), saturated as `bounded` does. x: (..., m).
         solved: `factorised` of X or of its transpose.
 
     Returns:

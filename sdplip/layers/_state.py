@@ -77,8 +77,29 @@ def agree(owner: str, own: Mapping[str, object], found: Mapping[str, object]) ->
             )
 
 
+COARSE = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
+"""What products of float32 may cost besides where PyTorch is allowed to round their factors, to
+TensorFloat-32 or bfloat16, for numbers that have no more in common than these keep."""
+
+
+def coarse() -> float:
+    """`COARSE` as PyTorch is set."""
+    try:
+        return COARSE[torch.get_float32_matmul_precision()]
+    # Set for one of its backends alone.
+    except RuntimeError:
+        return max(COARSE.values())
+
+
+# What torch.compiler.assume_constant_result does, which imports the compiler and SymPy.
+coarse._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def wide(x: Tensor) -> Tensor:
-    """x in float32 or better: closed forms are not evaluated in half precision."""
+    """x in float32 or better: closed forms are not evaluated in half precision, and in float64
+    where the factors of float32 products may be rounded, in which bounds would be lost."""
+    if coarse():
+        return x.double()
     if x.dtype is torch.float32:
         return x  # to say so takes a tenth of asking
     return x.to(torch.promote_types(x.dtype, torch.float32))

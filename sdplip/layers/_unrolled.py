@@ -14,7 +14,7 @@ from ..equilibrium import Circulant, Operator, optimal_step
 from ..equilibrium.operators import as_operator, spectrum
 from ..equilibrium.problem import rounding
 from ..errors import InvalidInput, NotConverged, ShapeError
-from ._state import agree, between, pack, unpack, wide
+from ._state import agree, between, pack, unpack
 
 MAX_STEPS = 2000
 """Unrolled iterations of an equilibrium, each of which is a product in the exported graph."""
@@ -211,9 +211,7 @@ class FoldedEquilibriumConv2d(Precise):
         batch = x if x.ndim == 4 else x.unsqueeze(0)
         v, w, waves = self._entered(batch)
         z = self.inner(v.flatten(1)).to(v.dtype).view_as(v)
-        y = self.layer._read(w, z, waves, self.image)
-        if self.layer.out_bias is not None:
-            y = y + wide(self.layer.out_bias)[:, None, None]
+        y = self.layer._output(w, z, waves, self.image)
         return (y if x.ndim == 4 else y.squeeze(0)).to(x.dtype)
 
     def prepare(self, tol: float, x: Tensor | None) -> None:

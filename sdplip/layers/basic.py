@@ -17,6 +17,9 @@ from ._part import Part
 
 Values = float | Sequence[float] | Tensor
 
+SCALES = (1e-9, 1e9)
+"""Where neither s nor 1/s leaves float32."""
+
 
 class Normalize(Part):
     """x ↦ (x - mean) / std is 1/min(std)-Lipschitz in every ℓ_p norm.
@@ -170,7 +173,3 @@ class Scale(Part):
 
     def extra_repr(self) -> str:
         return f"scale={shown(self._scale())}, learned={self.log_scale.requires_grad}"
-
-
-SCALES = (1e-9, 1e9)
-"""Where neither s nor 1/s leaves float32."""

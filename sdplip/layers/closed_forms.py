@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from ._base import saturate, soft_bound
+from ._base import bounded, soft_bound
 from ._correlation import correlation_sums, rounded_sums
 from ._spectrum import FREQUENCIES, norm_square
-from ._state import between
+from ._state import between, coarse
 from .nemon import reach
 from .orthogonal import semi_orthogonal
 
@@ -49,13 +49,6 @@ SPREAD = 5.0
 LOG_RANGE = 4.0
 """|log Λ| stays below for weights whose size matters: entries differ by at most e^8."""
 
-COARSE = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
-"""What products of float32 may cost besides where PyTorch is allowed to round their factors, to
-TensorFloat-32 or bfloat16."""
-
-LIMIT = 10.0
-"""Bounded matrices saturate at Frobenius norm LIMIT·√k, k the smaller side."""
-
 
 def eye(n: int, like: Tensor) -> Tensor:
     return torch.eye(n, dtype=like.dtype, device=like.device)
@@ -77,11 +70,6 @@ def normalised(W: Tensor, taps: int = 0) -> Tensor:
     """
     scale = W.detach().abs().amax(dim=tuple(range(-2 - taps, 0)), keepdim=True)
     return W / torch.where(scale > 0, scale, 1)
-
-
-def bounded(X: Tensor) -> Tensor:
-    """X, shrunk where its Frobenius norm exceeds LIMIT·√k: larger ones would only cost digits."""
-    return saturate(X, LIMIT * min(X.shape[-2:]) ** 0.5)
 
 
 def ratios(log_q: Tensor) -> Tensor:
@@ -242,6 +230,9 @@ def dominated(W: Tensor, q: Tensor | None = None, taps: int = 0, products: str =
     Returns:
         T ⪰ WᵀW as its diagonal (*batch, columns).
     """
+    if coarse() and W.dtype == torch.float32:
+        exact = dominated(W.double(), None if q is None else q.double(), taps, products)
+        return _upwards(exact.to(W.dtype), W)
     columns = W.transpose(-1 - taps, -2 - taps)[(..., *[None] * (2 - taps))]
     summands = math.prod(columns.shape[-3:])
     q = W.new_ones(columns.shape[:-3]) if q is None else q
@@ -261,13 +252,5 @@ def _upwards(T: Tensor, like: Tensor, summands: int = 0) -> Tensor:
     """
     rounding = (16 + math.sqrt(summands)) * torch.finfo(like.dtype).eps
     if like.dtype == torch.float32:
-        rounding += _coarse()
+        rounding += coarse()
     return T * (1 + rounding)
-
-
-def _coarse() -> float:
-    return COARSE[torch.get_float32_matmul_precision()]
-
-
-# What torch.compiler.assume_constant_result does, which imports the compiler and SymPy.
-_coarse._dynamo_marked_constant = True  # type: ignore[attr-defined]

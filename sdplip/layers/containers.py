@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .._tensors import full_precision
+from .._tensors import HALVES, full_precision
 from ..errors import InvalidInput, ShapeError
 from ._base import check_finite, wide
 from ._part import Container
@@ -77,7 +77,7 @@ class ConvexResidual(Container):
         check_finite("ConvexResidual", {"logit": self.logit})
         with torch.no_grad():
             # In half precision they are rounded where they are applied.
-            half = self.logit.dtype in (torch.float16, torch.bfloat16)
+            half = self.logit.dtype in HALVES
             rounding = torch.finfo(self.logit.dtype).eps if half else 0.0
             weights = [float(weight) * (1 + rounding) for weight in self._weights()]
         # A branch with weight 0 may have no finite constant.

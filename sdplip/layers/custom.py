@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._tensors import HALVES
 from ..activations import Activation, activation
 from ..errors import InvalidInput, NotWellPosed
 from ..system import UNKNOWN, System
@@ -25,6 +26,7 @@ from ._base import (
     fill_orthogonal,
     fill_uniform,
     numpy,
+    operator_norm,
     slopes_in_unit_interval,
     wide,
 )
@@ -85,7 +87,7 @@ class ClosedForm(Layer):
 
     @property
     def _half(self) -> bool:
-        return next(self.parameters()).dtype in (torch.float16, torch.bfloat16)
+        return next(self.parameters()).dtype in HALVES
 
     def _accepted(self, name: str | Activation) -> str | Activation:
         sigma, (low, high) = activation(name), self.slopes
@@ -105,15 +107,17 @@ class ClosedFormLinear(ClosedForm, LinearLayer):
         fill_orthogonal(parameter)
 
     def _rounding(self) -> float:
-        return _norm(self._applied().double() - self._tensors()["D"].double()) if self._half else 0
+        if not self._half:
+            return 0.0
+        return operator_norm(self._applied().double() - self._tensors()["D"].double())
 
 
 class ClosedFormResidual(ClosedForm):
-    """x ↦ Hx + Gσ(Wᵀx + b) + c.
+    """x ↦ Hx + Gσ(Wᵀx + b).
 
     Args:
         in_features, hidden, out_features: m, n, p.
-        bias: with b; c is there only where out_features differs from in_features.
+        bias: with b.
     """
 
     condition = "residual"
@@ -172,9 +176,10 @@ class ClosedFormResidual(ClosedForm):
             return 0.0
         old = {name: value.double() for name, value in self._exact().items()}
         new = {name: value.double() for name, value in self._applied().items()}
-        off = {name: _norm(new[name] - old[name]) for name in "HGW"}
+        off = {name: operator_norm(new[name] - old[name]) for name in "HGW"}
         steepest = max(map(abs, self.slopes))
-        return off["H"] + steepest * (off["G"] * _norm(new["W"]) + _norm(old["G"]) * off["W"])
+        G, W = operator_norm(old["G"]), operator_norm(new["W"])
+        return off["H"] + steepest * (off["G"] * W + G * off["W"])
 
     def _options(self) -> dict[str, str | float]:
         return super()._options() | {"activation": activation(self.activation).name}
@@ -195,10 +200,6 @@ class ClosedFormResidual(ClosedForm):
             beta=np.full(n, sigma.beta),
             activation=UNKNOWN,  # type: ignore[arg-type]
         )
-
-
-def _norm(X: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(X, ord=2)) * (1 + 1e-12)
 
 
 class ClosedFormEquilibrium(ClosedForm, EquilibriumLayer):

@@ -9,7 +9,7 @@ the torus' operator between an embedding and a crop, so WᵀW only gets smaller.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,10 @@ from torch.nn import functional as F
 
 from ..activations import Activation, activation
 from ..errors import InvalidInput, ShapeError
-from ._base import check_size, fill_uniform
+from ._base import check_floating, check_size, fill_uniform
+from ._geometry import Padding
 from .closed_forms import dominated
 from .custom import ClosedForm
-
-Padding = Literal["zeros", "circular"]
 
 
 def convolve(W: Tensor, x: Tensor, padding: Padding) -> Tensor:
@@ -141,6 +140,7 @@ class ClosedFormConv2d(ClosedForm):
         )
 
     def _check(self, x: Tensor) -> None:
+        check_floating(type(self).__name__, x)
         if x.ndim != 4 or x.shape[1] != self.in_features:
             raise ShapeError(
                 f"{type(self).__name__}: the input has shape {tuple(x.shape)}, but must be "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._base import check_finite, wide
+from ._base import operator_norm, wide
 from ._linear import LinearLayer
 from .closed_forms import spectral_square
 
@@ -16,6 +16,20 @@ def unit_rows(W: Tensor) -> Tensor:
     W = W / torch.where(scale > 0, scale, 1)
     square = W.square().sum(dim=-1, keepdim=True)
     return W / torch.where(square > 0, square, 1).sqrt()
+
+
+def last_layer_pairs(body: float, W: Tensor) -> Tensor:
+    """ℓ₂ bounds of the differences of outputs of x ↦ W f(x), for an f with ℓ₂ bound `body`:
+    body·‖w_i - w_j‖₂, never worse than √2·body·‖W‖₂.
+
+    Args:
+        W: (K, m).
+
+    Returns:
+        (K, K) float64, with a zero diagonal.
+    """
+    W = W.double()
+    return body * torch.linalg.vector_norm(W[:, None] - W[None], dim=-1)
 
 
 class NormalizedLinear(LinearLayer):
@@ -51,8 +65,7 @@ class NormalizedLinear(LinearLayer):
         """
         self._check_parameters()
         with torch.no_grad():
-            W = self._applied().double()
-            return body * torch.linalg.vector_norm(W[:, None] - W[None], dim=-1)
+            return last_layer_pairs(body, self._applied())
 
     def lipschitz_in(self, norm: float) -> float:
         """‖W‖ for ℓ_norm to ℓ_norm, norm = 2 or inf, of the applied rows.
@@ -60,10 +73,9 @@ class NormalizedLinear(LinearLayer):
         Raises:
             InvalidInput: a parameter that is NaN or Inf, or on the meta device.
         """
-        check_finite("NormalizedLinear", dict(self.named_parameters()))
+        self._check_parameters()
         with torch.no_grad():
-            W = self._applied().double()
-        return float(torch.linalg.matrix_norm(W, ord=norm)) * (1 + 1e-12)
+            return operator_norm(self._applied().double(), norm)
 
     def _promise(self) -> float:
         return self.lipschitz_in(2.0)

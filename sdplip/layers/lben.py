@@ -14,7 +14,7 @@ from ..equilibrium.operators import frobenius
 from ..errors import InvalidInput
 from ._base import fill_uniform, saturate, shown, soft_bound, wide
 from ._equilibrium import Equilibrium, EquilibriumLayer, contracted
-from ._state import Constant, pack, unpack
+from ._state import Constant, coarse, pack, unpack
 
 LIMIT = 10.0
 """Free matrices saturate at Frobenius norm LIMIT·√n (B and C times √min(γ, 1)): far above what
@@ -211,12 +211,11 @@ class _Plain(torch.autograd.Function):
             G = by_A if plain else by_A / Lam.unsqueeze(-1)  # by -Λ(I - A)
             turned = G.mT.clone(memory_format=torch.contiguous_format)
             by_S = turned - G
-            # In place: memory that is not in the cache is what takes the time.
-            inner = turned.add_(G).neg_()
-            by_V = V @ inner
+            twice = turned.add_(G).neg_()
+            by_V = V @ twice
             if half:
-                by_C = C @ inner.mul_(half)
-                by_B = (inner if plain else inner.mul_(Lam).mul_(Lam.unsqueeze(-1))) @ B
+                by_C = half * (C @ twice)
+                by_B = (twice * (half if plain else torch.outer(half * Lam, Lam))) @ B
             if learned:  # Λ(I - A) is divided by Λ, and Λ is in N = ΛB
                 moved = G.diagonal() - torch.linalg.vecdot(G, A)
                 if by_B is not None:
@@ -281,7 +280,7 @@ class Bounded(Equilibrium):
 
     def _margin(self, metric: Tensor) -> float | None:
         """What the modulus is by construction, Λ(I - A) having a symmetric part of at least ε."""
-        if torch.get_float32_matmul_precision() != "highest":
+        if coarse():
             return None  # products may be off by more than ε
         gamma = self._promise()
         scale = 1.0 if math.isinf(gamma) else gamma

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidInput
-from ._base import fill_normal, fill_uniform, saturate, wide
+from ._base import bounded, fill_normal, fill_uniform, wide
 from ._conv import LinearConv
 from ._geometry import Geometry, Pair
 from ._linear import LinearLayer
-from ._rotation import LIMIT, halves, rotated, worthwhile
+from ._rotation import halves, rotated, worthwhile
 
 Map = Literal["cayley", "matrix_exp"]
 
@@ -40,7 +40,7 @@ def semi_orthogonal(X: Tensor, map: Map = "cayley") -> Tensor:
     """Q(X) of `witness`."""
     lying = X.shape[-2] < X.shape[-1]
     Y = (X.mT if lying else X).double()
-    Q = _refined(_MAPS[map](saturate(Y, LIMIT * Y.shape[-1] ** 0.5)))
+    Q = _refined(_MAPS[map](bounded(Y)))
     return (Q.mT if lying else Q).to(X.dtype)
 
 
@@ -133,7 +133,13 @@ class OrthogonalConv2d(LinearConv):
 
     projectors: nn.Parameter | None
 
-    def _create(self, rows: int, columns: int, device: Any, dtype: Any) -> None:
+    def _create(
+        self,
+        rows: int,
+        columns: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
         g = self.geometry
         if g.dilation != (1, 1) and g.stride != (1, 1):
             raise InvalidInput(

@@ -8,18 +8,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InvalidInput, ShapeError
-from ._part import Part, check_images, pair_of
+from ._geometry import Pair, pair
+from ._part import Part, check_images
 
-Size = int | tuple[int, int]
+Size = int | Pair
 
 
-def overlap(kernel: tuple[int, int], stride: tuple[int, int], dilation: Size = 1) -> int:
+def overlap(kernel: Pair, stride: Pair, dilation: Size = 1) -> int:
     """In how many windows a pixel can be.
 
     Along one axis tap j of window o lies at o·stride + j·dilation; a pixel fixes this sum, hence j
     up to multiples of stride / gcd(stride, dilation).
     """
-    spread = pair_of("overlap", "dilation", dilation)
+    spread = pair("overlap", "dilation", dilation)
     axes = zip(kernel, stride, spread, strict=True)
     return math.prod(math.ceil(k * math.gcd(s, d) / s) for k, s, d in axes)
 
@@ -49,8 +50,8 @@ class AvgPool2d(Part):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
-        self.kernel_size = pair_of("AvgPool2d", "kernel_size", kernel_size)
-        self.stride = pair_of("AvgPool2d", "stride", kernel_size if stride is None else stride)
+        self.kernel_size = pair("AvgPool2d", "kernel_size", kernel_size)
+        self.stride = pair("AvgPool2d", "stride", kernel_size if stride is None else stride)
         for name, value in {"padding": padding, "ceil_mode": ceil_mode}.items():
             if value:
                 raise InvalidInput(
@@ -88,7 +89,7 @@ class AdaptiveAvgPool2d(Part):
 
     def __init__(self, output_size: Size = 1) -> None:
         super().__init__()
-        self.output_size = pair_of("AdaptiveAvgPool2d", "output_size", output_size)
+        self.output_size = pair("AdaptiveAvgPool2d", "output_size", output_size)
 
     def lipschitz_in(self, norm: float) -> float:
         if norm != 2:
@@ -133,9 +134,9 @@ class MaxPool2d(Part):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
-        self.kernel_size = pair_of("MaxPool2d", "kernel_size", kernel_size)
-        self.stride = pair_of("MaxPool2d", "stride", kernel_size if stride is None else stride)
-        self.dilation = pair_of("MaxPool2d", "dilation", dilation)
+        self.kernel_size = pair("MaxPool2d", "kernel_size", kernel_size)
+        self.stride = pair("MaxPool2d", "stride", kernel_size if stride is None else stride)
+        self.dilation = pair("MaxPool2d", "dilation", dilation)
         self.padding, self.ceil_mode = padding, ceil_mode
 
     def lipschitz_in(self, norm: float) -> float:

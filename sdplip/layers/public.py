@@ -16,7 +16,7 @@ from ._base import check_finite
 from .lben import LBENLinear
 from .mon import MONLinear
 from .nemon import NEMONLinear
-from .represent import unbounded
+from .represent import soft_unbound
 
 OWNER = "load_public"
 
@@ -121,7 +121,7 @@ def _early(kind: str) -> bool:
 
 
 def _within(name: str, x: Tensor) -> Tensor:
-    return unbounded(OWNER, name, x.double())
+    return soft_unbound(OWNER, name, x.double())
 
 
 def _state(source: str | Path | Mapping[str, Tensor]) -> Mapping[Any, Any]:

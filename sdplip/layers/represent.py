@@ -62,7 +62,7 @@ def as_lben(
         kept = lam.clamp(math.exp(-0.75 * SPREAD), math.exp(0.75 * SPREAD))
         r = (lam / kept).sqrt()
         A, B, C, b, lam = r[:, None] * A / r, r[:, None] * B, C / r, r * b, kept
-    psi, zero = -unbounded(OWNER, "log Λ", lam.log()), torch.zeros_like(A)
+    psi, zero = -soft_unbound(OWNER, "log Λ", lam.log()), torch.zeros_like(A)
     X = _free(D / gamma) if D.any() else None
     bare = solution(psi, zero, zero, B, C, X, A.new_tensor(gamma), 0.0)
     rest = lam[:, None] * (bare["A"] - A)
@@ -96,7 +96,7 @@ def as_lben(
     return layer
 
 
-def unbounded(owner: str, name: str, x: Tensor) -> Tensor:
+def soft_unbound(owner: str, name: str, x: Tensor) -> Tensor:
     """The inverse of `soft_bound` at SPREAD; InvalidInput where x is out of its range."""
     if not bool((x.abs() < SPREAD).all()):
         raise InvalidInput(

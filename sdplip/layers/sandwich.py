@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._tensors import HALVES
 from ..activations import Activation, activation
 from ..errors import InvalidInput, ShapeError
 from ..system import System
 from ._base import Layer, fill_normal, fill_uniform, numpy, slopes_in_unit_interval, wide
-from ._conv import HALVES, ConvLayer, from_phases, norm_estimate, per_group, to_phases
+from ._conv import ConvLayer, from_phases, norm_estimate, per_group, to_phases, unit_images
 from ._geometry import Geometry, Pair, pair
 from ._plain import adjoint, convolution, linear
 from ._rotation import factorised, rotated, worthwhile
@@ -203,8 +204,8 @@ class SandwichConv2d(ConvLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         owner = type(self).__name__
-        s1, s2 = self.stride = pair(owner, "stride", stride, 1)
-        k1, k2 = pair(owner, "kernel_size", kernel_size, 1)
+        s1, s2 = self.stride = pair(owner, "stride", stride)
+        k1, k2 = pair(owner, "kernel_size", kernel_size)
         size = -(-k1 // s1), -(-k2 // s2)
         channels = {"in_channels": in_channels, "out_channels": out_channels}
         geometry = Geometry.of(owner, size, 1, padding, dilation, groups, padding_mode, channels)
@@ -317,20 +318,20 @@ class SandwichConv2d(ConvLayer):
     def _unrolled(self, image: Pair) -> System:
         with torch.no_grad():
             w = {name: kernel.double() for name, kernel in self._applied().items()}
-            m = self.in_channels * image[0] * image[1]
-            basis = torch.eye(m, dtype=torch.float64, device=self.weight.device)
-            images = basis.view(m, self.in_channels, *image)
+            images = unit_images(self.weight, self.in_channels, *image)
             size = self._blocks(images)
             W = self._strided.convolve(w["W"], images)
-            n = W[0].numel()
-            units = torch.eye(n, dtype=torch.float64, device=W.device).view(n, *W.shape[1:])
-            G = self.geometry.transpose(w["G"], units, size).flatten(1).mT
+            G = self.geometry.transpose(w["G"], unit_images(W, *W.shape[1:]), size).flatten(1).mT
         bias = None
         if self.bias is not None:
-            bias = numpy(self.bias.repeat_interleave(n // self.out_channels))
+            bias = numpy(self.bias.repeat_interleave(W[0, 0].numel()))
         name = activation(self.activation).name
         return System.residual(
-            numpy(G.new_zeros(len(G), m)), numpy(G), numpy(W.flatten(1)), bias, activation=name
+            numpy(G.new_zeros(len(G), len(images))),
+            numpy(G),
+            numpy(W.flatten(1)),
+            bias,
+            activation=name,
         )
 
     def _options(self) -> dict[str, str | float]:

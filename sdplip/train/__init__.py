@@ -10,18 +10,13 @@ config = find_preset("sll-small").config(load("cifar10"))    # a published netwo
 
 from typing import Any
 
+from ..layers.head import last_layer_pairs
 from .checkpoint import load_model, save_model
 from .config import EvalConfig, RunConfig, TrainConfig, override, preset
 from .data import DATASETS, Splits, load, pixels
 from .evaluation.attack import Attack, pgd
 from .evaluation.autopgd import apgd
-from .evaluation.certify import (
-    certified_accuracy,
-    certified_radii,
-    global_pairs,
-    last_layer_pairs,
-    linf_pairs,
-)
+from .evaluation.certify import certified_accuracy, certified_radii, global_pairs, linf_pairs
 from .evaluation.evaluate import evaluate
 from .evaluation.row import Row
 from .experiments.presets import PRESETS, Preset, find_preset

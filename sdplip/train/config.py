@@ -8,9 +8,10 @@ from typing import Any
 
 from ..errors import InvalidInput
 from .data import DATASETS, FOLDER, Splits, augment, known
+from .entries import check_choices, check_finite, check_least, check_types, plain, read_config
 from .evaluation.attack import ATTACKS
 from .loss import OFFSET, TEMPERATURE
-from .models import ModelConfig, check_types, norm_of, plain, read_config
+from .models import ModelConfig, norm_of
 
 SCHEDULES = ("constant", "piecewise", "onecycle", "cosine", "step", "multistep")
 LOSSES = ("margin", "multi_margin", "cross_entropy", "lipschitz_margin")
@@ -64,32 +65,20 @@ class TrainConfig:
                 f"train: data is {self.data!r}, but must be one of {', '.join(DATASETS)} or "
                 f"{FOLDER}PATH."
             )
-        for name, values in (
-            ("schedule", SCHEDULES),
-            ("loss", LOSSES),
-            ("optimizer", OPTIMIZERS),
-            ("precision", PRECISIONS),
-            ("augment", tuple(augment.AUGMENTATIONS)),
-        ):
-            if getattr(self, name) not in values:
-                raise InvalidInput(
-                    f"train: {name} is {getattr(self, name)!r}, but must be one of "
-                    f"{', '.join(values)}."
-                )
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("seed", 0),
-            ("train_images", 1),
-            ("accumulate", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InvalidInput(f"train: {name} is {value!r}, but must be an integer ≥ {least}.")
-        for name in ("lr", "temperature"):
-            _finite("train", name, getattr(self, name), positive=True)
-        for name in ("offset", "linf_penalty", "weight_decay"):
-            _finite("train", name, getattr(self, name), positive=False)
+        choices = {
+            "schedule": SCHEDULES,
+            "loss": LOSSES,
+            "optimizer": OPTIMIZERS,
+            "precision": PRECISIONS,
+            "augment": tuple(augment.AUGMENTATIONS),
+        }
+        check_choices("train", self, choices)
+        check_least(
+            "train", self, 1, "epochs", "batch_size", "train_images", "of_epochs", "accumulate"
+        )
+        check_least("train", self, 0, "seed")
+        check_finite("train", self, "lr", "temperature")
+        check_finite("train", self, "offset", "linf_penalty", "weight_decay", positive=False)
         self._check_shares()
 
     def _check_shares(self) -> None:
@@ -139,20 +128,11 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_types("evaluate", self)
-        for name in ("radii", "linf_radii"):
-            for radius in getattr(self, name):
-                _finite("evaluate", name, radius, positive=True)
-        if self.attack not in ATTACKS:
-            raise InvalidInput(
-                f"evaluate: attack is {self.attack!r}, but must be one of {', '.join(ATTACKS)}."
-            )
+        check_finite("evaluate", self, "radii", "linf_radii")
+        check_choices("evaluate", self, {"attack": ATTACKS})
         counts = ("steps", "restarts", "images", "attack_images", "verify_units", "local_images")
-        for name, least in (*((name, 1) for name in counts), ("pair_units", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InvalidInput(
-                    f"evaluate: {name} is {value!r}, but must be an integer ≥ {least}."
-                )
+        check_least("evaluate", self, 1, *counts)
+        check_least("evaluate", self, 0, "pair_units")
 
 
 @dataclass(frozen=True)
@@ -226,9 +206,3 @@ def override(config: RunConfig, **changes: Any) -> RunConfig:
     if wanted:
         raise InvalidInput(f"run: unknown entries {', '.join(sorted(wanted))}.")
     return RunConfig(**parts)  # type: ignore[arg-type]
-
-
-def _finite(where: str, name: str, value: float, *, positive: bool) -> None:
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        rule = "positive" if positive else "not negative"
-        raise InvalidInput(f"{where}: {name} is {value}, but must be finite and {rule}.")

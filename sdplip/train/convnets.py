@@ -175,7 +175,7 @@ def residual(config: ModelConfig) -> list[nn.Module]:
     for _ in range(config.depth):
         body += _activated(config, _conv(config, width, 3))
     body += [AvgPool2d(PATCH), nn.Flatten()]
-    features = width * math.prod(side // PATCH for side in config.input_shape[1:])
+    features = width * _patches(config)
     for _ in range(config.dense_depth):
         body += _activated(config, _dense(config, features, features, config.dense_width))
     last = nn.Linear if config.layer == UNCONSTRAINED else NormalizedLinear

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import inspect
 import math
-import reprlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from ..layers import (
 from ..layers._products import PRODUCTS
 from ..layers.nemon import Measured
 from . import convnets
+from .entries import check_choices, check_finite, check_least, check_types, plain, read_config
 
 BASELINES = (convnets.UNCONSTRAINED, "torch-spectral")
 SPECIAL = {"mon": "lben", "implicit": "nemon"}
@@ -50,8 +50,6 @@ UNBOUNDED = ("lben", "mon")
 DENSE = "dense"
 ARCHITECTURES = (DENSE, *convnets.ARCHITECTURES)
 NORMALISE = ("none", "mean", "std")
-LARGEST = 2**40
-"""No integer of a configuration exceeds it: seeds are multiplied, and still fit 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +91,10 @@ class ModelConfig:
         known_layer(self.layer)
         if not self.input_shape:
             raise InvalidInput("model: input_shape is empty, but must hold the sizes of an input.")
-        names = ("width", "depth", "num_classes", "kernel")
-        sizes = {name: getattr(self, name) for name in names}
-        sizes |= {f"input_shape[{i}]": size for i, size in enumerate(self.input_shape)}
-        if self.hidden is not None:
-            sizes["hidden"] = self.hidden
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise InvalidInput(f"model: {name} is {size!r}, but must be an integer ≥ 1.")
-        for name in ("dense_depth", "dense_width"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 0:
-                raise InvalidInput(f"model: {name} is {size!r}, but must be an integer ≥ 0.")
-        for name in ("gamma", "std", "tol"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InvalidInput(f"model: {name} is {value}, but must be positive and finite.")
+        sizes = ("width", "depth", "num_classes", "kernel", "hidden", "input_shape")
+        check_least("model", self, 1, *sizes)
+        check_least("model", self, 0, "dense_depth", "dense_width")
+        check_finite("model", self, "gamma", "std", "tol")
         if self.gamma is None and self.layer not in UNBOUNDED:
             raise InvalidInput(
                 f"model: gamma is null, but only {' and '.join(UNBOUNDED)} can do without a bound."
@@ -122,12 +108,7 @@ class ModelConfig:
                 f"channel of {self.input_shape}."
             )
         choices = {"normalise": NORMALISE, "architecture": ARCHITECTURES, "products": PRODUCTS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InvalidInput(
-                    f"model: {name} is {getattr(self, name)!r}, but must be one of "
-                    f"{', '.join(known)}."
-                )
+        check_choices("model", self, choices)
         activation(self.activation)
         if self.architecture != DENSE:
             convnets.check(self)
@@ -145,61 +126,6 @@ class ModelConfig:
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`; InvalidInput for unknown, missing or ill-typed entries."""
         return read_config(cls, values)
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A config dataclass as JSON values; the inverse of `read_config`."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-
-
-def read_config(cls: type, values: object) -> Any:
-    """A config dataclass from parsed JSON; every key known, every required one there."""
-    if not isinstance(values, dict):
-        raise InvalidInput(f"{cls.__name__}: expected a JSON object, got {type(values).__name__}.")
-    known = {f.name for f in fields(cls)}
-    if unknown := sorted(set(values) - known):
-        raise InvalidInput(f"{cls.__name__}: unknown entries {', '.join(unknown)}.")
-    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    try:
-        return cls(**kept)
-    except InvalidInput:
-        raise
-    except (TypeError, AttributeError, OverflowError, IndexError, ValueError) as error:
-        raise InvalidInput(f"{cls.__name__}: {error}.") from error
-
-
-def check_types(where: str, config: Any) -> None:
-    """Raise InvalidInput, naming `where`, for an entry of another type than its annotation's.
-
-    An integer is also a float, where one can hold it, but a boolean is no number.
-    """
-    for name, wanted in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _is_a(value, wanted):
-            raise InvalidInput(
-                f"{where}: {name} is {reprlib.repr(value)}, but must be {_in_words(wanted)}."
-            )
-
-
-def _is_a(value: Any, wanted: Any) -> bool:
-    if get_origin(wanted) is tuple:
-        each = get_args(wanted)[0]
-        return isinstance(value, tuple) and all(_is_a(entry, each) for entry in value)
-    if get_args(wanted):
-        return any(_is_a(value, one) for one in get_args(wanted))
-    if wanted in (int, float) and isinstance(value, int):
-        return not isinstance(value, bool) and abs(value) <= LARGEST
-    return isinstance(value, wanted)
-
-
-def _in_words(wanted: Any) -> str:
-    if get_origin(wanted) is tuple:
-        return f"a list, each {_in_words(get_args(wanted)[0])}"
-    if get_args(wanted):
-        return ", or ".join(map(_in_words, get_args(wanted)))
-    numbers = {int: "an integer of at most 2**40", float: "a number"}
-    words = {**numbers, str: "a string", bool: "true or false", type(None): "null"}
-    return words.get(wanted, str(wanted))
 
 
 def known_layer(name: str) -> str:
@@ -329,6 +255,6 @@ def families() -> tuple[str, ...]:
 def parameters(config: ModelConfig) -> int:
     """The number of parameters of the model, whose tensors are not allocated."""
     # Normalize has no parameters, and refuses the meta device, where it has no values to check.
-    plain = replace(config, normalise="none")
+    bare = replace(config, normalise="none")
     with torch.device("meta"):
-        return sum(p.numel() for p in _build(plain).parameters())
+        return sum(p.numel() for p in _build(bare).parameters())

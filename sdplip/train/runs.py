@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -38,6 +38,9 @@ from .manifest import manifest
 from .models import DENSE, parameters
 from .processes import launched, leads
 from .reporting.tables import document
+
+if TYPE_CHECKING:
+    from .experiments.budget import Budget
 
 FORMAT = "sdplip-run-1"
 LOCK, GUARD = ".lock", ".guard"
@@ -61,7 +64,8 @@ class Finished:
     already: bool
 
 
-OnEpoch = Callable[[RunConfig, int, dict[str, float]], None]
+OnEpoch = Callable[[str, RunConfig, int, dict[str, float]], None]
+"""Told a run's name, its configuration, the epoch that has ended, and how it went."""
 
 
 def run(
@@ -95,6 +99,7 @@ def run(
             train(config, splits, device=device, resume_dir=out)
         return Finished([], out, already=False)
     prepare(config, out, force=force, resume=resume)
+    name = f"{config.model.layer} {variant}".rstrip()
     beside: dict[str, Any] = {
         "variant": variant, "published": published or {}, "source": source if published else ""
     }  # fmt: skip
@@ -112,7 +117,7 @@ def run(
             splits,
             device=device,
             resume_dir=out,
-            on_epoch=None if on_epoch is None else lambda k, metrics: on_epoch(config, k, metrics),
+            on_epoch=None if on_epoch is None else partial(on_epoch, name, config),
             tensorboard=out / TENSORBOARD if tensorboard else None,
         )
         save_model(out / MODEL_FILE, result.model, config.model)
@@ -195,13 +200,14 @@ def compare(
     address: str | None = None,
     cpus: float = 1,
     gpus: float = 0,
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
     """Run every configuration under `out`, draw the pictures, write and return compare.json.
 
     Where configurations have names, these tell apart runs of one family; `published` has figures
     by the same names, `sources` where they are from. With the engine "ray" the runs are tasks of a
     cluster, see `_engine.scatter`; a run whose worker is lost goes on from its last state, on the
-    same machine.
+    same machine. Here, one after another, each is as long as the `budget` has it when it begins.
     """
     from .reporting.plots import plot
 
@@ -216,15 +222,17 @@ def compare(
         splits.first(config.train.train_images)
     for name, config in configs.items():
         prepare(config, out / folder_name(name), force=force, resume=resume)
-    tasks = [
+    local = engine == "local"
+    budget = budget if local else None
+    tasks = (
         (
-            config, (out / folder_name(name)).resolve(), device, resume,
+            config if budget is None else budget.begin(name),
+            (out / folder_name(name)).resolve(), device, resume,
             name.removeprefix(config.model.layer).strip(), (published or {}).get(name),
             (sources or {}).get(name, ""),
         )
         for name, config in configs.items()
-    ]  # fmt: skip
-    local = engine == "local"
+    )  # fmt: skip
     work = partial(_task, on_epoch=on_epoch) if local else partial(_gathered, threads=int(cpus))
     found: dict[int, Finished] = {}
     for k, (finished, files) in scatter(
@@ -235,9 +243,11 @@ def compare(
                 finished.path.mkdir(parents=True, exist_ok=True)
                 write_atomically(finished.path / file, partial(_put, content))
         found[k] = finished
+        if budget is not None:
+            budget.end(finished.rows[0].train_seconds, finished.already)
         if on_finished is not None:
             on_finished(finished)
-    runs = [found[k] for k in range(len(tasks))]
+    runs = [found[k] for k in range(len(configs))]
     rows = [row for finished in runs for row in finished.rows]
     metrics = {f.rows[0].label: read_json(f.path / "metrics.json") for f in runs if f.rows}
     histories = {name: values["history"] for name, values in metrics.items()}

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -49,7 +49,7 @@ class Certificate:
     """The Lipschitz bound, in `norm` on input and output."""
     norm: float
     """2.0 or inf."""
-    multipliers: tuple[float, ...]
+    multipliers: tuple[float, ...] = field(repr=False)
     """Λ (norm 2) or η (norm inf), one per unit; 0 for one that cannot matter, or is linear."""
     proven: bool
     """Whether `check` established the bound in rounding-safe arithmetic."""
@@ -192,7 +192,13 @@ def check(certificate: Certificate, model: System | ConvSystem | nn.Module) -> C
     Raises:
         CertificationError: another model, or the condition does not hold (or not by enough for a
             proof in float64); the message says which.
+        InvalidInput: no certificate, or no model.
     """
+    if not isinstance(certificate, Certificate):
+        raise InvalidInput(
+            f"check: the certificate is a {type(certificate).__name__}. Read it with "
+            "Certificate.load, and give it before the model."
+        )
     system = subject(model, unrolled=certificate.kind == SYSTEM)
     digest = system.digest()
     if certificate.model != digest:

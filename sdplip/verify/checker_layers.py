@@ -59,13 +59,14 @@ def images(arrays):
     need(shape[0] * prod(fine) <= WIDEST, "its strides are too large")
     stages, last = placed(content["stages"], left, shape, fine, found)
     need(stages and not left, "the stages are not those of the arrays")
+    every = [*stages]
     H = stages.pop().W if stages[-1].kind == "head" else None
     outputs = prod(last) if H is None else len(H)
     H = None if H is None else H.reshape(len(H), last[0], -1)
     mean = H is not None and H.shape[2] > 1 and (H[:, :, :1] == H).all()
     units = [stage for stage in found if stage.kind == "units"]
     return {
-        **{"stages": stages, "head": H, "mean": mean, "start": shape, "fine": fine},
+        **{"every": every, "stages": stages, "head": H, "mean": mean, "start": shape, "fine": fine},
         **{"linear": [stage for stage in found if stage.kind == "linear"]},
         **{"inputs": shape[0] * prod(fine), "sha256": h.hexdigest()},
         **{"sizes": [prod(shape), sum(prod(stage.shape) for stage in units), outputs]},
@@ -127,7 +128,7 @@ def placed(packed, arrays, shape, fine, found):
             if "pool" in item:
                 step, pads, mode = item["pool"], [0, 0, 0, 0], "zeros"
                 taps = np.full(step, 1 / (step[0] * step[1]))
-                K = np.eye(shape[0])[:, :, None, None] * taps
+                K, b = np.eye(shape[0])[:, :, None, None] * taps, np.zeros(shape[0])
             else:
                 K, b = (arrays.pop(f"{key}{item['convolve']}") for key in "Kb")
                 step, pads, mode = item["stride"], item["padding"], item["padding_mode"]
@@ -139,7 +140,7 @@ def placed(packed, arrays, shape, fine, found):
             need(min(room) >= 0, "a kernel is larger than its image")
             fine = tuple(fine[a] // step[a] for a in (0, 1))
             shape = (len(K), *(room[a] // step[a] + 1 for a in (0, 1)))
-            stage.K, stage.step, stage.pads, stage.mode = K, step, pads[::2], mode
+            stage.K, stage.b, stage.step, stage.pads, stage.mode = K, b, step, pads[::2], mode
             stage.after, stage.coarse = shape[1:], fine
         elif "activate" in item:
             stage.kind, stage.name = "units", item["name"]
@@ -153,9 +154,10 @@ def placed(packed, arrays, shape, fine, found):
             step, shape = strides(item["add"]), end
             fine = tuple(fine[a] // step[a] for a in (0, 1))
         else:
-            stage.kind, stage.W = "head", arrays.pop(f"W{item['head']}")
+            stage.kind = "head"
+            stage.W, stage.b = (arrays.pop(f"{key}{item['head']}") for key in "Wb")
             fits_all = stage.W.ndim == 2 and stage.W.shape[1] == prod(shape)
-            need(fits_all and arrays.pop(f"b{item['head']}").shape == stage.W.shape[:1], "head")
+            need(fits_all and stage.b.shape == stage.W.shape[:1], "head")
             need(item is packed[-1] and not arrays, "a head is not the last stage")
         stages.append(stage)
         found.append(stage)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class MarginBounds:
     """
 
     bounds: Array
-    certificates: dict[tuple[int, int], Certificate]
+    certificates: dict[tuple[int, int], Certificate] = field(repr=False)
     norm: float
     region: Region | None = None
 

@@ -298,7 +298,7 @@ def _by_residual(diagonal: list[Array], below: list[Array], distance: list[Array
     the decomposition turns out to have left.
     """
     # What a decomposition leaves is mostly below half as many units as there are columns.
-    shift = [1.1 * d + 0.75 * len(d) * UNIT for d in distance]
+    shift = [1.1 * d + (0.75 * len(d) + 4) * UNIT for d in distance]
     for _ in range(4):
         L: list[Array] = []
         M: list[Array] = []
@@ -317,7 +317,7 @@ def _by_residual(diagonal: list[Array], below: list[Array], distance: list[Array
             return True
         if not all(np.isfinite(o).all() for o in others):
             return False
-        shift = [1.5 * o for o in others]
+        shift = [1.5 * o + 4 * UNIT for o in others]
     return False
 
 

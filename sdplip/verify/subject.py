@@ -24,8 +24,8 @@ def as_system(model: Any) -> System:
     if isinstance(model, nn.Module):
         return System.from_module(model)
     raise InvalidInput(
-        f"{type(model).__name__} is no System, no ConvSystem and no torch module; build one with "
-        "System.feedforward, System.equilibrium or System.load."
+        f"{type(model).__name__} is neither a System or ConvSystem nor a torch module; build one "
+        "with System.feedforward, System.equilibrium or System.load."
     )
 
 

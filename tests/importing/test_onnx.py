@@ -354,6 +354,17 @@ def test_external_data_stays_in_its_folder(tmp_path):
         importing.load(external(tmp_path, "w.bin"))
 
 
+def test_samples_of_a_batch_that_are_mixed(tmp_path):
+    path, axis = tmp_path / "net.onnx", {"n": np.array([0])}
+    nodes = [node("ReduceMean", "x", "n", out="m"), node("Sub", "x", "m", out="d"),
+             node("Add", "d", "x")]  # fmt: skip
+    with pytest.raises(InvalidInput, match="depends on the others of its batch"):
+        importing.load(write(path, nodes, axis, shape=("batch", 4), out=("batch", 4)))
+    # Of a model for one sample alone nothing else can be asked.
+    system = importing.load(write(path, nodes, axis, shape=(1, 4), out=(1, 4)))
+    np.testing.assert_array_equal(system.D, np.eye(4))
+
+
 def test_what_weights_may_not_hold(tmp_path):
     path = tmp_path / "net.onnx"
     for bad in (np.nan, np.inf):

@@ -115,6 +115,26 @@ def test_what_has_no_translation_is_refused(name):
         from_torch(Function(REFUSED[name]), torch.zeros(1, 6))
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda m, x: m.b(m.a(x - x.mean(0, keepdim=True))),
+        lambda m, x: m.a(x + 5 * (x - x.roll(1, 0))),
+        lambda m, x: m.a(x) if len(x) == 1 else 100 * m.a(x),
+    ],
+    ids=["mean", "roll", "branch"],
+)
+def test_what_mixes_the_samples_of_a_batch_is_not_one_of_a_single_sample(f):
+    net = Function(f)
+    with pytest.raises(InvalidInput, match="depends on the others of its batch"):
+        from_torch(net, torch.zeros(1, 6))
+    # Several samples as one input are mixed by the system, too.
+    system = from_torch(net, torch.zeros(3, 6))
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(system(x.double().flatten()).float(), net(x).flatten())
+
+
 WRITING = {
     "scaled twice": lambda m, x: x.mul_(2) * 2,
     "normalised": lambda m, x: m.b(F.relu(m.a(x.sub_(0.5).div_(0.25)))),

@@ -1,7 +1,9 @@
 """Row sums of |WᵀW|: value and derivatives against the plain formula in float64, and T ⪰ WᵀW."""
 
+import functools
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from conv_cases import MODES, matrix
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jacrev, vmap
 from torch.nn import functional as F
 
-from sdplip.layers import OrthogonalConv2d, _correlation
+from sdplip.layers import AOLLinear, OrthogonalConv2d, _correlation
 from sdplip.layers._conv import per_group, to_phases
 from sdplip.layers._correlation import correlation_sums
 from sdplip.layers._geometry import Geometry
@@ -279,3 +281,37 @@ def test_products_that_round_their_factors_keep_the_bound(precision):
             assert torch.linalg.eigvalsh(gram)[-1] <= 1
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_what_rounded_factors_lose_is_in_the_bound(precision):
+    """What all columns have in common is below half a unit of bfloat16: products of rounded
+    columns are those of a matrix with a norm 5 % smaller."""
+    corner = torch.ones(4, 4) - 2 * torch.eye(4)
+    W = functools.reduce(torch.kron, [corner] * 5) + (2**-12 if precision == "high" else 0.0019)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        T = dominated(W).double()
+        D = AOLLinear(8, 8).witness()["D"]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    # A regular Hadamard matrix keeps (1, …, 1), and so does what is added.
+    top = torch.ones(len(W), dtype=torch.float64)
+    assert (W.double() @ (top / T.sqrt())).norm() <= top.norm()
+    assert D.dtype == torch.float64
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends, "fp32_precision"), reason="a switch of newer versions of PyTorch"
+)
+def test_precisions_that_are_set_by_backend():
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "bf16"
+    try:
+        layer = AOLLinear(64, 64)
+        D = layer.system().D
+        assert layer(torch.randn(3, 64)).dtype == torch.float32
+    finally:
+        backend.fp32_precision = before
+    assert np.linalg.norm(D, 2) <= 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.text import Text
 from small_runs import quick
 from typer.testing import CliRunner
 
@@ -14,7 +15,7 @@ from sdplip.errors import InvalidInput
 from sdplip.train import Splits, build, load, override
 from sdplip.train.checkpoint import read_json, write_json
 from sdplip.train.evaluation.row import Row
-from sdplip.train.experiments.budget import affordable, settled, shrink
+from sdplip.train.experiments.budget import Budget, settled, shrink
 from sdplip.train.experiments.comparisons import EXPERIMENTS, Experiment, Variant, one_model
 from sdplip.train.experiments.presets import PRESETS
 from sdplip.train.loss import lipschitz_margin
@@ -26,7 +27,9 @@ from sdplip.train.reporting.captions import (
     scaled_down,
     sources,
 )
-from sdplip.train.reporting.plots import plot
+from sdplip.train.reporting.curves import tightness_figure
+from sdplip.train.reporting.figures import cost_figure
+from sdplip.train.reporting.plots import plot, tradeoff_figure
 from sdplip.train.runs import compare, folder_name, run
 
 
@@ -144,43 +147,112 @@ def test_a_share_of_the_epochs_is_said(splits):
 
 def test_a_budget_takes_epochs_then_images_and_never_adds_any(splits):
     configs = {name: quick(name, splits, epochs=50) for name in ("aol", "sll")}
-    plenty = affordable(configs, splits, 1e4, "cpu")
+    plenty = Budget(configs, splits, 1e4, "cpu").plan()
     assert plenty == configs
     for minutes in (1e-3, 1e-5):
-        for short in affordable(configs, splits, minutes, "cpu").values():
+        for short in Budget(configs, splits, minutes, "cpu").plan().values():
             assert short.train.epochs < 50 == short.train.of_epochs
             assert short.evaluate.images == 30 and (short.evaluate.attack_images or 30) <= 30
     assert short.train.epochs == 1 and short.train.train_images < len(splits.train[0])
     for minutes in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InvalidInput, match="budget"):
-            affordable(configs, splits, minutes, "cpu")
+            Budget(configs, splits, minutes, "cpu")
 
 
 def test_a_budget_limits_what_is_measured_too(splits):
     config = override(quick("aol", splits), images=len(splits.test[0]), steps=50_000, restarts=9)
-    (short,) = affordable({"aol": config}, splits, 1.0, "cpu").values()
+    (short,) = Budget({"aol": config}, splits, 1.0, "cpu").plan().values()
     # Two images of every class are left.
     assert short == override(config, attack_images=20)
-    (short,) = affordable({"aol": config}, splits, 1e-5, "cpu").values()
+    (short,) = Budget({"aol": config}, splits, 1e-5, "cpu").plan().values()
     assert short.evaluate.images == 100
 
 
-def test_budget_arithmetic(splits, monkeypatch):
+@pytest.fixture
+def shared(splits, monkeypatch):
+    """A budget's runs, with given seconds of an epoch, by a clock that stands still."""
     seconds = {"aol": 0.6, "sll": 60.0}
     monkeypatch.setattr(
         "sdplip.train.experiments.budget._epoch_seconds",
         lambda config, *rest: seconds[config.model.layer],
     )
+    now = [0.0]
+
+    def begin(configs, minutes, **options):
+        return Budget(configs, splits, minutes, clock=lambda: now[0], **options)
+
+    begin.now = now
+    return begin
+
+
+def test_budget_arithmetic(splits, shared):
     many = {f"aol {k}": quick("aol", splits, epochs=10**6, seed=k) for k in range(4)}
-    shared, each = (affordable(many, splits, 1.0, each=each) for each in (False, True))
     # 65 % of a minute for four, or a minute for each.
-    assert [c.train.epochs for c in shared.values()] == [16] * 4
-    assert [c.train.epochs for c in each.values()] == [100] * 4
+    for each, epochs in ((False, 16), (True, 100)):
+        found = shared(many, 1.0, each=each).plan()
+        assert [c.train.epochs for c in found.values()] == [epochs] * 4
     # What a cheap run leaves over is the others': half a second less than 39 s, of 60 s an epoch.
     two = {"sll": quick("sll", splits), "aol": quick("aol", splits, epochs=1)}
-    found, whole = affordable(two, splits, 1.0), len(splits.train[0])
+    found, whole = shared(two, 1.0).plan(), len(splits.train[0])
     assert found["aol"].train.of_epochs is None and found["sll"].train.epochs == 1
     assert found["sll"].train.train_images == pytest.approx(38.4 / 60 * whole, abs=2)
+    # A recipe of one epoch on fewer images is shorter, too; and the recipe's number stays.
+    one = {"a": quick("sll", splits, epochs=1), "b": quick("sll", splits, epochs=2, of_epochs=9)}
+    found = shared(one, 1.0).plan()
+    assert [c.train.of_epochs for c in found.values()] == [1, 9]
+
+
+def test_before_every_run_the_time_left_is_shared_anew(splits, shared):
+    many = {f"aol {k}": quick("aol", splits, epochs=10**6, seed=k) for k in range(4)}
+    budget = shared(many, 4.0)
+    assert budget.begin("aol 0").train.epochs == 65
+    # All is three times slower: 117 s and not 39 of training, 63 of measuring.
+    shared.now[0] += 180
+    budget.end(117.0, already=False)
+    # A minute is left for three, of which measuring takes 35 % again: 13 s of 1.8 s an epoch.
+    assert [c.train.epochs for c in budget.plan().values()] == [7, 7, 7]
+    assert budget.begin("aol 1").train.of_epochs == 10**6
+    # One that had finished counts as if it had been trained now: 13 s and 7 to measure.
+    budget.end(13.0, already=True)
+    assert [c.train.epochs for c in budget.plan().values()] == [7, 7]
+    # What nothing is left for gets the least there is, and says so.
+    budget.begin("aol 2")
+    shared.now[0] += 1000
+    budget.end(12.6, already=False)
+    last = budget.begin("aol 3")
+    assert (last.train.epochs, last.train.of_epochs, last.train.train_images) == (1, 10**6, 100)
+    assert (last.evaluate.images, last.evaluate.attack_images) == (30, 20)
+    # The time of training is each one's own: only the pace changes.
+    budget = shared(many, 1.0, each=True)
+    budget.begin("aol 0")
+    shared.now[0] += 500
+    budget.end(120.0, already=False)
+    assert [c.train.epochs for c in budget.plan().values()] == [50, 50, 50]
+
+
+def test_a_comparison_runs_what_its_budget_plans_and_nothing_twice(splits, shared, tmp_path):
+    configs = {f"aol {k}": quick("aol", splits, epochs=40, seed=k) for k in range(3)}
+    folders = {name: tmp_path / folder_name(name) for name in configs}
+    seen = []
+
+    def slow(name, config, epoch, metrics):
+        seen.append(name)
+        # Ten minutes for the first run, of half of one for all.
+        shared.now[0] += 600.0 / config.train.epochs
+
+    def go():
+        budget = shared(configs, 0.5, folders=folders)
+        rows = compare(budget.plan(), splits, tmp_path, budget=budget, on_epoch=slow)["rows"]
+        return [row["note"] for row in rows]
+
+    notes = go()
+    assert list(dict.fromkeys(seen)) == list(configs)
+    assert "scaled down: 10 of 40 epochs" in notes[0]
+    assert all("scaled down: 1 of 40 epochs on 100 images" in note for note in notes[1:])
+    stored = [read_json(folder / "config.json")["train"] for folder in folders.values()]
+    assert [(c["epochs"], c["train_images"]) for c in stored] == [(10, None), (1, 100), (1, 100)]
+    seen.clear()
+    assert go() == notes and seen == []
 
 
 def test_what_was_begun_keeps_its_length(splits, tmp_path):
@@ -211,6 +283,20 @@ def test_runs_of_one_family_stand_beside_each_other(splits, tmp_path):
     # What is published is said anew when finished runs are read back.
     again = compare(configs, splits, tmp_path, published={"lben γ=2": {"error": 2.5}})
     assert again["rows"][1]["published"] == {"error": 2.5}
+
+
+@pytest.mark.parametrize("draw", [tradeoff_figure, tightness_figure, cost_figure])
+def test_no_name_in_a_picture_covers_another(draw, splits):
+    config = quick("lben", splits)
+    rows = [replace(row(config), verified=0.5 + k / 500, variant=f"γ={k}") for k in range(24)]
+    figure = draw(rows)
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    names = {text.get_text(): text for text in axis.texts if "γ" in text.get_text()}
+    assert len(names) == len(rows)
+    boxes = [Text.get_window_extent(name) for name in names.values()]
+    for k, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:k])
 
 
 def test_published_errors_under_attack_are_about_the_normalised_input():

@@ -43,7 +43,7 @@ def test_another_configuration_is_refused_with_the_difference(splits, tmp_path):
 def test_an_interrupted_run_continues(splits, tmp_path):
     config, out = quick("aol", splits, epochs=3), tmp_path / "aol"
 
-    def interrupt(config, epoch, metrics):
+    def interrupt(name, config, epoch, metrics):
         if epoch == 2:
             raise KeyboardInterrupt
 
@@ -53,7 +53,7 @@ def test_an_interrupted_run_continues(splits, tmp_path):
     with pytest.raises(InvalidInput, match="interrupted"):
         run(config, splits, out, resume=False)
     seen = []
-    run(config, splits, out, on_epoch=lambda config, epoch, metrics: seen.append(epoch))
+    run(config, splits, out, on_epoch=lambda name, config, epoch, metrics: seen.append(epoch))
     assert seen == [2, 3]
     history = json.loads((out / "metrics.json").read_text())["history"]
     assert len(history) == 3
@@ -86,7 +86,7 @@ def test_a_directory_in_use_is_refused_and_a_dead_lock_taken_over(splits, tmp_pa
     tmp_path.joinpath(LOCK).write_text(str(os.getpid()))
     seen = []
 
-    def again(config, epoch, metrics):
+    def again(name, config, epoch, metrics):
         with pytest.raises(InvalidInput, match=f"in use by process {os.getpid()}"):
             run(config, splits, tmp_path)
         seen.append(epoch)

@@ -42,7 +42,7 @@ def residual(rng):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     network = residual(np.random.default_rng(0))
-    certificate = lipschitz(network, lower=False)
+    certificate = lipschitz(network, method="frequency", lower=False)
     return write(tmp_path_factory.mktemp("images"), certificate, network), certificate, network
 
 
@@ -50,7 +50,7 @@ def files(tmp_path_factory):
 
 
 def assert_same(folder, network):
-    certificate = lipschitz(network, lower=False)
+    certificate = lipschitz(network, method="frequency", lower=False)
     assert certificate.solved <= certificate.bound
     claims = [(certificate.bound, PROVEN), (1.5 * certificate.bound, PROVEN)]
     if certificate.bound:
@@ -80,7 +80,7 @@ def test_everything_there_is_in_one_network(files):
 @pytest.mark.parametrize("name", ["4x8", pytest.param("8x8", marks=pytest.mark.slow)])
 def test_published_chains(nets_dir, tmp_path, name):
     path = nets_dir / f"conv_chain_{name}.npz"
-    certificate = lipschitz(ConvSystem.load(path), lower=False)
+    certificate = lipschitz(ConvSystem.load(path), method="frequency", lower=False)
     assert 0 < certificate.inflation <= 1e-8
     for factor, expected in ((1, PROVEN), (1 - 1e-6, NOT_PROVEN)):
         replace(certificate, bound=certificate.bound * factor).save(tmp_path / "c.json")
@@ -103,7 +103,7 @@ def test_it_reads_chains_as_sdplip_does(arrays, tmp_path):
     network, net = ConvSystem.load(path), checker.read_model(str(path))
     assert net["sha256"] == network.digest()
     assert net["sizes"] == [network.inputs, network.units, network.outputs]
-    lipschitz(network, lower=False).save(tmp_path / "c.json")
+    lipschitz(network, method="frequency", lower=False).save(tmp_path / "c.json")
     assert checker.main([str(tmp_path / "c.json"), str(path)]) == PROVEN
 
 
@@ -222,7 +222,7 @@ def test_no_multipliers_prove_less_than_a_jacobian(tmp_path_factory, seed, sprea
     """Whatever the multipliers: near those that were found, and far from them."""
     rng = np.random.default_rng(seed)
     network = random_network(rng, ["zeros", "circular"][seed % 2])
-    found = lipschitz(network, lower=False)
+    found = lipschitz(network, method="frequency", lower=False)
     truth = lower_bound_conv(network, samples=3, steps=20, seed=seed) or 0.0
     network.save(path := tmp_path_factory.mktemp("truth") / "m.npz")
     net = checker.read_model(str(path))
@@ -240,7 +240,7 @@ def test_the_end_of_the_image_lies_between_two_convolutions(between, tmp_path):
     low = np.array([[[[0.25, 1, 1.5, 1, 0.25]]]])
     high = low * [1, -1, 1, -1, 1]
     network = ConvSystem((Convolve(low), *between, Convolve(high)), 1, (1, 1))
-    certificate = lipschitz(network, lower=False)
+    certificate = lipschitz(network, method="frequency", lower=False)
     assert checker.main(write(tmp_path, certificate, network)) == PROVEN
     for size in 10.0 ** np.arange(-6, 7, 0.25):
         claim = replace(certificate, bound=2.24, multipliers=(size,), optimum=None)
@@ -250,7 +250,7 @@ def test_the_end_of_the_image_lies_between_two_convolutions(between, tmp_path):
 def test_no_tap_reaches_around_the_torus(tmp_path):
     """Around two pixels, the outer taps cancel; on the image each meets one."""
     network = ConvSystem((Convolve([[[[1.0, 0, -1]]]]),), 1, (1, 2))
-    certificate = lipschitz(network, lower=False)
+    certificate = lipschitz(network, method="frequency", lower=False)
     for bound, expected in ((certificate.bound, PROVEN), (0.999, NOT_PROVEN)):
         claim = replace(certificate, bound=bound, optimum=None)
         assert checker.main(write(tmp_path, claim, network)) == expected
@@ -258,7 +258,7 @@ def test_no_tap_reaches_around_the_torus(tmp_path):
 
 def test_a_network_of_zeros_has_the_bound_zero(tmp_path):
     network = ConvSystem((Convolve(np.zeros((1, 1, 3, 3))), Activate("relu")), 1, (3, 3))
-    certificate = lipschitz(network, lower=False)
+    certificate = lipschitz(network, method="frequency", lower=False)
     assert certificate.bound == 0
     assert checker.main(write(tmp_path, certificate, network)) == PROVEN
 

@@ -311,7 +311,8 @@ def test_beyond_the_range_of_numbers_nothing_is_claimed(rng):
 
 def test_lower_bounds_meet_linear_maps_and_know_no_unknowns(rng):
     network = linear(rng)
-    norm = np.linalg.norm(network.unroll().D, 2)
+    system = network.unroll()
+    norm = np.linalg.norm(system(np.eye(system.inputs)), 2)
     assert norm * (1 - 1e-3) <= lower_bound_conv(network) <= norm
     assert lower_bound_conv(ConvSystem((Add((Activate("unknown"),)),), 1, (2, 2))) is None
     constant = ConvSystem((Convolve(np.zeros((1, 1, 1, 1)), np.ones(1)),), 1, (2, 2))

@@ -151,20 +151,46 @@ def test_products_are_subtracted_within_the_stated_error(seed, n, digits):
 
 
 @given(SEEDS, st.integers(2, 5))
-def test_block_elimination_is_that_of_the_whole(seed, width):
-    """The blocks are a permutation of S, filled up by ones."""
+def test_blocks_are_a_permutation_of_the_whole(seed, width):
     rng = np.random.default_rng(seed)
     S = block_tridiagonal(rng, 70, width)
     order, size = rigorous._bands(S)
     diagonal, below = rigorous._blocks(S, order, size)
-    whole = np.zeros((len(diagonal) * size,) * 2)
-    for k in range(len(diagonal)):
-        here, after = slice(k * size, k * size + size), slice((k + 1) * size, (k + 2) * size)
-        whole[here, here] = diagonal[k]
-        if k < len(below):
-            whole[after, here], whole[here, after] = below[k], below[k].T
-    assert (whole[:70, :70] == S[np.ix_(order, order)]).all()
-    assert (whole[70:, 70:] == np.eye(len(whole) - 70)).all() and not whole[70:, :70].any()
+    assert (assembled(diagonal, below) == S[np.ix_(order, order)]).all()
+
+
+def assembled(diagonal, below):
+    """The whole matrix of blocks on the diagonal and below it."""
+    ends = np.cumsum([len(block) for block in diagonal])
+    whole = np.zeros((ends[-1], ends[-1]))
+    for k, block in enumerate(diagonal):
+        own = slice(ends[k] - len(block), ends[k])
+        whole[own, own] = block
+        if k:
+            before = slice(own.start - len(diagonal[k - 1]), own.start)
+            whole[own, before], whole[before, own] = below[k - 1], below[k - 1].T
+    return whole
+
+
+@given(SEEDS, st.floats(-13, -1), st.booleans())
+def test_blocks_of_any_sizes_are_decided_as_the_whole(seed, exponent, wide):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 9, size=rng.integers(1, 6))
+    diagonal = [rng.normal(size=(n, n)) for n in sizes]
+    diagonal = [K @ K.T for K in diagonal]
+    below = [rng.normal(size=shape) for shape in zip(sizes[1:], sizes, strict=False)]
+    values, vectors = np.linalg.eigh(assembled(diagonal, below))
+    margin, radii = 10.0**exponent, [np.ones(K.shape) for K in below]
+    # How far the lowest eigenvalue may fall for a radius of one below the diagonal.
+    reach = abs(vectors[:, 0]) @ assembled([0 * K for K in diagonal], radii) @ abs(vectors[:, 0])
+    for sign in (1, -1):
+        moved = [Ball(K + (sign * margin - values[0]) * np.eye(len(K))) for K in diagonal]
+        balls = [Ball(K, wide * margin * R) for K, R in zip(below, radii, strict=True)]
+        shown = rigorous.tridiagonal_definite(moved, balls)
+        if sign < 0 or (wide and reach > 1.001):
+            assert not shown
+        elif exponent > -11.5 and not (wide and below):
+            assert shown
 
 
 def test_definiteness_is_exact_about_two_by_two():

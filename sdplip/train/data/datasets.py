@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ..._extras import need
 from ...errors import InvalidInput
 from . import folder
 
@@ -204,6 +205,7 @@ def load(
 
 
 def _digits() -> Splits:
+    need("The data set digits", "sklearn", extra="train")
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -246,6 +248,7 @@ _PUBLISHED = {
 
 
 def _torchvision(name: str, root: Path, download: bool) -> Splits:
+    need(f"The data set {name}", "torchvision", extra="train")
     import torchvision
 
     published = _PUBLISHED[name]

@@ -167,7 +167,7 @@ def search(
     parts = torch.arange(len(x), device=x.device).split(batch_size) if len(x) else ()
     for part in parts:
         logits = _logits(model, x[part])
-        broken[part] = ~(_margin(logits, labels[part]) > 0)
+        broken[part] = ~correctly(logits, labels[part])
         # The other classes, the next best one first.
         order = others(logits, labels[part]).argsort(-1, descending=True)[:, :-1]
         for run in runs if space.steps else []:
@@ -196,7 +196,7 @@ def _walk(
     for taken in range(space.steps + 1):
         point = point.detach().requires_grad_()
         logits = _logits(model, point, gradient=taken < space.steps)
-        wrong = ~(_margin(logits.detach(), y) > 0)  # NaN is an error too
+        wrong = ~correctly(logits.detach(), y)
         broken[left[wrong]] = True
         found[left[wrong]] = point.detach()[wrong]
         # The last iterate is looked at like every other, only not left any more.
@@ -236,11 +236,18 @@ def _logits(model: Model, x: Tensor, gradient: bool = False) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.gather(-1, labels[:, None]).squeeze(-1) - others(logits, labels).amax(-1)
+def correctly(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which logits are largest at the label, ties and NaN excluded; (N,) bool."""
+    return of_class(logits, labels) > others(logits, labels).amax(-1)
+
+
+def of_class(logits: Tensor, classes: Tensor) -> Tensor:
+    """The logit of one class per image, (N,)."""
+    return logits.gather(-1, classes[:, None]).squeeze(-1)
 
 
 def others(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits (N, K), -∞ at the label."""
     return logits.scatter(-1, labels[:, None], -torch.inf)
 
 
@@ -248,8 +255,8 @@ def _soft_margin(logits: Tensor, labels: Tensor, softness: float) -> Tensor:
     # In units of the spread of the logits, so that scaling a network changes nothing.
     spread = logits.detach().std(-1, keepdim=True)
     t = softness * spread.clamp_min(torch.finfo(logits.dtype).tiny ** 0.5)
-    true = logits.gather(-1, labels[:, None]).squeeze(-1)
-    return true - t.squeeze(-1) * torch.logsumexp(others(logits, labels) / t, -1)
+    soft = t.squeeze(-1) * torch.logsumexp(others(logits, labels) / t, -1)
+    return of_class(logits, labels) - soft
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import InvalidInput
-from .attack import BOX, Attack, Model, Run, Space, column, others, search
+from .attack import BOX, Attack, Model, Run, Space, column, of_class, others, search
 
 LOSSES = ("ce", "dlr", "targeted")
 INERTIA, RISING = 0.25, 0.75
@@ -118,11 +118,8 @@ def _checkpoints(steps: int) -> set[int]:
 
 def _ratio(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
     """The difference of logits ratio, with a target in its targeted form; both of what is right."""
-    true = logits.gather(-1, labels[:, None]).squeeze(-1)
-    if target is None:
-        ahead = others(logits, labels).amax(-1) - true
-    else:
-        ahead = logits.gather(-1, target[:, None]).squeeze(-1) - true
+    best = others(logits, labels).amax(-1) if target is None else of_class(logits, target)
+    ahead = best - of_class(logits, labels)
     if logits.shape[-1] < 3:
         return ahead
     top = logits.topk(min(4, logits.shape[-1])).values

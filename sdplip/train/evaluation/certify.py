@@ -30,15 +30,6 @@ def global_pairs(bound: float, num_classes: int, norm: float = 2) -> Tensor:
     return pairs.fill_diagonal_(0)
 
 
-def last_layer_pairs(body: float, W: Tensor) -> Tensor:
-    """Pair bounds of x ↦ W f(x) for an f with ℓ₂ bound `body`: body·‖w_i − w_j‖₂.
-
-    `W` (K, m). Never worse than √2·body·‖W‖₂. Returns a float64 (K, K) matrix.
-    """
-    W = W.double()
-    return body * torch.linalg.vector_norm(W[:, None] - W[None], dim=-1)
-
-
 def linf_pairs(system: System) -> Tensor:
     """ℓ∞ pair bounds of a system with slopes in [0, 1]: `linf_bound` of every difference of rows.
 

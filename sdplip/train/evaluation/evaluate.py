@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from ...equilibrium import solve
 from ...errors import CertificationError, NotWellPosed
 from ...layers import lipschitz_bound
+from ...layers.head import last_layer_pairs
 from ...system import UNKNOWN, System
 from ..config import EvalConfig, RunConfig
 from ..data import Splits, pixels
 from ..models import DENSE, norm_of, promises
+from .attack import correctly
 from .certify import (
     SLACK,
     certified_accuracy,
     certified_radii,
     global_pairs,
-    last_layer_pairs,
     linf_pairs,
 )
 from .local import certified_locally
@@ -38,7 +39,6 @@ from .measure import (
     BATCH,
     Subject,
     collapsed,
-    correctly,
     exact_copy,
     full_float32,
     promised_pairs,

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from ...layers import ChannelSlice, EquilibriumLayer, Layer, lipschitz_bound, solve_output
 from ...layers._equilibrium import Equilibrium
+from ...layers.head import last_layer_pairs
 from ..config import EvalConfig, RunConfig
 from ..data import pixels
-from .attack import pgd, project
+from .attack import correctly, pgd, project
 from .autopgd import apgd
-from .certify import global_pairs, last_layer_pairs
+from .certify import global_pairs
 
 ATTACK_TOL = 1e-5
 BATCH = 1000
@@ -118,12 +119,6 @@ def exact_copy(
             # Too many units for Newton's method.
             module.tol = tol
     return twin
-
-
-def correctly(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which logits are largest at the label, ties and NaN excluded; (N,) bool."""
-    others = logits.scatter(-1, labels[:, None], -torch.inf).amax(-1)
-    return logits.gather(-1, labels[:, None]).squeeze(-1) > others
 
 
 def promised_pairs(exact: nn.Sequential, promised: float, classes: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -41,51 +42,89 @@ def shrink(config: RunConfig, scale: float) -> RunConfig:
     return override(config, epochs=epochs, of_epochs=None if epochs == full else full)
 
 
-def affordable(
-    configs: dict[str, RunConfig],
-    splits: Splits,
-    minutes: float,
-    device: str = "auto",
-    *,
-    each: bool = False,
-) -> dict[str, RunConfig]:
-    """The runs shortened so that all of them, measuring included, take about `minutes`.
+class Budget:
+    """Runs shortened so that all of them, measuring included, take about `minutes`.
 
     Every run gets the same time; what one leaves over goes to the others. With `each`, `minutes`
     are those of the training of each. A run that cannot finish one epoch gets fewer images, evenly
     from all classes; where measuring would take longer than its share, fewer test images are
-    measured, or attacked.
+    measured, or attacked. Before every run the time left is shared anew, by what those before have
+    taken. Runs that were begun in their `folders` keep their length.
     """
-    if not (math.isfinite(minutes) and minutes > 0):
-        raise InvalidInput(f"budget is {minutes}, but must be a positive number of minutes.")
-    began, patience = time.perf_counter(), 60 * minutes * PROBING / (1 if each else len(configs))
-    cost = {name: _epoch_seconds(c, splits, device, patience) for name, c in configs.items()}
-    whole = 60 * minutes * len(configs) / (1 - MEASURING) if each else 60 * minutes
-    left, found = whole * (1 - MEASURING), {}
-    if not each:
-        left = max(left / 2, left - (time.perf_counter() - began))
-    # The cheapest first: what they cannot use is the others'.
-    order = sorted(configs, key=lambda name: cost[name] * configs[name].train.epochs)
-    for k, name in enumerate(order):
-        share = 60 * minutes if each else left / (len(order) - k)
-        config, available = configs[name], _images(configs[name], splits)
-        full, epochs, images = config.train.epochs, 1, available
-        if cost[name] <= share:
-            epochs = min(full, int(share / cost[name]))
-        else:
-            least = min(images, PER_CLASS * splits.num_classes)
-            images = max(least, int(images * share / cost[name]))
-        limited = images < len(splits.train[0])
-        shorter = override(
-            config,
-            epochs=epochs,
-            of_epochs=full if epochs < full else config.train.of_epochs,
-            train_images=images if limited else None,
-        )
-        kept = whole * MEASURING / len(configs)
-        found[name] = _measured_within(shorter, splits, kept, cost[name] / available)
-        left -= epochs * cost[name] * images / available
-    return {name: found[name] for name in configs}
+
+    def __init__(
+        self,
+        configs: dict[str, RunConfig],
+        splits: Splits,
+        minutes: float,
+        device: str = "auto",
+        *,
+        each: bool = False,
+        folders: Mapping[str, Path] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if not (math.isfinite(minutes) and minutes > 0):
+            raise InvalidInput(f"budget is {minutes}, but must be a positive number of minutes.")
+        self.splits, self.seconds, self.each = splits, 60 * minutes, each
+        self.left, self.folders, self.clock = dict(configs), folders or {}, clock
+        self.began = clock()
+        patience = self.seconds * PROBING / (1 if each else len(configs))
+        self.cost = {k: _epoch_seconds(c, splits, device, patience) for k, c in configs.items()}
+        self.earlier = self.taken = self.trained = self.expected = 0.0
+
+    def plan(self) -> dict[str, RunConfig]:
+        """The runs that have not finished, as long as the time left allows."""
+        count, pace = len(self.left), self.trained / self.expected if self.expected else 1.0
+        measuring = 1 - self.trained / self.taken if self.taken else MEASURING
+        whole = self.seconds - (self.clock() - self.began) - self.earlier
+        if self.each:
+            measuring, whole = MEASURING, self.seconds * count / (1 - MEASURING)
+        left, kept = whole * (1 - measuring), whole * measuring / count
+        found = {}
+        # The cheapest first: what they cannot use is the others'.
+        order = sorted(self.left, key=lambda name: self.cost[name] * self.left[name].train.epochs)
+        for k, name in enumerate(order):
+            share = self.seconds if self.each else left / (count - k)
+            config, cost = self.left[name], pace * self.cost[name]
+            full, epochs, available = config.train.epochs, 1, _images(config, self.splits)
+            images = available
+            if cost <= share:
+                epochs = min(full, int(share / cost))
+            else:
+                least = min(images, PER_CLASS * self.splits.num_classes)
+                images = max(least, int(images * share / cost))
+            shorter = (epochs, images) < (full, available)
+            config = override(
+                config,
+                epochs=epochs,
+                of_epochs=(config.train.of_epochs or full) if shorter else None,
+                train_images=images if images < len(self.splits.train[0]) else None,
+            )
+            found[name] = _measured_within(config, self.splits, kept, cost / available)
+            if name in self.folders:
+                found[name] = settled(found[name], self.folders[name])
+            left -= epochs * cost * images / available
+        return {name: found[name] for name in self.left}
+
+    def begin(self, name: str) -> RunConfig:
+        """The run as it is to be, now that it begins."""
+        config = self.plan()[name]
+        self.mark, self.running = self.clock(), (name, config)
+        return config
+
+    def end(self, training: float, already: bool) -> None:
+        """Count the run that began last, whose training took so many seconds; in earlier commands,
+        where it had finished `already`, or in part."""
+        name, run = self.running
+        whole, here = self.left.pop(name), self.clock() - self.mark
+        if already:
+            self.earlier += training / (1 - MEASURING)
+            return
+        self.earlier += max(0.0, training - here)
+        self.taken += max(training, here)
+        self.trained += training
+        share = _images(run, self.splits) / _images(whole, self.splits)
+        self.expected += run.train.epochs * share * self.cost[name]
 
 
 def _measured_within(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.row import Row
 from .captions import bound_of, published_bound, published_errors
-from .plots import COLOURS, OTHER, blank, has_place, ticked
+from .plots import COLOURS, OTHER, Name, blank, has_place, named, ticked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,17 +27,14 @@ def tested(row: Row) -> bool:
 def tightness_figure(rows: Sequence[Row]) -> Figure:
     """The empirical constant, the largest Jacobian found, against the bound; on the line the bound
     is reached."""
-    figure = blank(5.4, 4.6)
+    figure = blank(6.4, 4.6)
     axis = figure.subplots()
-    ends = []
+    ends, names = [], list[Name]()
     for row in filter(tested, rows):
         bound, found = bound_of(row) or 0.0, (row.sampled or 0.0) * row.scale
         colour = COLOURS.get(row.layer, OTHER)
         axis.plot(bound, found, "o", color=colour, markersize=5)
-        axis.annotate(
-            row.variant or row.layer, (bound, found), xytext=(5, -8), fontsize=7, color=colour,
-            textcoords="offset points",
-        )  # fmt: skip
+        names.append((row.label, (bound, found), colour))
         ends += [bound, found]
         published = published_bound(row)
         if published is not None and "sampled" in row.published:
@@ -46,6 +43,7 @@ def tightness_figure(rows: Sequence[Row]) -> Figure:
     axis.set(xscale="log", yscale="log")
     ticked(axis.xaxis, ends)
     ticked(axis.yaxis, ends)
+    named(axis, names)
     axis.set_xlabel("bound for the normalised input")
     axis.set_ylabel("largest constant found")
     axis.set_title("line: the bound is reached; crosses: published", loc="left", fontsize=9)

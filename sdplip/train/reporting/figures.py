@@ -10,7 +10,7 @@ import numpy as np
 
 from ..evaluation.row import Row
 from .markup import colour, tones
-from .plots import blank, plain
+from .plots import blank, named, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,6 @@ def cost_figure(rows: Sequence[Row]) -> Figure:
     longest = max((row.train_seconds for row in rows if row.train_seconds > 0), default=1.0)
     for axis, norm in zip(axes, norms, strict=True):
         group = [row for row in rows if row.norm == norm]
-        group.sort(key=lambda row: (row.clean, row.certified[compared_radius(row)]))
         points = [(100 * r.certified[compared_radius(r)], 100 * r.clean) for r in group]
         for row, (x, y) in zip(group, points, strict=True):
             share = row.train_seconds / longest if math.isfinite(row.train_seconds) else 0.0
@@ -46,17 +45,8 @@ def cost_figure(rows: Sequence[Row]) -> Figure:
         axis.margins(0.1)
         axis.autoscale_view()
         axis.set(xlim=within(*axis.get_xlim()), ylim=within(*axis.get_ylim()))
-        for place, (row, point) in enumerate(zip(group, points, strict=True)):
-            # The names stand beside the axes, in the order of the points, and never on each other.
-            axis.annotate(
-                f"{row.label}, {seconds(row.train_seconds)}", point, va="center", fontsize=7.5,
-                xytext=(1.04, (place + 0.5) / len(group)), textcoords=axis.transAxes,
-                color=colour(row), annotation_clip=False,
-                arrowprops={
-                    "arrowstyle": "-", "color": colour(row), "alpha": 0.35, "lw": 0.7,
-                    "relpos": (0, 0.5),
-                },
-            )  # fmt: skip
+        called = [f"{row.label}, {seconds(row.train_seconds)}" for row in group]
+        named(axis, list(zip(called, points, map(colour, group), strict=True)))
         symbol, radii = ("ℓ₂" if norm == 2 else "ℓ∞"), [r.radii[compared_radius(r)] for r in group]
         at = ", ".join(f"{radius:.3g}" for radius in dict.fromkeys(radii))
         axis.set_xlabel(f"certified accuracy at the {symbol} radius {at} (%)")

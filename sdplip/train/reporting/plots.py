@@ -160,6 +160,7 @@ def tradeoff_figure(rows: Sequence[Row]) -> Figure:
     figure = blank(7.6, 4.2)
     axis = figure.subplots()
     ends: list[float] = []
+    names: list[Name] = []
     for row in rows:
         bound = bound_of(row)
         found = bound if row.sampled is None else row.sampled * row.scale
@@ -171,21 +172,36 @@ def tradeoff_figure(rows: Sequence[Row]) -> Figure:
             axis.plot([found, bound], [error] * 2, color=colour, alpha=0.35, linewidth=3)
             axis.plot(bound, error, "o", color=colour, markersize=5)
         axis.plot(found, error, "o", color=colour, markerfacecolor="white", markersize=4)
-        axis.annotate(
-            row.variant or row.layer, (found if bound is None else bound, error), xytext=(5, 4),
-            fontsize=7, color=colour, textcoords="offset points",
-        )  # fmt: skip
+        names.append((row.label, (found if bound is None else bound, error), colour))
         published = published_bound(row)
         if published is not None and "error" in row.published:
             axis.plot(published, row.published["error"], "x", color="#666666")
     axis.set_xscale("log")
     ticked(axis.xaxis, ends)
     axis.set_ylim(bottom=0)
+    named(axis, names)
     axis.set_xlabel("Lipschitz constant for the normalised input: bound (filled), found (open)")
     axis.set_ylabel("test error (%)")
     if any(row.published for row in rows):
         axis.set_title("crosses: published", loc="left", fontsize=9)
     return figure
+
+
+Name = tuple[str, tuple[float, float], str]
+"""What a point is called, where it lies, its colour."""
+
+
+def named(axis: Any, names: Sequence[Name]) -> None:
+    """Write the points' names beside the axis, in the order of heights, never on each other."""
+    for place, (name, point, colour) in enumerate(sorted(names, key=lambda name: name[1][::-1])):
+        axis.annotate(
+            name, point, va="center", fontsize=7.5, color=colour,
+            xytext=(1.04, (place + 0.5) / len(names)), textcoords=axis.transAxes,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-", "color": colour, "alpha": 0.35, "lw": 0.7, "relpos": (0, 0.5),
+            },
+        )  # fmt: skip
 
 
 MARKS = {
