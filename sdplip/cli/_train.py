@@ -89,6 +89,13 @@ def train(
     tol: Annotated[
         float | None, typer.Option(show_default="1e-2", help="Equilibrium tolerance in training.")
     ] = None,
+    contraction: Annotated[
+        float | None,
+        typer.Option(
+            show_default="1, no bound",
+            help="What an iteration of LBEN or MON leaves of the error at most, from 0.1 on.",
+        ),
+    ] = None,
     precision: options.Precision = None,
     products: Annotated[
         str | None,
@@ -154,7 +161,8 @@ def train(
             accumulate=accumulate, ema=ema,
             weight_decay=weight_decay, schedule=schedule, loss=loss, offset=offset,
             temperature=temperature, linf_penalty=linf_penalty, tol=tol, precision=precision,
-            products=products, radii=numbers(radii), linf_radii=numbers(linf_radii), images=images,
+            contraction=contraction, products=products, radii=numbers(radii),
+            linf_radii=numbers(linf_radii), images=images,
             attack_images=attack_images, attack=attack, local_images=local_images,
             verify=verify, verify_units=verify_units,
         )  # fmt: skip

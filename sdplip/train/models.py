@@ -64,8 +64,8 @@ class ModelConfig:
     the normalised input, None for no bound. `normalise` subtracts `mean` (one, or one per channel)
     and, for "std", divides by `std`, inside the model: bounds per raw pixel are then 1/std times
     those of the rest. `tol` is the equilibrium solver's tolerance while training, None for the
-    layers' own, 1e-2. `products` are SLL's and AOL's; those of convolutions of fewer than
-    `convnets.WIDE` channels stay exact.
+    layers' own, 1e-2, and `contraction` that of a dense LBEN or MON. `products` are SLL's and
+    AOL's; those of convolutions of fewer than `convnets.WIDE` channels stay exact.
     """
 
     layer: str
@@ -85,6 +85,7 @@ class ModelConfig:
     dense_width: int = 0
     products: str = "exact"
     kernel: int = 3
+    contraction: float = 1.0
 
     def __post_init__(self) -> None:
         check_types("model", self)
@@ -98,6 +99,11 @@ class ModelConfig:
         if self.gamma is None and self.layer not in UNBOUNDED:
             raise InvalidInput(
                 f"model: gamma is null, but only {' and '.join(UNBOUNDED)} can do without a bound."
+            )
+        if self.contraction != 1 and (self.layer not in UNBOUNDED or self.architecture != DENSE):
+            raise InvalidInput(
+                f"model: contraction = {self.contraction:g}, but only {' and '.join(UNBOUNDED)} of "
+                f"the architecture {DENSE} have one. Leave it at 1."
             )
         means = self.mean if isinstance(self.mean, tuple) else (self.mean,)
         if not all(math.isfinite(mean) for mean in means):
@@ -189,6 +195,7 @@ def _body(config: ModelConfig, features: int) -> list[nn.Module]:
         "gamma": gamma,
         "activation": config.activation,
         "tol": config.tol,
+        "contraction": config.contraction,
         "products": config.products,
     }
     options = {name: value for name, value in offered.items() if name in accepted}

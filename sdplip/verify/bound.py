@@ -295,7 +295,7 @@ def norm_product(system: System, norm: float | str = 2) -> float | None:
     order = parse_norm(norm)
 
     def size(matrix: Array) -> float:
-        return float(np.linalg.norm(matrix, order)) if matrix.size else 0.0
+        return float(np.linalg.norm(matrix, order)) if matrix.any() else 0.0
 
     slope = np.maximum(abs(system.alpha), abs(system.beta))
     if system.levels is None:

@@ -1,6 +1,13 @@
-"""A cache of their own for every test."""
+"""A cache of their own for every test, and the digits."""
 
 import pytest
+
+from sdplip.train import load
+
+
+@pytest.fixture(scope="session")
+def splits():
+    return load("digits")
 
 
 @pytest.fixture(autouse=True)

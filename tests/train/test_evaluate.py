@@ -18,21 +18,16 @@ from sdplip.train import (
     certified_radii,
     evaluate,
     global_pairs,
-    load,
     override,
     preset,
     train,
 )
-from sdplip.train.evaluation.measure import Subject, correctly, exact_copy
+from sdplip.train.evaluation.attack import correctly
+from sdplip.train.evaluation.measure import Subject, exact_copy
 from sdplip.train.evaluation.row import LOCAL
 from sdplip.train.models import families
 from sdplip.train.reporting.plots import plot
 from sdplip.train.reporting.tables import document, notes, tables, violations
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load("digits")
 
 
 def quick(layer, splits, **changes):

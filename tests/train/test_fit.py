@@ -8,16 +8,11 @@ import torch
 from torch import nn
 
 from sdplip.errors import InvalidInput, NotConverged
-from sdplip.train import load, override, preset, train
+from sdplip.train import override, preset, train
 from sdplip.train.config import SCHEDULES, EvalConfig, RunConfig, TrainConfig
 from sdplip.train.fit import pick_device
 from sdplip.train.optim import schedule
 from sdplip.train.state import PREVIOUS_FILE, RESUME_FILE
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load("digits")
 
 
 def short(layer, splits, **changes):

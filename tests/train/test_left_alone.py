@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from small_runs import quick
 
 from sdplip.errors import InvalidInput
-from sdplip.train import build, load, train
+from sdplip.train import build, train
 from sdplip.train.checkpoint import STATES
 from sdplip.train.manifest import checksum
 from sdplip.train.runs import run
@@ -21,11 +21,6 @@ from sdplip.train.state import PREVIOUS_FILE, RESUME_FILE, Batches, KeepState
 
 SMALL = {"layer": "sll", "width": 16, "depth": 1, "epochs": 4, "batch-size": 8, "threads": 1}
 SMALL |= {"images": 40, "attack-images": 10}
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load("digits")
 
 
 def command(out, *more):

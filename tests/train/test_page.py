@@ -15,18 +15,13 @@ from typer.testing import CliRunner
 
 from sdplip.cli import app
 from sdplip.layers import AOLConv2d, LBENConv2d
-from sdplip.train import load, load_model, pixels
+from sdplip.train import load_model, pixels
 from sdplip.train.evaluation.insight import insight
 from sdplip.train.reporting.gathered import read_runs
 from sdplip.train.reporting.page import report
 from sdplip.train.runs import compare, run
 
 HOSTILE = "<script>alert(1)</script>&\"'$x^{"
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load("digits")
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def linf_pairs(system: System) -> Tensor:
     eta = reach(A, torch.ones(len(A), 1, dtype=A.dtype))
     # A positive η with (I − ⌈A⌉)η = 1 is what makes it an M-matrix.
     if (system.alpha < 0).any() or (system.beta > 1).any() or not (eta > 0).all():
-        return torch.full((len(C), len(C)), torch.inf, dtype=A.dtype).fill_diagonal_(0)
+        return global_pairs(torch.inf, len(C))
     rows_C, rows_D = ((M[:, None] - M[None]).unsqueeze(-2) for M in (C, D))
     return linf_bound(A, B, rows_C, rows_D)
 

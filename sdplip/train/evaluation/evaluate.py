@@ -94,27 +94,20 @@ def evaluate(
 def _dense_rows(
     exact: nn.Sequential, x: Tensor, labels: Tensor, config: RunConfig, cost: dict[str, float]
 ) -> list[Row]:
-    layer, classes = config.model.layer, config.model.num_classes
     system = System.from_module(exact, features=math.prod(config.model.input_shape))
     subject = Subject(exact)
-    logits = subject.logits(x)
-    rows = []
+    logits, error = subject.logits(x), subject.left_open(x)
+    residual, rows = _residual(system, x), []
     for norm in _norms(config):
-        promised = None
-        pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
-        if promises(config.model) and norm_of(layer) == norm:
-            promised = lipschitz_bound(exact, norm=norm)
-            pairs = (
-                promised_pairs(exact, promised, classes)
-                if norm == 2
-                else torch.minimum(global_pairs(promised, classes, norm), linf_pairs(system))
-            )
+        promised, pairs = _promised(exact, config, norm)
+        if promised is not None and norm != 2:
+            pairs = torch.minimum(pairs, linf_pairs(system))
         certificate, verified, note, undecided = _verify(system, norm, config)
         row = _row(
             # Every entry of either matrix is a bound, so the smaller of the two is one.
-            subject, x, labels, logits, torch.minimum(pairs, verified), config, cost,
+            subject, x, labels, logits, error, torch.minimum(pairs, verified), config, cost,
             norm=norm, promised=promised, certificate=certificate, note=note,
-            undecided=undecided, residual=_residual(system, x), system=system,
+            undecided=undecided, residual=residual, system=system,
         )  # fmt: skip
         rows.append(row)
     return rows
@@ -123,28 +116,27 @@ def _dense_rows(
 def _image_rows(
     exact: nn.Sequential, x: Tensor, labels: Tensor, config: RunConfig, cost: dict[str, float]
 ) -> list[Row]:
-    model = config.model
-    classes = model.num_classes
     subject, slack = _subject(exact, x, config)
-    logits = subject.logits(x)
+    logits, error = subject.logits(x), subject.left_open(x)
     rows = []
     for norm in _norms(config):
-        promised = None
-        pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
-        if promises(model) and norm_of(model.layer) == norm:
-            promised = lipschitz_bound(exact, norm=norm)
-            pairs = (
-                promised_pairs(exact, promised, classes)
-                if norm == 2
-                else global_pairs(promised, classes, norm)
-            )
+        promised, pairs = _promised(exact, config, norm)
         row = _row(
-            subject, x, labels, logits, pairs, config, cost,
+            subject, x, labels, logits, error, pairs, config, cost,
             norm=norm, promised=promised, slack=slack, sampled=_steepest(exact, x, norm),
             note="not verified: a semidefinite program of a convolutional network is too large",
         )  # fmt: skip
         rows.append(row)
     return rows
+
+
+def _promised(exact: nn.Sequential, config: RunConfig, norm: float) -> tuple[float | None, Tensor]:
+    """What the layers promise in this norm, and bounds of all pairs of classes from that."""
+    model = config.model
+    if not promises(model) or norm_of(model.layer) != norm:
+        return None, global_pairs(math.inf, model.num_classes)
+    promised = lipschitz_bound(exact, norm=norm)
+    return promised, promised_pairs(exact, promised, model.num_classes, norm)
 
 
 def _norms(config: RunConfig) -> list[float]:
@@ -187,6 +179,7 @@ def _row(
     x: Tensor,
     labels: Tensor,
     logits: Tensor,
+    error: Tensor,
     pairs: Tensor,
     config: RunConfig,
     cost: dict[str, float],
@@ -202,7 +195,6 @@ def _row(
     system: System | None = None,
 ) -> Row:
     settings = config.evaluate
-    error = subject.left_open(x)
     found = certified_radii(logits, labels, pairs, slack, error)
     correct = correctly(logits, labels)
     clean = float(correct.double().mean())
@@ -283,7 +275,7 @@ def _verify(
 ) -> tuple[Certificate | None, Tensor, str, bool]:
     """The certificate, bounds of all pairs of classes, a note, and whether it stays undecided."""
     settings, classes = config.evaluate, config.model.num_classes
-    pairs = torch.full((classes, classes), torch.inf, dtype=torch.float64)
+    pairs = global_pairs(math.inf, classes)
     if not settings.verify:
         return None, pairs, "not verified: switched off", False
     if norm == 2 and (note := _too_large(system, settings)):
@@ -315,7 +307,7 @@ def _verified_pairs(system: System, norm: float, settings: EvalConfig) -> Tensor
         return linf_pairs(system)
     read = np.flatnonzero(system.C.any(axis=0))
     if system.D.any() or not read.size:
-        return torch.full((classes, classes), torch.inf, dtype=torch.float64)
+        return global_pairs(math.inf, classes)
     # y = Cz + c: the units that C reads are the body, in one more bound.
     body = replace(
         system,

@@ -121,13 +121,15 @@ def exact_copy(
     return twin
 
 
-def promised_pairs(exact: nn.Sequential, promised: float, classes: int) -> Tensor:
-    """ℓ₂ bounds of the differences of logits, from the layers' promises alone.
+def promised_pairs(exact: nn.Sequential, promised: float, classes: int, norm: float = 2) -> Tensor:
+    """Bounds of the differences of logits, from the layers' promises alone.
 
-    Where the last layer is linear, also when only its first outputs are kept, by the differences of
-    its rows; elsewhere √2 times the bound of the whole.
+    In ℓ₂, where the last layer is linear, also when only its first outputs are kept, by the
+    differences of its rows; elsewhere by the bound of the whole.
     """
-    pairs = global_pairs(promised, classes)
+    pairs = global_pairs(promised, classes, norm)
+    if norm != 2:
+        return pairs
     body, last = exact[:-1], exact[-1]
     if isinstance(last, ChannelSlice) and last.dim == -1:
         body, last = exact[:-2], exact[-2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +72,18 @@ class Row:
     certificate: Certificate | None = field(default=None, repr=False, compare=False)
 
     @property
+    def name(self) -> str:
+        """The family and its variant."""
+        return f"{self.layer} {self.variant}".rstrip()
+
+    @property
     def label(self) -> str:
-        """The row's name: the family, its variant, and the norm where it is not ℓ₂."""
-        name = f"{self.layer} {self.variant}".rstrip()
-        return name if self.norm == 2 else f"{name} (ℓ∞)"
+        """The row's name, and the norm where it is not ℓ₂."""
+        return self.name if self.norm == 2 else f"{self.name} (ℓ∞)"
+
+    @property
+    def local_seconds_per_image(self) -> float:
+        return (self.local_seconds or 0.0) / (self.local_images or 1)
 
     @property
     def under_attack(self) -> tuple[int, float, tuple[float, ...]]:
@@ -127,8 +135,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the norm as 2 or "inf"."""
-        names = self.__dataclass_fields__.keys() - {"certificate"}
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name in names}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "certificate"}
         norm = 2 if self.norm == 2 else "inf"
         return values | {"norm": norm, "violations": self.violations()}
 

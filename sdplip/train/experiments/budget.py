@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -42,6 +42,22 @@ def shrink(config: RunConfig, scale: float) -> RunConfig:
     return override(config, epochs=epochs, of_epochs=None if epochs == full else full)
 
 
+@dataclass
+class Pace:
+    """Seconds that something took, and those foreseen."""
+
+    took: float = 0.0
+    foreseen: float = 0.0
+
+    def add(self, took: float, foreseen: float) -> None:
+        self.took += took
+        self.foreseen += foreseen
+
+    @property
+    def factor(self) -> float:
+        return self.took / self.foreseen if self.took else 1.0
+
+
 class Budget:
     """Runs shortened so that all of them, measuring included, take about `minutes`.
 
@@ -70,22 +86,23 @@ class Budget:
         self.began = clock()
         patience = self.seconds * PROBING / (1 if each else len(configs))
         self.cost = {k: _epoch_seconds(c, splits, device, patience) for k, c in configs.items()}
-        self.earlier = self.taken = self.trained = self.expected = 0.0
+        self.earlier = 0.0
+        self.training, self.measuring = Pace(), Pace()
 
     def plan(self) -> dict[str, RunConfig]:
         """The runs that have not finished, as long as the time left allows."""
-        count, pace = len(self.left), self.trained / self.expected if self.expected else 1.0
-        measuring = 1 - self.trained / self.taken if self.taken else MEASURING
-        whole = self.seconds - (self.clock() - self.began) - self.earlier
+        count = len(self.left)
         if self.each:
-            measuring, whole = MEASURING, self.seconds * count / (1 - MEASURING)
-        left, kept = whole * (1 - measuring), whole * measuring / count
+            whole = self.seconds * count / (1 - MEASURING)
+        else:
+            whole = self.seconds - (self.clock() - self.began) - self.earlier
+        left, kept = whole * (1 - MEASURING), whole * MEASURING / count
         found = {}
         # The cheapest first: what they cannot use is the others'.
         order = sorted(self.left, key=lambda name: self.cost[name] * self.left[name].train.epochs)
         for k, name in enumerate(order):
             share = self.seconds if self.each else left / (count - k)
-            config, cost = self.left[name], pace * self.cost[name]
+            config, cost = self.left[name], self.training.factor * self.cost[name]
             full, epochs, available = config.train.epochs, 1, _images(config, self.splits)
             images = available
             if cost <= share:
@@ -100,7 +117,8 @@ class Budget:
                 of_epochs=(config.train.of_epochs or full) if shorter else None,
                 train_images=images if images < len(self.splits.train[0]) else None,
             )
-            found[name] = _measured_within(config, self.splits, kept, cost / available)
+            per_image = self.measuring.factor * self.cost[name] / available
+            found[name] = _measured_within(config, self.splits, kept, per_image)
             if name in self.folders:
                 found[name] = settled(found[name], self.folders[name])
             left -= epochs * cost * images / available
@@ -115,31 +133,31 @@ class Budget:
     def end(self, training: float, already: bool) -> None:
         """Count the run that began last, whose training took so many seconds; in earlier commands,
         where it had finished `already`, or in part."""
-        name, run = self.running
-        whole, here = self.left.pop(name), self.clock() - self.mark
+        (name, run), here = self.running, self.clock() - self.mark
+        per_image = self.cost[name] / _images(self.left.pop(name), self.splits)
         if already:
             self.earlier += training / (1 - MEASURING)
             return
         self.earlier += max(0.0, training - here)
-        self.taken += max(training, here)
-        self.trained += training
-        share = _images(run, self.splits) / _images(whole, self.splits)
-        self.expected += run.train.epochs * share * self.cost[name]
+        trained = run.train.epochs * _images(run, self.splits)
+        self.training.add(training, trained * per_image)
+        images, attacked, searched = _measured(run, self.splits)
+        looked = EXACT * images + searched * attacked
+        self.measuring.add(max(0.0, here - training), looked * per_image)
 
 
 def _measured_within(
     config: RunConfig, splits: Splits, seconds: float, per_image: float
 ) -> RunConfig:
-    """With so few test images that half of `seconds` are for accuracies, half for attacks, when
-    an image of training takes `per_image`."""
-    settings, there = config.evaluate, len(splits.test[0])
-    images = min(settings.images or there, there)
+    """With so few test images, where measuring takes longer than `seconds`, that half of these are
+    for accuracies, half for attacks, when an image of training takes `per_image`."""
+    images, attacked, searched = _measured(config, splits)
+    if per_image * (EXACT * images + searched * attacked) <= seconds:
+        return config
     affordable = max(
         min(images, PER_CLASS * splits.num_classes), int(seconds / 2 / (EXACT * per_image))
     )
-    radii = settings.radii + (settings.linf_radii if settings.linf else ())
-    searched = max(1, len(radii) * settings.steps * settings.restarts)
-    attacked = min(settings.attack_images or images, images, affordable)
+    attacked = min(attacked, affordable)
     attackable = max(
         min(attacked, ATTACKED_PER_CLASS * splits.num_classes),
         int(seconds / 2 / (searched * per_image)),
@@ -149,6 +167,15 @@ def _measured_within(
         images=affordable if affordable < images else None,
         attack_images=attackable if attackable < attacked else None,
     )
+
+
+def _measured(config: RunConfig, splits: Splits) -> tuple[int, int, int]:
+    """How many test images are measured, how many attacked, and the gradients for one of these."""
+    settings, there = config.evaluate, len(splits.test[0])
+    images = min(settings.images or there, there)
+    radii = settings.radii + (settings.linf_radii if settings.linf else ())
+    searched = max(1, len(radii) * settings.steps * settings.restarts)
+    return images, min(settings.attack_images or images, images), searched
 
 
 def _images(config: RunConfig, splits: Splits) -> int:

@@ -87,6 +87,10 @@ def published_errors(row: Row) -> list[tuple[float, float]]:
     ]
 
 
+def symbol(norm: float) -> str:
+    return "ℓ₂" if norm == 2 else "ℓ∞"
+
+
 def radius_text(radius: float) -> str:
     """The radius in three digits, or as 36/255 where it is that."""
     levels = 255 * radius

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..evaluation.row import Row
+from .captions import symbol
 from .markup import colour, tones
 from .plots import blank, named, plain
 
@@ -47,9 +48,9 @@ def cost_figure(rows: Sequence[Row]) -> Figure:
         axis.set(xlim=within(*axis.get_xlim()), ylim=within(*axis.get_ylim()))
         called = [f"{row.label}, {seconds(row.train_seconds)}" for row in group]
         named(axis, list(zip(called, points, map(colour, group), strict=True)))
-        symbol, radii = ("ℓ₂" if norm == 2 else "ℓ∞"), [r.radii[compared_radius(r)] for r in group]
+        radii = [r.radii[compared_radius(r)] for r in group]
         at = ", ".join(f"{radius:.3g}" for radius in dict.fromkeys(radii))
-        axis.set_xlabel(f"certified accuracy at the {symbol} radius {at} (%)")
+        axis.set_xlabel(f"certified accuracy at the {symbol(norm)} radius {at} (%)")
         axis.set_ylabel("clean accuracy (%)")
     return figure
 
@@ -65,10 +66,10 @@ def seconds(value: float) -> str:
     """A time in seconds, minutes or hours, as short as two digits allow."""
     if not math.isfinite(value):
         return "time unknown"
-    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
-        if value < 100 * size or unit == "h":
+    for unit, size in (("s", 1), ("min", 60)):
+        if value < 100 * size:
             return f"{value / size:.2g} {unit}"
-    return ""
+    return f"{value / 3600:.2g} h"
 
 
 def spectra_figure(models: Insights) -> Figure:

@@ -25,11 +25,7 @@ from .figures import (
 )
 from .gathered import Run
 from .markup import table
-from .plots import (
-    accuracy_figure,
-    lipschitz_figure,
-    tradeoff_figure,
-)
+from .plots import accuracy_figure, lipschitz_figure, tradeoff_figure
 from .tables import DASH, number
 
 if TYPE_CHECKING:

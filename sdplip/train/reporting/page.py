@@ -14,7 +14,7 @@ from ..._page import page
 from ...lmi import LMI
 from ..evaluation.row import LOCAL, Row
 from ..models import FAMILIES
-from .captions import published_table, radius_text, scaled_down, sources
+from .captions import published_table, radius_text, scaled_down, sources, symbol
 from .gallery import gallery
 from .gathered import Run, read_runs
 from .markup import STYLES, figure, table
@@ -100,7 +100,6 @@ def _notes(rows: Sequence[Row]) -> str:
 
 def _results(norm: float, rows: Sequence[Row]) -> str:
     """Accuracies and constants of every model, the answer of the page."""
-    symbol = "ℓ₂" if norm == 2 else "ℓ∞"
     radii = sorted({radius for row in rows for radius in row.radii})
     bounds = ("sampled ≤", "verified ≤", "promised")
     head = ("model", "clean (%)", *map(radius_text, radii), *bounds, "training")
@@ -119,7 +118,7 @@ def _results(norm: float, rows: Sequence[Row]) -> str:
     attacked = " or ".join(dict.fromkeys(f"{row.under_attack[0]:,}" for row in rows))
     some = "" if attacked == images else f" (at radii on the first {attacked})"
     said = (
-        f"Certified / attacked accuracy in % at each {symbol} radius, on {images} test images"
+        f"Certified / attacked accuracy in % at each {symbol(norm)} radius, on {images} test images"
         f"{some}; constants per raw pixel; the best of a column in bold."
     )
     return _paragraph(said, rows) + table(head, body, best=range(1, 2 + len(radii)))
@@ -127,7 +126,6 @@ def _results(norm: float, rows: Sequence[Row]) -> str:
 
 def _locally(norm: float, rows: Sequence[Row]) -> str:
     """What bounds of the surroundings of images add."""
-    symbol = "ℓ₂" if norm == 2 else "ℓ∞"
     radii = sorted({radius for row in rows for radius in row.radii})
     body = []
     for row in rows:
@@ -136,10 +134,10 @@ def _locally(norm: float, rows: Sequence[Row]) -> str:
         found = [
             " / ".join(f"{100 * s:.1f}" for s in cells[r]) if r in cells else DASH for r in radii
         ]
-        seconds = (row.local_seconds or 0.0) / (row.local_images or 1)
-        body.append((row, row.local_images, *found, number(seconds)))
+        body.append((row, row.local_images, *found, number(row.local_seconds_per_image)))
     said = (
-        f"Certified by global bounds / by local ones, too / attacked, in % at each {symbol} radius."
+        "Certified by global bounds / by local ones, too / attacked, in % at each "
+        f"{symbol(norm)} radius."
     )
     head = ("model", "images", *map(radius_text, radii), "seconds per image")
     return _paragraph(said, rows) + table(head, body)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.row import LOCAL, Row
-from .captions import published_table, radius_text, scaled_down, sources
+from .captions import published_table, radius_text, scaled_down, sources, symbol
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,23 +62,21 @@ def _accuracies(rows: Sequence[Row]) -> list[Table]:
 
 def _accuracy_table(rows: Sequence[Row], what: str, figures: Sequence[tuple[Any, ...]]) -> Table:
     """Of every row: the number of images, their clean accuracy, and those at the radii."""
-    symbol = "ℓ₂" if rows[0].norm == 2 else "ℓ∞"
-    title = f"Accuracy in %: {what} at each {symbol} radius"
+    title = f"Accuracy in %: {what} at each {symbol(rows[0].norm)} radius"
     table = _table("; ".join(filter(None, (title, scaled_down(rows)))))
     for name in ("layer", "images", "clean", *map(radius_text, rows[0].radii)):
         table.add_column(name, justify="left" if name == "layer" else "right")
     for row, (images, clean, *shares) in zip(rows, figures, strict=True):
         cells = ["/".join(f"{100 * v:.1f}" for v in cell) for cell in zip(*shares, strict=True)]
         accuracy = f"{100 * clean:.{1 if images < 2000 else 2}f}"
-        table.add_row(f"{row.layer} {row.variant}".rstrip(), str(images), accuracy, *cells)
+        table.add_row(row.name, str(images), accuracy, *cells)
     return table
 
 
 def _local_table(rows: Sequence[Row]) -> Table:
-    symbol = "ℓ₂" if rows[0].norm == 2 else "ℓ∞"
     what = (
         "Accuracy in %: certified by global bounds/by local ones, too/attacked at each "
-        f"{symbol} radius"
+        f"{symbol(rows[0].norm)} radius"
     )
     table = _table("; ".join(filter(None, (what, scaled_down(rows)))))
     for name in ("layer", "images", *map(radius_text, rows[0].radii), "s/image"):
@@ -86,10 +84,10 @@ def _local_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         three = zip(*(row.local[name] for name in LOCAL), strict=True)
         table.add_row(
-            f"{row.layer} {row.variant}".rstrip(),
+            row.name,
             str(row.local_images),
             *("/".join(f"{100 * share:.1f}" for share in shares) for shares in three),
-            number((row.local_seconds or 0.0) / (row.local_images or 1)),
+            number(row.local_seconds_per_image),
         )
     return table
 
