@@ -3,9 +3,16 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 import sdplip
+from sdplip._extras import need
+from sdplip.convolutional import Activate, Convolve
+from sdplip.errors import InvalidInput
 
 ROOT = Path(sdplip.__file__).parent
 ORDER = [
@@ -45,6 +52,39 @@ def test_import_is_cheap_beyond_torch():
         "print([m for m in set(sys.modules) - before if not m.startswith('sdplip')])"
     )
     assert run(code).strip() == "[]"
+
+
+def test_a_missing_package_is_named_with_an_extra_that_has_it():
+    """Every extra that messages name is one of pyproject.toml, and holds what is asked for."""
+    with pytest.raises(InvalidInput, match=r"needs no_such_package\..*sdplip\[ray\]"):
+        need("this", "numpy", "no_such_package", extra="ray")
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    calls = [
+        (call, path)
+        for path in ROOT.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "need" and call.keywords
+    ]
+    assert len(calls) >= 5
+    for call, path in calls:
+        extra = {k.arg: ast.literal_eval(k.value) for k in call.keywords}["extra"]
+        packages = str(project["optional-dependencies"][extra])
+        for argument in call.args[1:]:
+            if isinstance(argument, ast.Constant):
+                assert argument.value.replace("sklearn", "scikit-learn") in packages, path
+
+
+def test_what_users_print_fits_on_a_screen():
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=(200, 300)), rng.normal(size=(2, 200))]
+    system = sdplip.System.feedforward(weights)
+    box = sdplip.Region.box(np.zeros(300), np.ones(300))
+    stages = (Convolve(np.ones((2, 1, 3, 3)), padding=1), Activate("relu"))
+    shown = [system, box, sdplip.ConvSystem(stages, 1, (50, 50))]
+    shown.append(sdplip.lipschitz(system, method="layerwise", lower=False, region=box))
+    for value in shown:
+        assert len(repr(value)) < 800
+    assert "300" in repr(system) and "1x50x50 → 2x50x50" in repr(shown[2])
 
 
 def test_everything_announced_exists():

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -40,6 +41,18 @@ def test_links_lead_somewhere(file):
             assert ((ROOT / file).parent / target).exists(), target
     for name in re.findall(r"`((?:examples|benchmarks|docs|derivations)/[\w./]+)`", text):
         assert (ROOT / name).exists(), name
+
+
+def test_a_certificate_can_be_checked_by_hand(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    system = sdplip.System.feedforward([rng.normal(size=(6, 4)), rng.normal(size=(2, 6))])
+    system.save("net.npz")
+    sdplip.lipschitz(system).save("net.cert.json")
+    text = (ROOT / "docs/certificate.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "certificate.md", "exec"), {})
+    assert 0 < float(capsys.readouterr().out) < 1e-6
 
 
 def test_its_picture_is_small():

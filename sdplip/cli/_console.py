@@ -68,7 +68,7 @@ class Progress:
         self.status.stop()
 
     def decoded(self, done: int, total: int) -> None:
-        self._say(f"decoding images, once: {done} of {total}", done == total)
+        self.say(f"decoding images, once: {done} of {total}", done == total)
 
     def epoch(self, name: str, config: RunConfig, epoch: int, metrics: dict[str, float]) -> None:
         text = (
@@ -77,9 +77,10 @@ class Progress:
         )
         if epoch == config.train.epochs:
             text += "; measuring"
-        self._say(text)
+        self.say(text)
 
-    def _say(self, text: str, always: bool = False) -> None:
+    def say(self, text: str, always: bool = False) -> None:
+        """In a terminal at once, elsewhere `always` or after a while in silence."""
         self.status.update(text)
         waited = time.monotonic() - self.said > QUIET_SECONDS
         if not self.console.is_terminal and (always or waited):

@@ -7,16 +7,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from .._engine import scatter
 from ..errors import CertificationError, InvalidInput, SdplipError
-from ._console import Address, Engine, Json, fail, listing, regular, worst
+from ._console import Address, Engine, Json, Progress, fail, listing, regular, worst
 from ._read import ActivationName, InputShape, Normalise, how_to_read, read_network
 
 if TYPE_CHECKING:
@@ -68,7 +66,8 @@ def verify(
         bool, typer.Option("--per-class", help="Bound y_i - y_j for every pair of outputs.")
     ] = False,
     time_limit: Annotated[
-        float | None, typer.Option(help="Seconds of search; the best bound so far is proven.")
+        float | None,
+        typer.Option(help="Seconds to search a network; the best bound by then is proven."),
     ] = None,
     input_shape: InputShape = None,
     activation: ActivationName = None,
@@ -108,8 +107,8 @@ def verify(
                 errors[k] = error
 
     results: dict[int, list[dict[str, Any]]] = {}
-    with Console(stderr=True).status("") as status:
-        tell = partial(_tell, status.update) if engine == "local" else None
+    with Progress() as progress:
+        tell = progress.say if engine == "local" else None
         for _, (k, outcome) in scatter(
             partial(_certificates, tell=tell), networks(), shared=(options, per_class),
             engine=engine, address=address,
@@ -121,7 +120,8 @@ def verify(
     if errors and len(models) == 1:
         raise errors[0]
     for k, error in sorted(errors.items()):
-        fail(f"{models[k]}: {error}", worst(error))
+        named = str(error).startswith(str(models[k]))
+        fail(error if named else f"{models[k]}: {error}", worst(error))
         results[k] = [{"model": str(models[k]), "bound": None, "error": str(error)}]
     _show([values for k in sorted(results) for values in results[k]], as_json, several)
     if errors:
@@ -133,37 +133,36 @@ def _certificates(
     k: int,
     name: str,
     network: System | ConvSystem,
-    tell: Callable[[str, int, float, float], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[int, list[Found] | SdplipError]:
     """k, and the certificates of one network or why there are none; on this machine or another."""
-    from ..verify import lipschitz
+    from ..verify import lipschitz, margin_bounds
 
     options, per_class = shared
+
+    def step(count: int, upper: float, below: float) -> None:
+        gap = f"{upper / below - 1:.1e}" if below > 0 else "unknown"
+        if tell is not None:
+            tell(f"{name}: step {count}, {below:.6g} ≤ bound ≤ {upper:.6g}, gap {gap}")
+
+    def pair(done: int, total: int, last: Certificate) -> None:
+        if tell is not None:
+            tell(f"{name}: {done} of {total} pairs of classes, the last {last.bound:.6g}")
+
     try:
-        if per_class and network.outputs < 2:
-            raise InvalidInput(f"--per-class: {name} has one output, and so no pairs.")
-        found: list[Found] = []
-        start: Certificate | None = None
-        for pair in combinations(range(network.outputs), 2) if per_class else [None]:
-            progress = None if tell is None else partial(tell, _what(name, pair))
-            start = lipschitz(network, classes=pair, start=start, progress=progress, **options)
-            rough = None
-            if pair is None and _comparable(network, options):
-                with suppress(CertificationError):
-                    rough = lipschitz(network, method="layerwise", lower=False).bound
-            found.append((start, rough))
-        return k, found
+        if per_class:
+            if network.outputs < 2:
+                raise InvalidInput(f"--per-class: {name} has one output, and so no pairs.")
+            pairs = margin_bounds(network, progress=pair, **options).certificates
+            return k, [(certificate, None) for certificate in pairs.values()]
+        found = lipschitz(network, progress=step, **options)
+        rough = None
+        if _comparable(network, options):
+            with suppress(CertificationError):
+                rough = lipschitz(network, method="layerwise", lower=False).bound
+        return k, [(found, rough)]
     except SdplipError as error:
         return k, error
-
-
-def _what(name: str, pair: tuple[int, int] | None) -> str:
-    return name if pair is None else f"{name}, classes {pair[0]} and {pair[1]}"
-
-
-def _tell(say: Callable[[str], None], what: str, step: int, upper: float, below: float) -> None:
-    gap = f"{upper / below - 1:.1e}" if below > 0 else "unknown"
-    say(f"{what}: step {step}, {below:.6g} ≤ bound ≤ {upper:.6g}, gap {gap}")
 
 
 def _saved(
@@ -173,7 +172,8 @@ def _saved(
     file = _file(out, path, certificate.classes, several)
     if file is not None:
         certificate.save(file)
-    what, gap = _what(path.name, certificate.classes), certificate.gap
+    pair, gap = certificate.classes, certificate.gap
+    what = path.name if pair is None else f"{path.name}, classes {pair[0]} and {pair[1]}"
     early = ""
     if gap is not None and gap > LOOSE:
         early = f"the bound is at most {gap:.1%} above the best one"
@@ -216,9 +216,9 @@ def _values(
 
 
 SAID = {
-    "bound": "proven: no constant is larger",
-    "lower": "attained by a Jacobian",
-    "optimum": "no multipliers give less (by duality)",
+    "bound": "proven: the constant is at most this",
+    "lower": "a Jacobian found: the constant is at least this",
+    "optimum": "by duality, no multipliers give less than this",
     "layerwise": "closed form, proven",
     "norm_product": "product of norms",
     "frequency": "a multiplier per channel; how much less one per unit would give is unknown",

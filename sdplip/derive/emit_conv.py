@@ -61,7 +61,7 @@ def source(derivation: Derivation, name: str) -> str:
     body = [
         "def forward(self, x: Tensor) -> Tensor:",
         "    self._check(x)",
-        "    w = {name: value.to(x.dtype) for name, value in self._tensors().items()}",
+        "    w = {name: value.to(x.dtype) for name, value in self._current().items()}",
         f"    {', '.join(kept)}, pad = {', '.join(f'w[{chr(34)}{n}{chr(34)}]' for n in kept)}, "
         "self.padding_mode",
         *(f"    {line}" for line in forward),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,10 +52,16 @@ class Proof:
     checks: tuple[Check, ...]
     broken: str | None
     counterexample: Counterexample | None
-    document: Mapping[str, Any]
+    document: Mapping[str, Any] = field(repr=False)
 
     def __bool__(self) -> bool:
         return self.proved
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        from .report import markdown
+
+        return markdown(self)
 
     @property
     def proved(self) -> bool:

@@ -56,8 +56,6 @@ class Problem:
         z - σ(A z + v), where σ is not flat, over 1 + ‖z‖₂; and never more than MAX_ROUNDING.
         """
         done = residual <= tol
-        if bool(done.all()):
-            return done
         near = (~done & (residual <= MAX_ROUNDING[z.dtype])).nonzero()[:, 0]
         if len(near):
             part, at, eps = self.rows(near), z[near], 2 * torch.finfo(z.dtype).eps
@@ -67,6 +65,10 @@ class Problem:
             hidden = torch.minimum(norm(moved, dim=-1), norm(lost, dim=-1))
             done[near] = residual[near] <= hidden / (1 + norm(at, dim=-1))
         return done
+
+    def unsolved(self, z: Tensor, residual: Tensor, tol: float) -> Tensor:
+        """The indices of the other rows whose residual is finite."""
+        return (~self.solved(z, residual, tol) & residual.isfinite()).nonzero()[:, 0]
 
 
 def rounding(A: Operator) -> float:
@@ -254,7 +256,7 @@ def distance(
     if modulus is None:
         m, L = A.recall("extremes", lambda: monotonicity(A, metric))
         modulus = m - 4 * A.blocks * eps * L
-    root = 1.0 if metric is None else A.spread(metric.to(rows)).sqrt()
+    root = rows.new_ones(1) if metric is None else A.spread(metric.to(rows)).sqrt()
 
     norm = torch.linalg.vector_norm
 
@@ -268,7 +270,8 @@ def distance(
         q = sigma(p)
         r = p - problem.preactivation(q)
         lost = (A.blocks + 8) * eps * norm(A.losses(q, problem.v) + p.abs(), dim=-1)
-        lost = lost * (1.0 if metric is None else float(metric.max()) ** 0.5)
-        bounds.append(size(rows - q) * (1 + 1e-9) + (size(r) + lost) * (1 + 1e-9) / modulus)
+        bounds.append(
+            size(rows - q) * (1 + 1e-9) + (size(r) + lost * root.max()) * (1 + 1e-9) / modulus
+        )
     bound = torch.minimum(*bounds) if modulus > 0 else torch.full_like(bounds[0], torch.inf)
     return bound.nan_to_num(nan=torch.inf, posinf=torch.inf).reshape(z.shape[:-1])

@@ -299,12 +299,12 @@ def iterate(
             assert isinstance(steps, Tensor)
             points[live], residual[live], pre[live], steps[live] = point, error, w, done
         worst = float(error.max())
-        solved = None if worst <= tol else problem.solved(point, error, tol)
-        if solved is None or bool(solved.all()):
+        finite = math.isfinite(worst)
+        whole = whole and finite
+        stay = None if worst <= tol else problem.unsolved(point, error, tol)
+        if stay is None or (finite and not len(stay)):
             needed = _needed(last, done, before, worst, tol)
             return points, residual, steps, pre, whole, needed
-        whole = whole and bool((solved | error.isfinite()).all())
-        stay = (~solved & error.isfinite()).nonzero()[:, 0]
         if done == max_steps or not len(stay):
             return points, residual, steps, pre, False, done
         if live is None:

@@ -14,7 +14,7 @@ from .._arrays import parse_norm
 from .._modules import altered, check_module, plain
 from ..activations import of_module
 from ..errors import InvalidInput
-from ._base import check_finite
+from ._base import check_finite, operator_norm
 from ._conv import per_group, to_phases
 from ._geometry import Geometry
 from ._part import PROMISES, Container, own_forward
@@ -130,14 +130,14 @@ def _evaluated(module: nn.Module, owner: str) -> Tensor:
 
 
 def _linear(module: nn.Linear, norm: float, owner: str) -> float:
-    return float(torch.linalg.matrix_norm(_evaluated(module, owner), ord=norm))
+    return operator_norm(_evaluated(module, owner), norm)
 
 
 def _conv(module: nn.Conv2d, norm: float, owner: str) -> float:
     _check_same_class(module, nn.Conv2d, owner)
     K = _evaluated(module, owner)
     if norm != 2:
-        return float(K.abs().sum(dim=(1, 2, 3)).max())
+        return operator_norm(K.flatten(1), norm)
     padded = module.padding not in ("valid", (0, 0))
     mode = module.padding_mode if padded else "zeros"
     # A torus need not consist of whole strides; without the stride it has more outputs.
@@ -148,7 +148,8 @@ def _conv(module: nn.Conv2d, norm: float, owner: str) -> float:
 def _transposed(module: nn.ConvTranspose2d, norm: float, owner: str) -> float:
     K = _evaluated(module, owner)
     if norm != 2:
-        return float(K.unflatten(0, (module.groups, -1)).abs().sum(dim=(1, 3, 4)).max())
+        rows = K.unflatten(0, (module.groups, -1)).transpose(1, 2)
+        return operator_norm(rows.flatten(0, 1).flatten(1), norm)
     return convolution_bound(K, _geometry(module, owner, module.stride, "zeros"))
 
 

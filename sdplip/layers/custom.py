@@ -162,7 +162,7 @@ class ClosedFormResidual(ClosedForm):
 
     def _exact(self) -> dict[str, Tensor]:
         """H, G and W, also where the condition names them D, C and Bᵀ."""
-        w = self._tensors()
+        w = self._current()
         if "H" in w:
             return {name: w[name] for name in "HGW"}
         return {"H": w["D"], "G": w["C"], "W": w["B"].mT}

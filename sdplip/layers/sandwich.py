@@ -12,7 +12,15 @@ from .._tensors import HALVES
 from ..activations import Activation, activation
 from ..errors import InvalidInput, ShapeError
 from ..system import System
-from ._base import Layer, fill_normal, fill_uniform, numpy, slopes_in_unit_interval, wide
+from ._base import (
+    Layer,
+    fill_normal,
+    fill_uniform,
+    numpy,
+    operator_norm,
+    slopes_in_unit_interval,
+    wide,
+)
 from ._conv import ConvLayer, from_phases, norm_estimate, per_group, to_phases, unit_images
 from ._geometry import Geometry, Pair, pair
 from ._plain import adjoint, convolution, linear
@@ -123,14 +131,11 @@ class SandwichLinear(Layer):
         if self.weight.dtype not in HALVES:
             return 1.0
         with torch.no_grad():
-            psi = self._tensors()["Lam"].double().sqrt()
-            applied = (matrix.double() for matrix in self._applied())
-            exact = (self._tensors()[name].double() for name in "GW")
-            (G, W), (G0, W0) = applied, exact
-            return _product(
-                torch.linalg.matrix_norm((G - G0) / psi, ord=2),
-                torch.linalg.matrix_norm((W - W0) * psi, ord=2),
-            )
+            exact = {name: value.double() for name, value in self._tensors().items()}
+            G, W = (matrix.double() for matrix in self._applied())
+            psi = exact["Lam"].sqrt()
+            e, f = operator_norm((G - exact["G"]) / psi), operator_norm((W - exact["W"]) * psi)
+            return _product(e, f)
 
     def _folded(self) -> nn.Module:
         G, W = self._applied()
@@ -153,9 +158,9 @@ class SandwichLinear(Layer):
         )
 
 
-def _product(outer: Tensor | float, inner: Tensor | float) -> float:
+def _product(outer: float, inner: float) -> float:
     """‖2(A + E)ᵀS(B + F)‖ for slopes S from the norms of √2 E and √2 F: ‖2AᵀSB‖, ‖A‖, ‖B‖ ≤ 1."""
-    e, f = float(outer) / math.sqrt(2), float(inner) / math.sqrt(2)
+    e, f = outer / math.sqrt(2), inner / math.sqrt(2)
     return 1 + 2 * (e + f + e * f) * (1 + 1e-12)
 
 

@@ -76,7 +76,8 @@ def lipschitz(
         seed: of that search.
         start: the certificate of a similar network, whose multipliers to begin with.
         time_limit: seconds after which the search ends; the best point so far, which is valid, is
-            then proven. A proof takes about as long as a step or two.
+            then proven. What comes before and after takes about as long as a few steps: half a
+            minute for 10,000 units in layers of 1,000.
         progress: called with the iteration, the bound so far and a lower bound of the optimum.
 
     Raises:

@@ -15,6 +15,7 @@ from torch import nn
 
 from .._arrays import Array, finite, parse_norm
 from .._radii import least_quotient
+from ..convolutional import ConvSystem
 from ..errors import InvalidInput, ShapeError
 from ..system import System
 from .certificate import Certificate
@@ -105,7 +106,7 @@ class MarginBounds:
 
 
 def margin_bounds(
-    model: System | nn.Module,
+    model: System | ConvSystem | nn.Module,
     norm: float | str = 2,
     *,
     pairs: str | int | None = None,

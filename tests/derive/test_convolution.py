@@ -61,6 +61,17 @@ def test_T_dominates_the_operator_and_the_adjoint_is_one(kernel, padding):
             assert torch.linalg.eigvalsh(gap)[0] >= -1e-12 * T.max()
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_evaluation_computes_the_closed_form_once(name, monkeypatch):
+    found = layer(name).eval()
+    calls, compute = [], found._closed_form
+    monkeypatch.setattr(found, "_closed_form", lambda: calls.append(1) or compute())
+    x = torch.randn(1, SIZES[name][0], 3, 5)
+    with torch.no_grad():
+        assert torch.equal(found(x), found(x))
+    assert len(calls) == 1
+
+
 def test_the_unrolled_witness_satisfies_the_condition():
     torch.manual_seed(1)
     found = layer("sll", dtype=torch.float64)

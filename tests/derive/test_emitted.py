@@ -72,6 +72,19 @@ def test_every_pattern_of_units_keeps_the_bound(name, extreme, dtype):
 
 
 @every
+def test_evaluation_computes_the_closed_form_once(name, monkeypatch):
+    layer = make(name).eval()
+    calls, compute = [], layer._closed_form
+    monkeypatch.setattr(layer, "_closed_form", lambda: calls.append(1) or compute())
+    x = torch.randn(4, layer.in_features, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(layer(x), layer(x))
+    assert len(calls) == 1
+    layer.train()(x)
+    assert len(calls) == 2
+
+
+@every
 @every_extreme
 @every_dtype
 def test_outputs_and_gradients_are_finite(name, extreme, dtype):

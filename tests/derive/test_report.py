@@ -102,6 +102,11 @@ def test_rows_and_identities_are_shown(proofs):
         assert sentence in shown
 
 
+def test_a_notebook_shows_the_report_and_a_prompt_one_line_of_checks(proofs):
+    assert proofs["sll"]._repr_markdown_() == markdown(proofs["sll"])
+    assert "document" not in repr(proofs["sll"])
+
+
 def test_each_check_is_marked_general_or_instances(proofs):
     root = page(proofs["sll"])
     rows = [[letters(cell) for cell in row] for row in root.iter("tr")][1:]

@@ -7,7 +7,9 @@ import torch
 
 from sdplip.derive.library import find
 from sdplip.layers import LAYERS
+from sdplip.layers.custom import ClosedForm
 
+BY_HAND = [name for name, cls in LAYERS.items() if not issubclass(cls, ClosedForm)]
 CASES = {
     "orthogonal": ((6, 5), (6, 5), {"X": lambda s: s.weight}),
     "spectral": ((6, 5), (6, 5), {"W": lambda s: s.weight}),
@@ -44,7 +46,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("family", LAYERS)
+@pytest.mark.parametrize("family", BY_HAND)
 def test_emitted_and_shipped_agree(family, dtype):
     shipped_sizes, emitted_sizes, parameters = CASES[family]
     torch.manual_seed(0)

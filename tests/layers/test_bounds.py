@@ -65,7 +65,7 @@ def test_bound_is_the_product(norm):
             for layer in (first, last)
         )
     )
-    assert abs(lipschitz_bound(model, norm) / expected - 1) <= 1e-12
+    assert 0 <= lipschitz_bound(model, norm) / expected - 1 <= 1e-11
 
 
 def test_bound_holds_for_the_system_of_the_model():
@@ -156,7 +156,7 @@ def test_parametrised_weights_count_and_stay_as_they_are():
     assert all(torch.equal(state[name], value) for name, value in layer.state_dict().items())
     assert layer.training
     assert bound == lipschitz_bound(layer.eval())
-    assert abs(bound / torch.linalg.matrix_norm(layer.weight.double(), ord=2).item() - 1) <= 1e-12
+    assert 0 <= bound / torch.linalg.matrix_norm(layer.weight.double(), ord=2).item() - 1 <= 1e-11
 
 
 def test_norms_by_name():
@@ -269,7 +269,8 @@ def test_transposed_convolutions_count_with_the_norm_of_their_adjoint(stride):
         J = matrix(conv, (4, 4, 5))
         found = lipschitz_bound(conv, norm)
         assert torch.linalg.matrix_norm(J, ord=norm) <= found * (1 + 1e-9)
-        assert found <= (1.4 if norm == 2 else stride**2) * torch.linalg.matrix_norm(J, ord=norm)
+        room = 1.4 if norm == 2 else stride**2 * (1 + 1e-11)
+        assert found <= room * torch.linalg.matrix_norm(J, ord=norm)
 
 
 def test_a_convolution_on_tori_keeps_its_bound_whatever_the_stride():

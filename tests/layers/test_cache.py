@@ -70,7 +70,8 @@ def recomputed(layer, x):
 
 def kernel(layer):
     """A parameter of which every entry matters."""
-    return layer.weight if hasattr(layer, "weight") else layer.B
+    known = (getattr(layer, name) for name in ("weight", "B") if hasattr(layer, name))
+    return next(known, next(layer.parameters()))
 
 
 def rows(layer):

@@ -273,7 +273,7 @@ def iterates(folded, x, steps):
 @pytest.mark.parametrize("tol", [1e-2, 1e-5, 1e-9])
 def test_the_steps_without_samples_are_enough_for_every_input(family, tol):
     """‖u_k - u*‖_Λ ≤ tol·‖u_0 - u*‖_Λ, which bounds the distance of z as well."""
-    for options in OPTIONS[family]:
+    for options in OPTIONS.get(family, [{}]):
         layer = make(LAYERS[family], dtype=torch.float64, **options)
         folded = fold(layer, tol=tol)
         inner = folded.inner

@@ -250,5 +250,5 @@ def test_the_measure_of_a_nemon_convolution_is_what_was_asked_for(mode, scale):
         assert rows.max() <= c + 1e-12 * A.abs().sum(dim=1).max()
 
 
-def test_every_convolution_is_listed():
-    assert set(CONVOLUTIONS) == set(LAYERS)
+def test_every_convolution_belongs_to_a_family():
+    assert set(CONVOLUTIONS) <= set(LAYERS)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +69,34 @@ EVAL_BYTES, ATTACK_BYTES = 1 << 28, 1 << 30
 """Memory for activations, by which batches are sized."""
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A model on its test images: `logits` (N, K), what solvers left `open` of them (N,), and the
+    part of the largest that is taken off for rounding."""
+
+    config: RunConfig
+    subject: Subject
+    x: Tensor
+    labels: Tensor
+    logits: Tensor
+    open: Tensor
+    slack: float
+    cost: dict[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        subject: Subject,
+        x: Tensor,
+        labels: Tensor,
+        slack: float,
+        cost: dict[str, float],
+    ) -> _Measured:
+        logits, left = subject.logits(x), subject.left_open(x)
+        return cls(config, subject, x, labels, logits, left, slack, cost)
+
+
 def evaluate(
     model: nn.Sequential,
     config: RunConfig,
@@ -95,8 +124,7 @@ def _dense_rows(
     exact: nn.Sequential, x: Tensor, labels: Tensor, config: RunConfig, cost: dict[str, float]
 ) -> list[Row]:
     system = System.from_module(exact, features=math.prod(config.model.input_shape))
-    subject = Subject(exact)
-    logits, error = subject.logits(x), subject.left_open(x)
+    measured = _Measured.of(config, Subject(exact), x, labels, SLACK[torch.float64], cost)
     residual, rows = _residual(system, x), []
     for norm in _norms(config):
         promised, pairs = _promised(exact, config, norm)
@@ -105,9 +133,8 @@ def _dense_rows(
         certificate, verified, note, undecided = _verify(system, norm, config)
         row = _row(
             # Every entry of either matrix is a bound, so the smaller of the two is one.
-            subject, x, labels, logits, error, torch.minimum(pairs, verified), config, cost,
-            norm=norm, promised=promised, certificate=certificate, note=note,
-            undecided=undecided, residual=residual, system=system,
+            measured, torch.minimum(pairs, verified), norm, promised, certificate=certificate,
+            note=note, undecided=undecided, residual=residual, system=system,
         )  # fmt: skip
         rows.append(row)
     return rows
@@ -117,13 +144,12 @@ def _image_rows(
     exact: nn.Sequential, x: Tensor, labels: Tensor, config: RunConfig, cost: dict[str, float]
 ) -> list[Row]:
     subject, slack = _subject(exact, x, config)
-    logits, error = subject.logits(x), subject.left_open(x)
+    measured = _Measured.of(config, subject, x, labels, slack, cost)
     rows = []
     for norm in _norms(config):
         promised, pairs = _promised(exact, config, norm)
         row = _row(
-            subject, x, labels, logits, error, pairs, config, cost,
-            norm=norm, promised=promised, slack=slack, sampled=_steepest(exact, x, norm),
+            measured, pairs, norm, promised, sampled=_steepest(exact, x, norm),
             note="not verified: a semidefinite program of a convolutional network is too large",
         )  # fmt: skip
         rows.append(row)
@@ -175,58 +201,35 @@ def _steepest(exact: nn.Sequential, x: Tensor, norm: float) -> float:
 
 
 def _row(
-    subject: Subject,
-    x: Tensor,
-    labels: Tensor,
-    logits: Tensor,
-    error: Tensor,
+    m: _Measured,
     pairs: Tensor,
-    config: RunConfig,
-    cost: dict[str, float],
-    *,
     norm: float,
     promised: float | None,
+    *,
     certificate: Certificate | None = None,
     sampled: float | None = None,
     note: str = "",
     undecided: bool = False,
     residual: float = 0.0,
-    slack: float = SLACK[torch.float64],
     system: System | None = None,
 ) -> Row:
-    settings = config.evaluate
-    found = certified_radii(logits, labels, pairs, slack, error)
-    correct = correctly(logits, labels)
+    config, settings = m.config, m.config.evaluate
+    found = certified_radii(m.logits, m.labels, pairs, m.slack, m.open)
+    correct = correctly(m.logits, m.labels)
     clean = float(correct.double().mean())
     radii = settings.radii if norm == 2 else settings.linf_radii
     first = settings.attack_images
-    first = None if first is None or first >= len(x) else first
+    first = None if first is None or first >= len(m.x) else first
 
     def standing(settings: EvalConfig) -> Tensor:
-        return subject.standing(
-            x[:first], labels[:first], correct[:first], radii, norm, settings, config.train.seed
-        )
+        attacked = m.x[:first], m.labels[:first], correct[:first]
+        return m.subject.standing(*attacked, radii, norm, settings, config.train.seed)
 
     stands = standing(settings)
     once = replace(settings, attack="pgd", steps=1, restarts=1)
     stands_fgsm = standing(once) if settings.fgsm else stands
     proved = found[:first, None] > torch.tensor(radii, dtype=found.dtype, device=found.device)
-    local: dict[str, Any] = {}
-    without = "" if settings.local_images is None else _no_local(system, settings)
-    if settings.local_images is not None and system is not None and not without:
-        n = min(settings.local_images, len(proved))
-        began = time.perf_counter()
-        inside = certified_locally(
-            system, pixels(x[:n], torch.float64).flatten(1), labels[:n], logits[:n], pairs, radii,
-            norm, slack, error[:n],
-        ).to(proved.device)  # fmt: skip
-        shares = {"certified": proved[:n], "local": inside, "attacked": stands[:n]}
-        local = {
-            "local_seconds": time.perf_counter() - began,
-            "local_images": n,
-            "local": {name: _shares(values) for name, values in shares.items()},
-        }
-        proved[:n] |= inside
+    local, without = _local(m, pairs, norm, radii, system, proved, stands)
     unsound = int((proved & ~(stands & stands_fgsm)).any(1).sum())
     grid = torch.linspace(0, 1.5 * max(radii, default=1.0), CURVE_POINTS).tolist()
     return Row(
@@ -243,15 +246,17 @@ def _row(
         proven=None if certificate is None else certificate.proven,
         sampled=sampled if certificate is None else certificate.lower,
         product=None if certificate is None else certificate.norm_product,
-        images=len(x),
-        parameters=sum(p.numel() for p in subject.model.parameters()),
+        images=len(m.x),
+        parameters=sum(p.numel() for p in m.subject.model.parameters()),
         verify_seconds=None if certificate is None else certificate.seconds,
-        slack=slack,
+        slack=m.slack,
         residual=residual,
         scale=config.model.scale,
         unsound=unsound,
         undecided=undecided,
-        note="; ".join(filter(None, (shortened(config), note, without, collapsed(clean, labels)))),
+        note="; ".join(
+            filter(None, (shortened(config), note, without, collapsed(clean, m.labels)))
+        ),
         certificate=certificate,
         curve={"radius": grid, "certified": [certified_accuracy(found[:first], r) for r in grid]},
         **local,
@@ -260,9 +265,41 @@ def _row(
         attack_certified=()
         if first is None
         else tuple(certified_accuracy(found[:first], r) for r in radii),
-        step_ms=cost["step_ms"],
-        train_seconds=cost["train_seconds"],
+        **m.cost,
     )
+
+
+def _local(
+    m: _Measured,
+    pairs: Tensor,
+    norm: float,
+    radii: Sequence[float],
+    system: System | None,
+    proved: Tensor,
+    stands: Tensor,
+) -> tuple[dict[str, Any], str]:
+    """A row's entries about local certificates, which `proved` (N, len(radii)) takes over; or why
+    there are none."""
+    settings = m.config.evaluate
+    if settings.local_images is None:
+        return {}, ""
+    without = _no_local(system, settings)
+    if system is None or without:
+        return {}, without
+    n = min(settings.local_images, len(proved))
+    began = time.perf_counter()
+    x = pixels(m.x[:n], torch.float64).flatten(1)
+    inside = certified_locally(
+        system, x, m.labels[:n], m.logits[:n], pairs, radii, norm, m.slack, m.open[:n]
+    ).to(proved.device)
+    shares = {"certified": proved[:n], "local": inside, "attacked": stands[:n]}
+    entries = {
+        "local_seconds": time.perf_counter() - began,
+        "local_images": n,
+        "local": {name: _shares(values) for name, values in shares.items()},
+    }
+    proved[:n] |= inside
+    return entries, ""
 
 
 def _shares(of: Tensor) -> list[float]:

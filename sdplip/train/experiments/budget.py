@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 from ...errors import InvalidInput
 from ..checkpoint import read_json
@@ -22,6 +23,8 @@ PER_CLASS, ATTACKED_PER_CLASS = 10, 2
 """Images that are left at least, as far as there are some; of those attacked fewer."""
 WARM, PROBED = 3, 10
 """Steps before a step's time is taken, and steps that it is taken from."""
+LEAST = 0.25
+"""The share of a budget that is left for training, however long measuring took so far."""
 PROBING = 0.05
 """The share of a budget after which no further step is timed."""
 LENGTHS = {
@@ -40,22 +43,6 @@ def shrink(config: RunConfig, scale: float) -> RunConfig:
     full = config.train.of_epochs or config.train.epochs
     epochs = max(1, round(scale * full))
     return override(config, epochs=epochs, of_epochs=None if epochs == full else full)
-
-
-@dataclass
-class Pace:
-    """Seconds that something took, and those foreseen."""
-
-    took: float = 0.0
-    foreseen: float = 0.0
-
-    def add(self, took: float, foreseen: float) -> None:
-        self.took += took
-        self.foreseen += foreseen
-
-    @property
-    def factor(self) -> float:
-        return self.took / self.foreseen if self.took else 1.0
 
 
 class Budget:
@@ -87,7 +74,8 @@ class Budget:
         patience = self.seconds * PROBING / (1 if each else len(configs))
         self.cost = {k: _epoch_seconds(c, splits, device, patience) for k, c in configs.items()}
         self.earlier = 0.0
-        self.training, self.measuring = Pace(), Pace()
+        self.trained = self.foreseen = 0.0
+        self.measured: list[float] = []
 
     def plan(self) -> dict[str, RunConfig]:
         """The runs that have not finished, as long as the time left allows."""
@@ -96,13 +84,16 @@ class Budget:
             whole = self.seconds * count / (1 - MEASURING)
         else:
             whole = self.seconds - (self.clock() - self.began) - self.earlier
-        left, kept = whole * (1 - MEASURING), whole * MEASURING / count
+        kept, left = whole * MEASURING / count, whole * (1 - MEASURING)
+        if self.measured and not self.each:
+            left = max(whole * LEAST, whole - count * fmean(self.measured))
+        pace = self.trained / self.foreseen if self.trained else 1.0
         found = {}
         # The cheapest first: what they cannot use is the others'.
         order = sorted(self.left, key=lambda name: self.cost[name] * self.left[name].train.epochs)
         for k, name in enumerate(order):
             share = self.seconds if self.each else left / (count - k)
-            config, cost = self.left[name], self.training.factor * self.cost[name]
+            config, cost = self.left[name], pace * self.cost[name]
             full, epochs, available = config.train.epochs, 1, _images(config, self.splits)
             images = available
             if cost <= share:
@@ -117,8 +108,7 @@ class Budget:
                 of_epochs=(config.train.of_epochs or full) if shorter else None,
                 train_images=images if images < len(self.splits.train[0]) else None,
             )
-            per_image = self.measuring.factor * self.cost[name] / available
-            found[name] = _measured_within(config, self.splits, kept, per_image)
+            found[name] = _measured_within(config, self.splits, kept, cost / available)
             if name in self.folders:
                 found[name] = settled(found[name], self.folders[name])
             left -= epochs * cost * images / available
@@ -134,30 +124,29 @@ class Budget:
         """Count the run that began last, whose training took so many seconds; in earlier commands,
         where it had finished `already`, or in part."""
         (name, run), here = self.running, self.clock() - self.mark
-        per_image = self.cost[name] / _images(self.left.pop(name), self.splits)
+        share = _images(run, self.splits) / _images(self.left.pop(name), self.splits)
         if already:
             self.earlier += training / (1 - MEASURING)
             return
         self.earlier += max(0.0, training - here)
-        trained = run.train.epochs * _images(run, self.splits)
-        self.training.add(training, trained * per_image)
-        images, attacked, searched = _measured(run, self.splits)
-        looked = EXACT * images + searched * attacked
-        self.measuring.add(max(0.0, here - training), looked * per_image)
+        self.trained += training
+        self.foreseen += run.train.epochs * share * self.cost[name]
+        self.measured.append(max(0.0, here - training))
 
 
 def _measured_within(
     config: RunConfig, splits: Splits, seconds: float, per_image: float
 ) -> RunConfig:
-    """With so few test images, where measuring takes longer than `seconds`, that half of these are
-    for accuracies, half for attacks, when an image of training takes `per_image`."""
-    images, attacked, searched = _measured(config, splits)
-    if per_image * (EXACT * images + searched * attacked) <= seconds:
-        return config
+    """With so few test images that half of `seconds` are for accuracies, half for attacks, when
+    an image of training takes `per_image`."""
+    settings, there = config.evaluate, len(splits.test[0])
+    images = min(settings.images or there, there)
     affordable = max(
         min(images, PER_CLASS * splits.num_classes), int(seconds / 2 / (EXACT * per_image))
     )
-    attacked = min(attacked, affordable)
+    radii = settings.radii + (settings.linf_radii if settings.linf else ())
+    searched = max(1, len(radii) * settings.steps * settings.restarts)
+    attacked = min(settings.attack_images or images, images, affordable)
     attackable = max(
         min(attacked, ATTACKED_PER_CLASS * splits.num_classes),
         int(seconds / 2 / (searched * per_image)),
@@ -167,15 +156,6 @@ def _measured_within(
         images=affordable if affordable < images else None,
         attack_images=attackable if attackable < attacked else None,
     )
-
-
-def _measured(config: RunConfig, splits: Splits) -> tuple[int, int, int]:
-    """How many test images are measured, how many attacked, and the gradients for one of these."""
-    settings, there = config.evaluate, len(splits.test[0])
-    images = min(settings.images or there, there)
-    radii = settings.radii + (settings.linf_radii if settings.linf else ())
-    searched = max(1, len(radii) * settings.steps * settings.restarts)
-    return images, min(settings.attack_images or images, images), searched
 
 
 def _images(config: RunConfig, splits: Splits) -> int:
