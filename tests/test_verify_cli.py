@@ -164,13 +164,30 @@ def test_convolutions_are_verified_and_checked(call, tmp_path):
         Convolve(rng.normal(size=(2, 3, 3, 3))),
     )
     sdplip.ConvSystem(stages, 1, (6, 6)).save(tmp_path / "conv.npz")
-    found = document(call("verify", "conv.npz", "--certificate", "conv.json", "--json"))
-    assert found["lower"] <= found["bound"] and found["method"] == "frequency"
+    words = ("verify", "conv.npz", "--certificate", "conv.json", "--json")
+    coarse = document(call(*words, "--method", "frequency"))
+    assert coarse["lower"] <= coarse["bound"] and coarse["method"] == "frequency"
     assert call("check", "conv.json", "conv.npz").exit_code == 0
-    assert call("verify", "conv.npz", "--norm", "inf").exit_code == 2
+    assert "is unknown" in call("verify", "conv.npz", "--method", "frequency").stdout
     content = (tmp_path / "conv.json").read_text()
     (tmp_path / "conv.json").write_text(content.replace('"units": 1', '"units": 2'))
     assert call("check", "conv.json", "conv.npz").exit_code == 1
+    for more in ((), ("--norm", "inf")):
+        found = document(call(*words, *more))
+        assert found["method"].endswith(", unrolled") and found["lower"] <= found["bound"]
+        assert more or found["bound"] < coarse["bound"]
+        assert call("check", "conv.json", "conv.npz").exit_code == 0
+    assert call("verify", "conv.npz", "--norm", "inf", "--method", "frequency").exit_code == 2
+
+
+def test_pairs_share_the_time_limit_and_errors_name_their_file_once(call, net):
+    found = document(call("verify", "net.npz", "--per-class", "--time-limit", "1e-3", "--json"))
+    best = document(call("verify", "net.npz", "--per-class", "--json"))
+    for early, late in zip(found, best, strict=True):
+        assert early["classes"] == late["classes"] and early["bound"] >= late["bound"]
+    np.savez("nan.npz", W0=[[np.nan]])
+    said = call("verify", "nan.npz", "net.npz").stderr
+    assert said.startswith("error: nan.npz: W0 contains nan")
 
 
 @pytest.mark.slow

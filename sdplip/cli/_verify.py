@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 LOOSE = 1e-3
 """From this relative gap on, `verify` says that its bound is not the tightest."""
-SEARCHES = ("interior", "chain", "frequency")
-"""Methods that know how far they are from the optimum."""
+SEARCHES = ("interior", "chain", "descent", "frequency")
+"""Methods that look for the optimum."""
 COMPARED = 600
 """Up to this many units the closed-form bound is proven, too, for comparison."""
 

@@ -173,6 +173,11 @@ def check_finite(owner: str, tensors: Mapping[str, Tensor | None]) -> None:
                 f"{owner}: {name} is on the meta device and has no values. Move the module with "
                 "to_empty(device=...) and load or reset its parameters."
             )
+        if tensor.is_complex():
+            raise InvalidInput(
+                f"{owner}: {name} holds complex numbers, for which no bound is known. Use real "
+                "ones, real and imaginary parts as separate features."
+            )
         if not tensor.isfinite().all():
             raise InvalidInput(
                 f"{owner}: {name} contains NaN or Inf, for which no bound holds. The training "

@@ -206,6 +206,10 @@ def check(certificate: Certificate, model: System | ConvSystem | nn.Module) -> C
             f"The certificate is for another model: it names {certificate.model[:12]}…, this model "
             f"is {digest[:12]}…. Verify this model anew."
         )
+    if certificate.norm not in (2.0, math.inf):
+        raise CertificationError(f"The certificate is in norm {certificate.norm!r}, not 2 or inf.")
+    if certificate.classes is not None:
+        _pair(list(certificate.classes), system.outputs, "The certificate")
     if certificate.proven is not True or (certificate.lower or 0.0) > certificate.bound:
         raise CertificationError("The certificate contradicts itself: see proven, lower, bound.")
     multipliers = np.asarray(certificate.multipliers, dtype=np.float64)

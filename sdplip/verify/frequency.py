@@ -30,6 +30,8 @@ from .torus import Torus, torus
 
 FIRST = 12
 """Frequencies to begin with."""
+COARSE = 64.0
+"""How many times the errors of one proof those of another may be."""
 CHUNK = 1 << 22
 """Numbers that the proof holds in one array."""
 LARGEST = 1 << 27
@@ -127,7 +129,14 @@ def frequency_holds(conv: ConvSystem, bound: float, multipliers: Array) -> bool:
     return _holds(data.pruned(), bound, multipliers[live])
 
 
-def _holds(data: Torus, bound: float, kept: Array, order: NDArray[np.intp] | None = None) -> bool:
+def _holds(
+    data: Torus,
+    bound: float,
+    kept: Array,
+    order: NDArray[np.intp] | None = None,
+    coarse: float = 1.0,
+) -> bool:
+    """Whether the condition holds; also if M were off by `coarse` times what it may be."""
     lam, scales = kept[: data.units], Ball(kept[data.units :, None])
     if not (math.isfinite(bound) and bound >= 0 and np.isfinite(kept).all() and (kept > 0).all()):
         return False
@@ -138,11 +147,16 @@ def _holds(data: Torus, bound: float, kept: Array, order: NDArray[np.intp] | Non
         return False
     # What overflows is no number, which proves nothing.
     with np.errstate(all="ignore"):
-        return _all_hold(data, bound, lam, scales, order)
+        return _all_hold(data, bound, lam, scales, order, coarse)
 
 
 def _all_hold(
-    data: Torus, bound: float, lam: Array, scales: Ball, order: NDArray[np.intp] | None
+    data: Torus,
+    bound: float,
+    lam: Array,
+    scales: Ball,
+    order: NDArray[np.intp] | None,
+    coarse: float,
 ) -> bool:
     W, n, m = data.weights, data.units, data.inputs
     slopes = {"alpha": data.alpha, "beta": data.beta, "Lam": lam}
@@ -168,7 +182,8 @@ def _all_hold(
                 "D": np.s_[outputs, :m],
             }  # fmt: skip
             blocks = {k: _embedded(real[place], imaginary[place]) for k, place in places.items()}
-            if not positive_definite(conditions.lipschitz(**blocks, **twice, rho=rho)):
+            M = conditions.lipschitz(**blocks, **twice, rho=rho)
+            if not positive_definite(Ball(M.mid, coarse * M.rad)):
                 return False
     return True
 
@@ -320,8 +335,8 @@ class _Problem:
     def prove(self, blocks: Blocks, v: Tensor, start: Tensor) -> tuple[float, float, Array]:
         """The bound of v, or what lies between v and the start: proven, as solved; multipliers.
 
-        With ten times the excess that this proof takes, so that other checkers, whose arithmetic
-        may be coarser, can show it, too.
+        With errors of `COARSE` times their size, so that other checkers, whose arithmetic may be
+        coarser, can show it, too.
         """
         n = self.data.units
         for share in (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1.0):
@@ -331,8 +346,9 @@ class _Problem:
             kept = torch.cat([lam, self.head_gain * u[1 + n :].sqrt()]).cpu().numpy()
             solved = self.bound(float(least.max()))
             for excess in 10.0 ** np.arange(-12, -5) if math.isfinite(solved) else ():
-                if _holds(self.data, float(solved * (1 + excess)), kept, np.argsort(-least)):
-                    return float(solved * (1 + 10 * excess)), solved, kept
+                bound = float(solved * (1 + excess))
+                if _holds(self.data, bound, kept, np.argsort(-least), COARSE):
+                    return bound, solved, kept
         raise CertificationError(
             f"Multipliers were found, but no bound could be proven with them in float64 ({n} units "
             "per pixel of the coarsest grid). Rescale the weights."

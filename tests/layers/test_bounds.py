@@ -416,3 +416,13 @@ def test_constants_far_apart_do_not_multiply_to_zero():
             layer.weight.fill_(weight)
     assert lipschitz_bound(network) == pytest.approx(1e200)
     assert lipschitz_bound(network[:2]) > 0
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Linear(3, 3), nn.Conv2d(2, 2, 3), nn.ConvTranspose2d(2, 2, 3), AOLLinear(3, 3)],
+    ids=lambda m: type(m).__name__,
+)  # fmt: skip
+def test_complex_weights_have_no_bound(module):
+    """The norm of their real parts is less."""
+    with pytest.raises(InvalidInput, match="holds complex numbers"):
+        lipschitz_bound(copy.deepcopy(module).to(torch.complex64))

@@ -301,9 +301,6 @@ def test_what_rounded_factors_lose_is_in_the_bound(precision):
     assert D.dtype == torch.float64
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.backends, "fp32_precision"), reason="a switch of newer versions of PyTorch"
-)
 def test_precisions_that_are_set_by_backend():
     backend = torch.backends.mkldnn.matmul
     before = backend.fp32_precision

@@ -44,6 +44,16 @@ def test_last_layer_pairs_are_exact_for_a_linear_classifier(seed):
     assert (loose <= radii * (1 + 1e-12)).all()
 
 
+def test_what_a_solver_left_open_may_hide_a_tie():
+    """It raises one logit and lowers the other."""
+    z = torch.tensor([[1.0 + 1 / 8, 1.0 - 1 / 8, 0.0]])
+    pairs, label = global_pairs(1.0, 3, math.inf), torch.tensor([0])
+    hidden = certified_radii(z, label, pairs, slack=0, error=torch.tensor([1 / 8]))
+    seen = certified_radii(z, label, pairs, slack=0, error=torch.tensor([1 / 16]))
+    assert hidden.item() == 0
+    assert seen.item() == pytest.approx(1 / 16)
+
+
 @pytest.mark.parametrize("norm", [2, math.inf])
 def test_certificate_stands_where_a_strong_attack_finds_the_boundary(norm):
     # Brute force: an attack at 1.02 of the exact radius must succeed, at 0.999 it cannot.

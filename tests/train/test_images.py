@@ -202,8 +202,17 @@ def test_colour_changes_need_colour():
         RunConfig(ModelConfig("aol", (1, 8, 8), 2), TrainConfig(augment="colour"))
 
 
-def test_measurements_switch_tensorfloat_off_and_leave_it_as_it_was():
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    with full_float32():
-        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
-    assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_measurements_round_no_products_and_leave_the_switches_as_they_were(precision):
+    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul)
+    x = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    torch.set_float32_matmul_precision(precision)
+    try:
+        before = [kind.fp32_precision for kind in kinds]
+        with full_float32():
+            assert {kind.fp32_precision for kind in kinds} == {"ieee"}
+            assert ((x @ x).double() - x.double() @ x.double()).abs().max() < 1e-3
+        assert [kind.fp32_precision for kind in kinds] == before
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -137,6 +137,19 @@ def test_a_certificate_that_contradicts_itself_or_the_model_is_refused(case, fie
         check(Certificate.from_json({**content, "sha256": _digest(content)}), system)
 
 
+def test_a_proof_in_one_norm_is_none_in_another():
+    """The condition of ℓ∞ holds; that of ‖y‖₁ ≤ 11·‖x‖₁ was never asked for."""
+    system = System.linear(np.outer(np.ones(20), [1.0, 10.0]))
+    certificate = lipschitz(system, norm=math.inf)
+    assert certificate.bound < 12 and np.linalg.norm(system.D, 2) > 40
+    for norm in (1.0, math.nan, "2", "inf", None):
+        with pytest.raises(CertificationError, match="norm"):
+            check(replace(certificate, norm=norm), system)
+    for classes in ((-1, 0), (True, False), (0, 1, 2)):
+        with pytest.raises(InvalidInput, match="two different numbers"):
+            check(replace(certificate, classes=classes), system)
+
+
 def test_modules_can_be_checked_and_the_certificate_comes_back():
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     certificate = lipschitz(net)

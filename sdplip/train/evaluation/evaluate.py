@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,30 +72,22 @@ EVAL_BYTES, ATTACK_BYTES = 1 << 28, 1 << 30
 
 @dataclass(frozen=True)
 class _Measured:
-    """A model on its test images: `logits` (N, K), what solvers left `open` of them (N,), and the
-    part of the largest that is taken off for rounding."""
+    """A model on its test images; `slack` times the largest logit is taken off for rounding."""
 
     config: RunConfig
     subject: Subject
     x: Tensor
     labels: Tensor
-    logits: Tensor
-    open: Tensor
-    slack: float
-    cost: dict[str, float]
+    cost: dict[str, Any]
+    slack: float = SLACK[torch.float64]
 
-    @classmethod
-    def of(
-        cls,
-        config: RunConfig,
-        subject: Subject,
-        x: Tensor,
-        labels: Tensor,
-        slack: float,
-        cost: dict[str, float],
-    ) -> _Measured:
-        logits, left = subject.logits(x), subject.left_open(x)
-        return cls(config, subject, x, labels, logits, left, slack, cost)
+    @cached_property
+    def logits(self) -> Tensor:
+        return self.subject.logits(self.x)
+
+    @cached_property
+    def left_open(self) -> Tensor:
+        return self.subject.left_open(self.x)
 
 
 def evaluate(
@@ -124,7 +117,7 @@ def _dense_rows(
     exact: nn.Sequential, x: Tensor, labels: Tensor, config: RunConfig, cost: dict[str, float]
 ) -> list[Row]:
     system = System.from_module(exact, features=math.prod(config.model.input_shape))
-    measured = _Measured.of(config, Subject(exact), x, labels, SLACK[torch.float64], cost)
+    measured = _Measured(config, Subject(exact), x, labels, cost)
     residual, rows = _residual(system, x), []
     for norm in _norms(config):
         promised, pairs = _promised(exact, config, norm)
@@ -144,7 +137,7 @@ def _image_rows(
     exact: nn.Sequential, x: Tensor, labels: Tensor, config: RunConfig, cost: dict[str, float]
 ) -> list[Row]:
     subject, slack = _subject(exact, x, config)
-    measured = _Measured.of(config, subject, x, labels, slack, cost)
+    measured = _Measured(config, subject, x, labels, cost, slack)
     rows = []
     for norm in _norms(config):
         promised, pairs = _promised(exact, config, norm)
@@ -214,7 +207,7 @@ def _row(
     system: System | None = None,
 ) -> Row:
     config, settings = m.config, m.config.evaluate
-    found = certified_radii(m.logits, m.labels, pairs, m.slack, m.open)
+    found = certified_radii(m.logits, m.labels, pairs, m.slack, m.left_open)
     correct = correctly(m.logits, m.labels)
     clean = float(correct.double().mean())
     radii = settings.radii if norm == 2 else settings.linf_radii
@@ -231,6 +224,7 @@ def _row(
     proved = found[:first, None] > torch.tensor(radii, dtype=found.dtype, device=found.device)
     local, without = _local(m, pairs, norm, radii, system, proved, stands)
     unsound = int((proved & ~(stands & stands_fgsm)).any(1).sum())
+    remarks = shortened(config), note, without, collapsed(clean, m.labels)
     grid = torch.linspace(0, 1.5 * max(radii, default=1.0), CURVE_POINTS).tolist()
     return Row(
         layer=config.model.layer,
@@ -254,9 +248,7 @@ def _row(
         scale=config.model.scale,
         unsound=unsound,
         undecided=undecided,
-        note="; ".join(
-            filter(None, (shortened(config), note, without, collapsed(clean, m.labels)))
-        ),
+        note="; ".join(filter(None, remarks)),
         certificate=certificate,
         curve={"radius": grid, "certified": [certified_accuracy(found[:first], r) for r in grid]},
         **local,
@@ -290,7 +282,7 @@ def _local(
     began = time.perf_counter()
     x = pixels(m.x[:n], torch.float64).flatten(1)
     inside = certified_locally(
-        system, x, m.labels[:n], m.logits[:n], pairs, radii, norm, m.slack, m.open[:n]
+        system, x, m.labels[:n], m.logits[:n], pairs, radii, norm, m.slack, m.left_open[:n]
     ).to(proved.device)
     shares = {"certified": proved[:n], "local": inside, "attacked": stands[:n]}
     entries = {

@@ -162,13 +162,15 @@ def collapsed(clean: float, labels: Tensor) -> str:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """No TensorFloat-32, which rounds products on recent graphics cards to 10 bits."""
-    flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [flag.allow_tf32 for flag in flags]
+    """No TensorFloat-32 and no bfloat16, to whose 10 or 7 bits products may be allowed to round."""
+    backends = torch.backends
+    kinds: list[Any] = [backends.cuda.matmul, backends.mkldnn.matmul]
+    kinds += [backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.conv]
+    before = [kind.fp32_precision for kind in kinds]
     try:
-        for flag in flags:
-            flag.allow_tf32 = False
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
         yield
     finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.allow_tf32 = value
+        for kind, value in zip(kinds, before, strict=True):
+            kind.fp32_precision = value
