@@ -18,11 +18,24 @@ if TYPE_CHECKING:
     from ..train.experiments.budget import Budget
     from ..train.experiments.comparisons import Experiment
 
+ONLY = {
+    "gamma": ("lben", "mon"),
+    "tol": ("lben", "mon", "nemon", "implicit"),
+    "linf_penalty": ("nemon", "implicit"),
+    "products": ("aol", "sll"),
+}
+"""Options that matter to some families only."""
+
 
 def train(
     data: options.Data = None,
     layer: Annotated[
-        str | None, typer.Option(show_default="sll", help="A family, see sdplip layers.")
+        str | None,
+        typer.Option(
+            show_default="sll",
+            help="A family of sdplip layers, mon or implicit, or the baselines unconstrained and "
+            "torch-spectral.",
+        ),
     ] = None,
     preset: Annotated[
         str | None,
@@ -169,6 +182,12 @@ def train(
         beside: dict[str, Any] = {}
         if experiment is None:
             config = chosen_config(preset, chosen, splits, **changes)
+            for option, families in ONLY.items():
+                if changes[option] is not None and config.model.layer not in families:
+                    raise InvalidInput(
+                        f"--{option.replace('_', '-')} does nothing for {config.model.layer}, only "
+                        f"for {', '.join(families)}. Leave it out."
+                    )
             name = preset or config.model.layer
             if layer is not None and preset is not None and not preset.endswith(f"-{layer}"):
                 name = f"{preset}-{layer}"

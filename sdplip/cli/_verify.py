@@ -203,6 +203,7 @@ def _values(
         "norm_product": certificate.norm_product,
         "norm": "2" if certificate.norm == 2 else "inf",
         "classes": None if certificate.classes is None else list(certificate.classes),
+        "region": None if certificate.region is None else str(certificate.region),
         "proven": certificate.proven,
         "gap": certificate.gap,
         "inflation": certificate.inflation,
@@ -221,6 +222,7 @@ SAID = {
     "optimum": "by duality, no multipliers give less than this",
     "layerwise": "closed form, proven",
     "norm_product": "product of norms",
+    "region": "nothing is said about inputs outside",
     "frequency": "a multiplier per channel; how much less one per unit would give is unknown",
 }
 """By the name of a result, or by its value."""

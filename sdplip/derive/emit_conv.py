@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sympy as sp
 
 from ..errors import InvalidInput
 from .algebra import Algebra
-from .emit import Writer, check_class_name, check_condition
+from .emit import Kind, Writer, check_class_name, check_condition
 
 if TYPE_CHECKING:
     from .derivation import Derivation
@@ -34,39 +34,10 @@ def source(derivation: Derivation, name: str) -> str:
         W.name: (roles[str(W.shape[0])], roles[str(W.shape[1])], "kernel", "kernel")
     }
     table |= {f.parameter: (roles[str(f.symbol.shape[0])],) for f in vectors}
-    used = {"adjoint", "convolve", "scale", "dominant_channels"}
-    lines = [f"def closed_form({', '.join(f'{k}: Tensor' for k in table)}) -> dict[str, Tensor]:"]
-    lines.append(f'    """{derivation.ansatz_text}"""')
-    forms = set()
-    kinds: dict[str, Any] = {W.name: "matrix"}
-    for f in vectors:
-        lines.append(f"    {f.name} = {f.code}({f.parameter})")
-        forms.add(f.code)
-        kinds[f.name] = "vector"
-    for d in derivation.definitions:
-        if d.lemma == "diagonal dominance":
-            q = f", {d.arguments[1].name}" if len(d.arguments) > 1 else ""
-            lines.append(f"    {d.symbol.name} = dominant_channels({W.name}{q})")
-        else:
-            lines.append(f"    {d.symbol.name} = torch.sqrt({d.arguments[0].name})")
-        kinds[d.symbol.name] = "diagonal"
-    rho = sp.sympify(derivation.outputs["rho"])
-    if not rho.is_number:
-        raise InvalidInput(f"{derivation.name}: ρ = {rho} is no number.")
-    lines.append(f"    rho = {W.name}.new_tensor({sp.pycode(rho)})")
-    names = [*kinds, "rho"]
-    lines.append(f"    return {{{', '.join(f'{chr(34)}{n}{chr(34)}: {n}' for n in names)}}}")
+    closed, kinds = _closed_form(derivation, W, list(table))
     forward = _forward(derivation, W, kinds)
-    kept = [n for n in kinds if any(n in line for line in forward)]
-    body = [
-        "def forward(self, x: Tensor) -> Tensor:",
-        "    self._check(x)",
-        "    w = {name: value.to(x.dtype) for name, value in self._current().items()}",
-        f"    {', '.join(kept)}, pad = {', '.join(f'w[{chr(34)}{n}{chr(34)}]' for n in kept)}, "
-        "self.padding_mode",
-        *(f"    {line}" for line in forward),
-    ]
-    used = {u for u in used if any(f"{u}(" in line for line in (*lines, *body))}
+    used = {u for u in HELPERS if any(f"{u}(" in line for line in (*closed, *forward))}
+    forms = {f.code for f in vectors}
     activated = derivation.family == "Residual"
     return "\n".join(
         [
@@ -79,7 +50,7 @@ def source(derivation: Derivation, name: str) -> str:
             "",
             "from __future__ import annotations",
             "",
-            "import torch" if any("torch." in line for line in lines) else "",
+            "import torch" if any("torch." in line for line in closed) else "",
             "from torch import Tensor",
             "",
             *(["from sdplip.activations import activation"] if activated else []),
@@ -96,12 +67,45 @@ def source(derivation: Derivation, name: str) -> str:
             *([f"    slopes = {derivation.slopes!r}"] * (derivation.slopes != (0.0, 1.0))),
             "",
             "    @staticmethod",
-            *(f"    {line}" for line in lines),
+            *(f"    {line}" for line in closed),
             "",
-            *(f"    {line}" for line in body),
+            *(f"    {line}" for line in forward),
             "",
         ]
     )
+
+
+HELPERS = ("adjoint", "convolve", "scale", "dominant_channels")
+"""What emitted source may use of `layers.custom_conv`."""
+
+
+def _closed_form(
+    derivation: Derivation, W: Any, parameters: Sequence[str]
+) -> tuple[list[str], dict[str, Kind]]:
+    """Lines of the function from parameters to symbols, and what each symbol but ρ is."""
+    lines = [
+        f"def closed_form({', '.join(f'{k}: Tensor' for k in parameters)}) -> dict[str, Tensor]:"
+    ]
+    lines.append(f'    """{derivation.ansatz_text}"""')
+    kinds: dict[str, Kind] = {W.name: "matrix"}
+    for f in derivation.free:
+        if f.facts:
+            lines.append(f"    {f.name} = {f.code}({f.parameter})")
+            kinds[f.name] = "vector"
+    for d in derivation.definitions:
+        if d.lemma == "diagonal dominance":
+            q = f", {d.arguments[1].name}" if len(d.arguments) > 1 else ""
+            lines.append(f"    {d.symbol.name} = dominant_channels({W.name}{q})")
+        else:
+            lines.append(f"    {d.symbol.name} = torch.sqrt({d.arguments[0].name})")
+        kinds[d.symbol.name] = "diagonal"
+    rho = sp.sympify(derivation.outputs["rho"])
+    if not rho.is_number:
+        raise InvalidInput(f"{derivation.name}: ρ = {rho} is no number.")
+    lines.append(f"    rho = {W.name}.new_tensor({sp.pycode(rho)})")
+    names = [*kinds, "rho"]
+    lines.append(f"    return {{{', '.join(f'{chr(34)}{n}{chr(34)}: {n}' for n in names)}}}")
+    return lines, kinds
 
 
 def _kernel(derivation: Derivation) -> Any:
@@ -120,7 +124,21 @@ def _kernel(derivation: Derivation) -> Any:
     )
 
 
-def _forward(derivation: Derivation, W: Any, kinds: Mapping[str, Any]) -> list[str]:
+def _forward(derivation: Derivation, W: Any, kinds: Mapping[str, Kind]) -> list[str]:
+    """Lines of the method."""
+    lines = _map(derivation, W, kinds)
+    kept = [n for n in kinds if any(n in line for line in lines)]
+    return [
+        "def forward(self, x: Tensor) -> Tensor:",
+        "    self._check(x)",
+        "    w = {name: value.to(x.dtype) for name, value in self._current().items()}",
+        f"    {', '.join(kept)}, pad = {', '.join(f'w[{chr(34)}{n}{chr(34)}]' for n in kept)}, "
+        "self.padding_mode",
+        *(f"    {line}" for line in lines),
+    ]
+
+
+def _map(derivation: Derivation, W: Any, kinds: Mapping[str, Kind]) -> list[str]:
     o = derivation.outputs
     if derivation.family == "Linear":
         bias = "y if self.bias is None else y + self.bias[:, None, None]"
@@ -139,7 +157,7 @@ def _forward(derivation: Derivation, W: Any, kinds: Mapping[str, Any]) -> list[s
     ]
 
 
-def _applied(expr: Any, on: str, W: Any, kinds: Mapping[str, Any]) -> str:
+def _applied(expr: Any, on: str, W: Any, kinds: Mapping[str, Kind]) -> str:
     """Source of the operator `expr` applied to the images `on`; "" for zero."""
     writer = Writer(kinds, {}, W.name)
     parts = []

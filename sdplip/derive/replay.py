@@ -132,6 +132,7 @@ def _again(document: Mapping[str, Any], condition: LMI) -> Derivation:
         made = lemmas.rebuilt(d["symbol"], d["lemma"], arguments, d["options"], definitions)
         definitions[d["symbol"]] = made
         symbols[d["symbol"]] = made.symbol
+    low, high = (float(Fraction(s)) for s in document["slopes"])
     return Derivation(
         name=str(document["name"]),
         title=str(document["title"]),
@@ -145,6 +146,6 @@ def _again(document: Mapping[str, Any], condition: LMI) -> Derivation:
             for k, v in document["ansatz"].items()
             if condition.cone == "nonnegative" or k in condition.symbols
         },
-        slopes=tuple(float(Fraction(s)) for s in document["slopes"]),  # type: ignore[arg-type]
+        slopes=(low, high),
         norm=float(document["norm"]),
     )

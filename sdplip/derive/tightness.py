@@ -44,13 +44,12 @@ class Tightness:
 
     def means(self) -> dict[tuple[str, int], tuple[float, float]]:
         """Per label and number of units the mean of `trace` and of `norm`."""
-        keys = dict.fromkeys((g.label, g.units) for g in self.gaps)
+        groups: dict[tuple[str, int], list[Gap]] = {}
+        for gap in self.gaps:
+            groups.setdefault((gap.label, gap.units), []).append(gap)
         return {
-            key: tuple(  # type: ignore[misc]
-                float(np.mean([getattr(g, name) for g in self.gaps if (g.label, g.units) == key]))
-                for name in ("trace", "norm")
-            )
-            for key in keys
+            key: (float(np.mean([g.trace for g in gaps])), float(np.mean([g.norm for g in gaps])))
+            for key, gaps in groups.items()
         }
 
     def text(self) -> str:

@@ -22,7 +22,7 @@ from .onnx_operators import OPERATORS
 from .values import Slopes, Value
 
 SINGLE, DOUBLE, HALF, BRAIN = 1, 11, 10, 16
-COUNTED = ("Split",)
+COUNTED = ("BatchNormalization", "Split")
 """Operators whose result depends on how many outputs the node has."""
 
 
@@ -244,6 +244,11 @@ def _double(model: Any) -> Any:
     for tensor in copy.graph.initializer:
         widen(tensor)
     for node in copy.graph.node:
+        if node.op_type == "BatchNormalization":
+            # The evaluator takes statistics of the batch in opsets 9 to 13; so they count nothing.
+            kept = [a for a in node.attribute if a.name != "momentum"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("momentum", 1.0)])
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 widen(attribute.t)

@@ -136,8 +136,10 @@ def _batch_norm(
     epsilon: float = _single(1e-5),
     momentum: float = 0.9,
     training_mode: int = 0,
+    count: int = 1,
 ) -> Term:
-    if training_mode:
+    # Up to opset 13, further outputs are what says so.
+    if training_mode or count > 1:
         raise InvalidInput("BatchNormalization is in training mode; export in evaluation mode.")
     return op.batch_norm(x, mean, variance, scale, bias, epsilon)
 

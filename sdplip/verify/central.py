@@ -13,11 +13,11 @@ from .._arrays import Array
 from .descent import Layers
 
 LEAST = 1e-150
+RATE = 0.1
+"""Of Adam at first; it falls linearly to a fiftieth."""
 
 
-def central(
-    layers: Layers, steps: int, rate: float = 0.1, deadline: float | None = None
-) -> tuple[float, Array]:
+def central(layers: Layers, steps: int, deadline: float | None = None) -> tuple[float, Array]:
     """(ρ, λ), ρ about half above the optimum, by Adam on 2d log ρ − log det M.
 
     d is the order of M. Where M ⪰ 0 does not force λ ≥ 0, d counts λ too, and Σ log λ is lowered
@@ -35,7 +35,7 @@ def central(
             break
         slope = point.gradient() / (2 * point.order)
         first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
-        length = rate * (1.02 - (step - 1) / steps) / (1 - 0.9**step)
+        length = RATE * (1.02 - (step - 1) / steps) / (1 - 0.9**step)
         free = free - length * first / (np.sqrt(second / (1 - 0.99**step)) + 1e-8)
         point = _Point(layers, free)
         if not math.isfinite(point.value):

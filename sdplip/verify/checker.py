@@ -143,11 +143,11 @@ def condition(R, F, low, high, lam, bound, sign):
 
     E selects the input and U = [0 I] the units from (x, z). sign is -1, or 1 to add all up."""
     n, d = R.shape
-    x, z = np.arange(d - n), np.arange(d - n, d)
+    x, z, of = np.arange(d - n), np.arange(d - n, d), np.positive if sign < 0 else abs
     M = sign * (F.T @ F)
     if ((low != 0) & (high != 0)).any():
-        M = M + R.T @ ((low * high * (lam + lam))[:, None] * R)
-    cross = sign * ((low + high) * lam)[:, None] * R
+        M = M + R.T @ ((of(low * high) * (lam + lam))[:, None] * R)
+    cross = sign * (of(low + high) * lam)[:, None] * R
     M[z] += cross
     M[:, z] += cross.T
     M[z, z] += lam + lam
@@ -239,7 +239,7 @@ def prove(net, claim, exact):
     for step, of, sign in ((0, np.asarray, -1), (1, abs, 1), (2, abs, 1)):
         of_all = (of(X) for X in (R[kept], F))
         rows, outputs = (X[:, columns] if E is None else X @ E[step] for X in of_all)
-        parts.append(f(rows, outputs, of(low[kept]), of(high[kept]), lam, bound, sign))
+        parts.append(f(rows, outputs, low[kept], high[kept], lam, bound, sign))
     if exact:
         return definite_exactly(parts[0]) if f is condition else (parts[0] > 0).all()
     # The difference of the last parts is what errors of E do; it is a rounded one itself.

@@ -224,7 +224,7 @@ def holds(net, claim, condition, definite):
     columns = np.append(np.arange(2 * m), 2 * m + rows)
     R, F = R[rows][:, columns], F[:, columns]
     k = 2 * top.cost[0] + 10 + (F != 0).sum(0).max() + (R != 0).sum(0).max(initial=0)
-    error = 1.01 * k * U * condition(R, F, abs(low), abs(high), lam, claim["bound"], 1)
+    error = 1.01 * k * U * condition(R, F, low, high, lam, claim["bound"], 1)
     error += TINY * lam.max(initial=1)
     largest = max(
         np.max(abs(v), initial=0) for v in (R, F, low, high, claim["bound"], np.sqrt(lam))

@@ -74,9 +74,11 @@ class Region:
         centre, radius = np.array(self.centre), float(self.radius or 0.0)
         return np.nextafter(centre - radius, -np.inf), np.nextafter(centre + radius, np.inf)
 
+    def __str__(self) -> str:
+        return "box" if self.radius is None else f"ball of radius {self.radius!r}"
+
     def __repr__(self) -> str:
-        shape = "box" if self.radius is None else f"ball of radius {self.radius!r}"
-        return f"Region({shape}, inputs={self.inputs})"
+        return f"Region({self}, inputs={self.inputs})"
 
     def to_json(self) -> dict[str, Any]:
         """The two fields that are given, as lists and numbers."""

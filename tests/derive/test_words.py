@@ -6,11 +6,28 @@ import json
 
 import pytest
 from forgeries import FORGED, SLL, SOUND
-from forgery import ONE, ZERO, holds, minus, sealed, sym
+from forgery import (
+    ONE,
+    ZERO,
+    defined,
+    forged,
+    free,
+    goal,
+    gram,
+    holds,
+    minus,
+    sealed,
+    square,
+    sym,
+)
 
+from sdplip.conditions import linear, wellposed
 from sdplip.derive import replay
+from sdplip.derive.checker import check
 from sdplip.derive.library import find
 from sdplip.errors import InvalidInput
+
+T = sym("T")
 
 
 def verdict(found):
@@ -37,6 +54,70 @@ def test_true_documents_written_by_hand_are_accepted(case):
 @pytest.mark.parametrize("case", FORGED)
 def test_forged_documents_are_not_accepted(case):
     assert verdict(FORGED[case]) != []
+
+
+def row(value, strict=False, letters=()):
+    entry = {"name": "r", "letters": letters, "value": value, "terms": value, "strict": strict}
+    return {"kind": "rows", "condition": "measure", "rows": [entry]}
+
+
+BELOW = minus(gram("W"))
+OBJECTIONS = {
+    "the weight of a lemma, turned round": (
+        [goal(linear, square(["eye", "m"], weight=minus(["add", T, BELOW]), by="T"))],
+        [defined("T", "spectral norm", sym("W"))],
+        "weight 1 is not seen to be ⪰ 0",
+    ),
+    "the inverse of a difference": (
+        [goal(linear)],
+        [defined("T", "inverse", ["add", ["eye", "n"], BELOW])],
+        "not seen to be positive definite",
+    ),
+    "a power of what is ⪯ 0": (
+        [goal(linear)],
+        [defined("T", "Gram power", BELOW, options=[2])],
+        "not seen ⪰ 0",
+    ),
+    "a power that is no power of two": (
+        [goal(linear)],
+        [defined("T", "Gram power", gram("W"), options=[3])],
+        "not a power of two",
+    ),
+    "the root of what is not diagonal": (
+        [goal(linear)],
+        [
+            defined("T", "inverse", ["add", ["eye", "n"], gram("W")]),
+            defined("R", "root", T),
+        ],
+        "not seen to be positive",
+    ),
+    "a weight on a matrix of any sign": (
+        [goal(linear)],
+        [defined("s", "row sums", sym("W"), sym("v"), ["var", "d"])],
+        "are not seen to be ≥ 0",
+    ),
+    "nothing definite for well-posedness": (
+        [goal(wellposed, square(sym("W"), weight=["eye", "m"]))],
+        [],
+        "no square is positive definite",
+    ),
+    "a row below zero": ([row(["num", "-1"])], [], "a term may be negative"),
+    "a row of any sign": ([row(sym("x_i"), letters=["x_i"])], [], "x_i may be negative"),
+    "a row that is only zero": ([row(ZERO, strict=True)], [], "not seen to be positive"),
+}
+
+
+@pytest.mark.parametrize("case", OBJECTIONS)
+def test_the_words_object_by_themselves(case):
+    """Without what `replay` derives anew: the checker is an opinion of its own."""
+    goals, definitions, reason = OBJECTIONS[case]
+    constant = free(domain="constant", low=0.0)
+    known = {"W": free("m", "n"), "v": free("n", "1"), "d": constant}
+    try:
+        problems = check(forged(*goals, free=known, definitions=definitions))
+    except InvalidInput as error:
+        problems = [str(error)]
+    assert any(reason in problem for problem in problems), problems
 
 
 def nested(depth):

@@ -354,6 +354,26 @@ def test_external_data_stays_in_its_folder(tmp_path):
         importing.load(external(tmp_path, "w.bin"))
 
 
+@pytest.mark.parametrize("opset", [9, 13, 15])
+def test_batch_normalization_by_itself(tmp_path, opset):
+    path = tmp_path / "net.onnx"
+    rng = np.random.default_rng(0)
+    facts = dict(zip("sbmv", rng.uniform(0.5, 2, (4, 4)).astype(np.float32), strict=True))
+    write(path, [node("Relu", "x", out="z"), node("BatchNormalization", "z", *"sbmv")], facts)
+    model = onnx.load(path)
+    model.opset_import[0].version = opset
+    onnx.save(model, path)
+    x = rng.normal(size=(5, 4))
+    s, b, m, v = facts.values()
+    expected = (np.maximum(x, 0) - m) / np.sqrt(v + 1e-5) * s + b
+    np.testing.assert_allclose(importing.load(path)(x), expected, rtol=1e-6)
+    if opset < 14:
+        model.graph.node[1].output.extend(["mean", "var", "saved_mean", "saved_var"])
+        onnx.save(model, path)
+        with pytest.raises(InvalidInput, match="training mode"):
+            importing.load(path)
+
+
 def test_samples_of_a_batch_that_are_mixed(tmp_path):
     path, axis = tmp_path / "net.onnx", {"n": np.array([0])}
     nodes = [node("ReduceMean", "x", "n", out="m"), node("Sub", "x", "m", out="d"),
