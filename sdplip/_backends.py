@@ -210,7 +210,7 @@ class _SympyOps(NumpyOps):
         return sp.Matrix.vstack(*(sp.Matrix.hstack(*row) for row in rows))
 
 
-def backend(values: Mapping[str, Any]) -> Any:
+def backend(values: Mapping[str, Any]) -> NumpyOps:
     """The operations for these arguments' kind; a kind of its own names them as `lmi_ops`."""
     torch, cvxpy = sys.modules.get("torch"), sys.modules.get("cvxpy")
     for value in values.values():

@@ -160,9 +160,12 @@ def check_module(owner: str, model: object) -> None:
 
 
 def altered(module: nn.Module) -> bool:
-    """Whether this one instance computes, or may compute, something else than its class."""
-    methods = (callable(getattr(type(module), name, None)) for name in vars(module))
-    return bool(module._forward_hooks or module._forward_pre_hooks or any(methods))
+    """Whether it may compute something else than its class's forward: by hooks, by a method of this
+    one instance, or where its class is called in another way."""
+    kind = type(module)
+    methods = (callable(getattr(kind, name, None)) for name in vars(module))
+    called = all(getattr(kind, x) is getattr(nn.Module, x) for x in ("__call__", "_call_impl"))
+    return bool(not called or module._forward_hooks or module._forward_pre_hooks or any(methods))
 
 
 def plain(module: nn.Module, *kinds: type[Kind]) -> TypeGuard[Kind]:

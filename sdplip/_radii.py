@@ -9,6 +9,12 @@ DOWN = 1 - 2.0**-51
 """A factor that undoes the rounding of a quotient and of its product with this one."""
 
 
+SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
+"""The part of the largest logit that is taken off every margin, for rounding and the solver; of
+logits in half precision `COARSE`."""
+COARSE = 1e-2
+
+
 def least_quotient(margins: Tensor, bounds: Tensor) -> Tensor:
     """min_j margins_j / bounds_j, rounded down: how far an input may move while all stay positive.
 

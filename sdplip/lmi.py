@@ -16,7 +16,7 @@ import numpy as np
 import sympy as sp
 from sympy.matrices.expressions import MatrixExpr
 
-from ._backends import backend
+from ._backends import NumpyOps, backend
 from .errors import InvalidInput, ShapeError
 
 Structure = Literal["full", "diagonal", "symmetric", "vector"]
@@ -183,7 +183,7 @@ class LMI:
         return self.structure.get(name, "full")
 
     def _infer_sizes(
-        self, symbols: Mapping[str, Any], arrays: Mapping[str, Any], ops: Any
+        self, symbols: Mapping[str, Any], arrays: Mapping[str, Any], ops: NumpyOps
     ) -> dict[Any, int]:
         """The value of every size symbol, each fixed by the first array that has it."""
         sizes: dict[Any, int] = {}
@@ -253,7 +253,7 @@ def _to_numpy(value: Any) -> Any:
     return value
 
 
-def _evaluate(expr: Any, env: dict[Any, Any], sizes: Mapping[Any, int], ops: Any) -> Any:
+def _evaluate(expr: Any, env: dict[Any, Any], sizes: Mapping[Any, int], ops: NumpyOps) -> Any:
     """The value of one node, remembered in `env` so that a shared part is computed once."""
     if expr in env:
         return env[expr]

@@ -16,7 +16,7 @@ from sdplip.errors import InvalidInput
 
 ROOT = Path(sdplip.__file__).parent
 ORDER = [
-    {"errors", "_arrays", "_tensors", "_page", "_engine", "_radii", "_extras"},
+    {"errors", "_arrays", "_tensors", "_page", "_engine", "_radii", "_extras", "_json"},
     {"_backends", "_elementwise", "_smooth"},
     {"lmi"},
     {"conditions", "activations"},
@@ -52,6 +52,17 @@ def test_import_is_cheap_beyond_torch():
         "print([m for m in set(sys.modules) - before if not m.startswith('sdplip')])"
     )
     assert run(code).strip() == "[]"
+
+
+def test_what_verifies_does_not_load_what_trains(tmp_path):
+    sdplip.System.linear(np.eye(2)).save(tmp_path / "net.npz")
+    code = (
+        "import sys; from sdplip.cli import app; "
+        f"app(['verify', {str(tmp_path / 'net.npz')!r}, '--json'], standalone_mode=False); "
+        "print([m for m in sys.modules if m.startswith('sdplip.train')], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]" and '"bound": 1.0' in done.stdout
 
 
 def test_a_missing_package_is_named_with_an_extra_that_has_it():

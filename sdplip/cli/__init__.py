@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .._json import to_json
 from ..errors import InvalidInput, SdplipError
 from ._compare import compare
 from ._console import BROKEN_PIPE, DEFECT, DOES_NOT_HOLD, INTERRUPTED, Json, fail, listing, worst
@@ -133,8 +134,6 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a certificate, proof or counterexample from its file. No solver is needed."""
-    from ..train.checkpoint import to_json
-
     content = read(file)
     if has_kind(content):
         if model is not None:

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .._json import to_json
 from ..errors import CertificationError, InvalidInput, NotConverged, NotWellPosed
 
 if TYPE_CHECKING:
@@ -101,7 +102,6 @@ class Progress:
 
 
 def show(rows: list[Row], result: dict[str, Any], as_json: bool) -> None:
-    from ..train.checkpoint import to_json
     from ..train.reporting.tables import notes, tables
 
     if as_json:
@@ -117,8 +117,6 @@ def show(rows: list[Row], result: dict[str, Any], as_json: bool) -> None:
 
 
 def listing(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], as_json: bool) -> None:
-    from ..train.checkpoint import to_json
-
     if as_json:
         typer.echo(to_json([dict(zip(header, row, strict=True)) for row in rows]))
         return

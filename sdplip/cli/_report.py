@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .._extras import need
+from .._json import to_json
 from ..errors import InvalidInput
 from ._console import Json
 
@@ -25,7 +26,6 @@ def report(
     """Write what runs found as one HTML page. It needs neither network nor script."""
     need("The report", "matplotlib", extra="train")
     from .._arrays import write_atomically
-    from ..train.checkpoint import to_json
     from ..train.reporting.page import report as compose
 
     if not out.parent.is_dir():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._engine import scatter
+from .._json import to_json
 from ..errors import CertificationError, InvalidInput, SdplipError
 from ._console import Address, Engine, Json, Progress, fail, listing, regular, worst
 from ._read import ActivationName, InputShape, Normalise, how_to_read, read_network
@@ -201,9 +202,7 @@ def _values(
         "optimum": certificate.optimum,
         "layerwise": rough,
         "norm_product": certificate.norm_product,
-        "norm": "2" if certificate.norm == 2 else "inf",
-        "classes": None if certificate.classes is None else list(certificate.classes),
-        "region": None if certificate.region is None else str(certificate.region),
+        **_scope(certificate),
         "proven": certificate.proven,
         "gap": certificate.gap,
         "inflation": certificate.inflation,
@@ -216,6 +215,7 @@ def _values(
     }
 
 
+SCOPE = ("norm", "classes", "region")
 SAID = {
     "bound": "proven: the constant is at most this",
     "lower": "a Jacobian found: the constant is at least this",
@@ -228,9 +228,17 @@ SAID = {
 """By the name of a result, or by its value."""
 
 
-def _show(found: Sequence[dict[str, Any]], as_json: bool, several: bool) -> None:
-    from ..train.checkpoint import to_json
+def _scope(certificate: Certificate) -> dict[str, Any]:
+    """What its bound is about."""
+    stated = (
+        "2" if certificate.norm == 2 else "inf",
+        None if certificate.classes is None else list(certificate.classes),
+        None if certificate.region is None else str(certificate.region),
+    )
+    return dict(zip(SCOPE, stated, strict=True))
 
+
+def _show(found: Sequence[dict[str, Any]], as_json: bool, several: bool) -> None:
     if as_json:
         typer.echo(to_json(list(found) if several else found[0]))
         return
@@ -331,8 +339,9 @@ def certified(certificate: Path, model: Path, **reading: Any) -> tuple[dict[str,
         loaded = Certificate.load(certificate)
         check(loaded, network)
     except CertificationError as error:
-        return {"holds": False, "bound": None, "reason": str(error)}, f"does not hold: {error}"
+        nothing = dict.fromkeys(("bound", *SCOPE))
+        return {"holds": False, **nothing, "reason": str(error)}, f"does not hold: {error}"
     where = "" if loaded.region is None else ", in the region that it names"
     what = "" if loaded.classes is None else f" of y_{loaded.classes[0]} - y_{loaded.classes[1]}"
     said = f"holds: bound {loaded.bound!r}{what} in norm {loaded.norm:g}{where}"
-    return {"holds": True, "bound": loaded.bound, "reason": None}, said
+    return {"holds": True, "bound": loaded.bound, **_scope(loaded), "reason": None}, said

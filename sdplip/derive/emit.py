@@ -17,6 +17,7 @@ from .declared import LIBRARY
 if TYPE_CHECKING:
     from .derivation import Derivation
     from .free import Free
+    from .lemmas import Definition
 
 Kind = Literal["diagonal", "vector", "matrix"]
 
@@ -281,7 +282,7 @@ def _wrapped(text: str) -> str:
     return lines[0] if len(lines) == 1 else "\n".join(lines) + "\n"
 
 
-def _constructor(family: str, square: bool, constants: Sequence[Any], relu: bool) -> list[str]:
+def _constructor(family: str, square: bool, constants: Sequence[Free], relu: bool) -> list[str]:
     """The constructor where the base's own does not do: one size for input and output, constants,
     or no default activation because the slopes leave out ReLU."""
     if not square and not constants and relu:
@@ -368,7 +369,7 @@ def _closed_form(derivation: Derivation) -> tuple[str, set[str]]:
     return "\n".join(lines), writer.used
 
 
-def _definition(d: Any, writer: Writer) -> str:
+def _definition(d: Definition, writer: Writer) -> str:
     if not d.code:
         if d.symbol.shape[1] == 1:
             return writer(d.value).text

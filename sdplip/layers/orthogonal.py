@@ -62,10 +62,10 @@ class OrthogonalLinear(LinearLayer):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        *,
-        map: Map = "cayley",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        map: Map = "cayley",
     ) -> None:
         if map not in _MAPS:
             raise InvalidInput(

@@ -86,10 +86,10 @@ class SandwichLinear(Layer):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        *,
-        activation: str | Activation = "relu",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation = "relu",
     ) -> None:
         super().__init__(in_features, out_features)
         self.activation = slopes_in_unit_interval(type(self).__name__, activation)

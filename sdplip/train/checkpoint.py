@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._arrays import write_atomically
+from .._json import to_json
 from ..errors import InvalidInput
 from .models import ModelConfig, build
 
@@ -19,21 +19,6 @@ FORMAT = "sdplip-model-1"
 MODEL_FILE = "model.safetensors"
 STATES = ("next.ckpt", "last.ckpt", "previous.ckpt")
 """Training states of an unfinished run, newest first."""
-
-
-def to_json(document: Any) -> str:
-    """JSON text; NaN and infinities become null, because JSON has no word for them."""
-    return json.dumps(_finite(document), indent=2, allow_nan=False, ensure_ascii=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -34,8 +34,8 @@ from .subject import as_system
 
 THREADED_ORDER = 1500
 FREQUENCY = "frequency"
-UNROLLED_UNITS = 1024
-"""Up to this many units a network on images is also bounded unrolled: some 10 s at the most."""
+UNROLLED_SIZE = 1024
+"""Up to this many inputs and units each a network on images is also bounded unrolled: some 20 s."""
 
 
 def lipschitz(
@@ -58,10 +58,10 @@ def lipschitz(
         model: a `System`, a `ConvSystem`, a layer with `system()`, or a Torch module that
             `System.from_module` takes; with `input_shape`, any that `importing.from_torch` takes.
             A `ConvSystem` is bounded by frequency, with one multiplier per channel whatever the
-            size of its images; one of at most 1,024 units also unrolled, with one per unit, and the
-            smaller bound is taken: the certificate's `solver` says "unrolled" then, and
-            `model.unroll()` is what it is about. Other norms, regions, pairs of classes and methods
-            are for the unrolled network.
+            size of its images; one of at most 1,024 inputs and 1,024 units also unrolled, with one
+            per unit, and the smaller bound is taken: the certificate's `solver` says "unrolled"
+            then, and `model.unroll()` is what it is about. Other norms, regions, pairs of classes
+            and methods are for the unrolled network.
         norm: 2 (ℓ₂ → ℓ₂, a semidefinite program) or inf (ℓ∞ → ℓ∞, a linear program whose optimum
             has a closed form).
         method: for norm 2: "interior" (own primal-dual method), "chain" (the same on the blocks of
@@ -241,7 +241,8 @@ def _convolutional(
         if not unrolled:
             raise
     late = deadline is not None and time.monotonic() >= deadline
-    if found is None or (unrolled and system.units <= UNROLLED_UNITS and not late):
+    cheap = max(system.units, system.inputs) <= UNROLLED_SIZE
+    if found is None or (unrolled and cheap and not late):
         task = _Task(system)
         # What one multiplier per channel has proven stands, whatever becomes of one per unit.
         with contextlib.suppress(*([] if found is None else [CertificationError])):

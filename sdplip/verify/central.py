@@ -17,7 +17,9 @@ RATE = 0.1
 """Of Adam at first; it falls linearly to a fiftieth."""
 
 
-def central(layers: Layers, steps: int, deadline: float | None = None) -> tuple[float, Array]:
+def central(
+    layers: Layers, steps: int, deadline: float | None = None
+) -> tuple[float, Array] | None:
     """(ρ, λ), ρ about half above the optimum, by Adam on 2d log ρ − log det M.
 
     d is the order of M. Where M ⪰ 0 does not force λ ≥ 0, d counts λ too, and Σ log λ is lowered
@@ -26,28 +28,33 @@ def central(layers: Layers, steps: int, deadline: float | None = None) -> tuple[
 
     Args:
         deadline: in `time.monotonic`; then the best point so far is taken.
+
+    Returns:
+        None where rounding leaves no strictly feasible point.
     """
     free = np.zeros(sum(map(len, layers.places)) + len(layers.places) + 1)
     best = point = _Point(layers, free)
     first, second = np.zeros_like(free), np.zeros_like(free)
     for step in range(1, steps + 1):
-        if deadline is not None and time.monotonic() > deadline:
+        late = deadline is not None and time.monotonic() > deadline
+        if late or point.value == math.inf:
             break
         slope = point.gradient() / (2 * point.order)
         first, second = 0.9 * first + 0.1 * slope, 0.99 * second + 0.01 * slope**2
         length = RATE * (1.02 - (step - 1) / steps) / (1 - 0.9**step)
         free = free - length * first / (np.sqrt(second / (1 - 0.99**step)) + 1e-8)
         point = _Point(layers, free)
-        if not math.isfinite(point.value):
-            break
         best = point if point.value < best.value else best
+    if best.value == math.inf:
+        return None
     return math.exp(best.log_rho), layers.gather([np.exp(v) for v in best.logs[::-1]])
 
 
 class _Point:
     """The potential at `free`, and what its gradient needs of every layer, the last one first.
 
-    With Q_k as in `descent`, divided by their norms: deep gains leave the range of float64.
+    Its value is infinite where rounding leaves no factor. With Q_k as in `descent`, divided by
+    their norms: deep gains leave the range of float64.
     """
 
     def __init__(self, layers: Layers, free: Array) -> None:
@@ -55,6 +62,7 @@ class _Point:
         widths = [len(place) for place in layers.places]
         self.signed = any((a * b).any() for a, b in zip(layers.alpha, layers.beta, strict=True))
         *scales, rooms = np.split(free, np.cumsum(widths))
+        self.value = math.inf
         self.logs: list[Array] = []
         self.parts: list[tuple[Any, ...]] = []
         C = layers.weights[-1]
@@ -66,7 +74,9 @@ class _Point:
             root = np.exp(-scales[k] / 2)
             top, v = _top(root[:, None] * Q * root)
             lam = (1 + math.exp(rooms[k])) / 2 * max(top, LEAST) / root**2
-            factor = lapack.dpotrf(np.diag(2 * lam) - Q, lower=1)[0]
+            factor, failed = lapack.dpotrf(np.diag(2 * lam) - Q, lower=1)
+            if failed:
+                return
             log_det += 2 * float(np.log(factor.diagonal()).sum()) + len(lam) * size
             self.logs.append(np.log(lam) + size)
             half = lapack.dtrtri(factor, lower=1)[0]
@@ -81,16 +91,17 @@ class _Point:
         self.top, self.v = _top(Q)
         self.top = max(self.top, LEAST)
         self.rho = self.top * (1 + math.exp(rooms[-1]))
-        factor = lapack.dpotrf(self.rho * np.eye(len(Q)) - Q, lower=1)[0]
+        factor, failed = lapack.dpotrf(self.rho * np.eye(len(Q)) - Q, lower=1)
+        if failed:
+            return
         half = lapack.dtrtri(factor, lower=1)[0]
         self.inverse = half.T @ half
         self.log_rho = math.log(self.rho) + size
         log_det += 2 * float(np.log(factor.diagonal()).sum()) + len(Q) * size
         self.order = len(Q) + sum(widths) * (2 if self.signed else 1)
         log_det += sum(v.sum() for v in self.logs) * self.signed
-        self.value = 2 * self.order * self.log_rho - log_det
-        if not math.isfinite(self.value):
-            self.value = math.inf
+        value = 2 * self.order * self.log_rho - log_det
+        self.value = value if math.isfinite(value) else math.inf
 
     def gradient(self) -> Array:
         """By the recursion for the derivative in Q_k, from the first layer to the last."""

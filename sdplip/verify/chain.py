@@ -29,12 +29,6 @@ from .central import central
 from .interior import Optimum
 from .reduce import Problem, start
 
-SHALLOW = 12
-"""Up to this many layers the closed-form start serves; beyond, each layer's loss adds up."""
-RULE = 3.0
-CLOSE = 3.0
-"""How far from the central path, in the barrier's own norm, following it begins."""
-
 
 def fits(problem: Problem) -> bool:
     """Whether the problem is a chain: each level feeds the next alone, the last the output."""
@@ -182,8 +176,7 @@ def minimise(
     Every iterate is strictly feasible, and the best is returned.
 
     Args:
-        rho, lam: a strictly feasible start; None takes that of `reduce.start` for few layers, for
-            many the result of a short `descent.minimise`.
+        rho, lam: a strictly feasible start; None takes that of `central`.
         tol: relative gap of ρ at which to stop.
         deadline: in `time.monotonic`; no step is begun that would likely end after it.
         progress: called with the steps taken, ρ and the dual value (−inf at first).
@@ -196,16 +189,13 @@ def minimise(
     if layers is None:
         raise InvalidInput("chain.minimise: problem is no chain. Use interior.minimise.")
     if rho is None or lam is None:
-        depth = len(layers.places)
-        rho, lam = (
-            start(problem) if depth <= SHALLOW else central(layers, 30 + depth // 2, deadline)
-        )
+        first = central(layers, 30 + 3 * len(layers.places) // 2, deadline)
+        rho, lam = first or start(problem)
     chain, x = _scaled(layers, rho, lam), np.ones(len(lam) + 1)
     if not math.isfinite(chain.log_det(x)):
         raise CertificationError(
             "The interior point method was given a start that is not strictly feasible."
         )
-    x = _centred(chain, x, deadline)
     best, dual, steps, spent, idle = x, -math.inf, 0, 0.0, 0
     while True:
         began = time.monotonic()
@@ -268,45 +258,6 @@ def _scaled(layers: descent.Layers, rho: float, lam: Array) -> _Chain:
     )
 
 
-def _centred(chain: _Chain, x: Array, deadline: float | None) -> Array:
-    """Newton's method in log x for 2d log ρ − log det M, until close to its minimum.
-
-    Far from the central path steps in log x are longer than those in x. Of the second derivative
-    in log x, what might make it indefinite is left out.
-    """
-    double = 2 * chain.order
-
-    def potential(point: Array) -> float:
-        return double * math.log(point[0]) - chain.log_det(point)
-
-    for _ in range(20):
-        if deadline is not None and time.monotonic() > deadline:
-            break
-        hessian, traces = chain.newton(x)
-        hessian[np.diag_indices_from(hessian)] += np.maximum(-traces, 0) / x
-        factor, failed = lapack.dpotrf(hessian.T, lower=0, clean=0, overwrite_a=1)
-        slope = traces.copy()
-        slope[0] -= double / x[0]
-        step = lapack.dpotrs(factor, slope, lower=0)[0]
-        size = slope @ step
-        if failed or not math.isfinite(size) or size < CLOSE**2:
-            break
-        step /= x
-        lowest, length, reached = potential(x), 1.0, x
-        while length > 1e-4:
-            point = x * np.exp(length * step)
-            value = potential(point)
-            if value < lowest:
-                lowest, reached = value, point
-            elif reached is not x:
-                break
-            length *= 0.6
-        if reached is x:
-            break
-        x = reached
-    return x
-
-
 @dataclass(frozen=True)
 class _View:
     """A point with Newton steps for every μ: x + full − pull/μ."""
@@ -326,9 +277,6 @@ class _View:
         order, x, near = self.chain.order, self.x, self.decrement < 0.5
         mu = (x[0] - dual) / ((30 if near else 4) * order)
         mu = max(mu, self.centre * (0.01 if near else 0.1 if self.decrement < 1 else 0.2))
-        if RULE and self.decrement < RULE and self.dual == -math.inf:
-            # Too far from the path for a dual value, too near the boundary for long steps.
-            mu = self.centre
         direction = self.full - self.pull / mu
         inside, outside = 1 / 0.7, math.inf
         while self.chain.log_det(x + inside * direction) == -math.inf and inside > 1e-12:

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -119,19 +119,7 @@ def chain_bound(
     for k, (a, b) in enumerate(tensors):
         if (a > b).any():
             raise InvalidInput(f"chain_bound: slopes[{k}] has alpha > beta, which is no range.")
-    return (_eliminate(weights, scales, rooms, tensors).log_rho / 2).exp()
-
-
-class _Eliminated(NamedTuple):
-    """Everything but the inputs eliminated: ρI ⪰ e^size Q is what remains."""
-
-    log_rho: Tensor
-    logs: list[Tensor]
-    """log λ of every layer."""
-    log_det: Tensor
-    """Of M without the inputs."""
-    Q: Tensor
-    size: Tensor
+    return (_eliminate(weights, scales, rooms, tensors)[0] / 2).exp()
 
 
 def _eliminate(
@@ -139,12 +127,12 @@ def _eliminate(
     scales: Sequence[Tensor],
     margins: Sequence[Tensor],
     slopes: Sequence[tuple[Tensor, Tensor]],
-) -> _Eliminated:
+) -> tuple[Tensor, list[Tensor]]:
+    """The logarithms of the least ρ and of every layer's λ."""
     C = weights[-1]
     Q, size = _scaled(C.mT @ C)
     least = torch.finfo(Q.dtype).tiny ** 0.5
     logs: list[Tensor] = []
-    log_det = torch.zeros_like(size)
     for W, t, a, (low, high) in list(zip(weights[:-1], scales, margins, slopes, strict=True))[::-1]:
         t = t + torch.zeros_like(W[..., 0])
         root = (-t / 2).exp()
@@ -154,20 +142,13 @@ def _eliminate(
         lam = c[..., None] * t.exp()
         logs.append(lam.log() + size[..., None])
         factor = torch.linalg.cholesky(2 * torch.diag_embed(lam) - Q)
-        log_det = log_det + _log_det(factor, size)
         cross = (lam * (low + high))[..., None] * W
         half = torch.linalg.solve_triangular(factor, cross, upper=False)
         Q = half.mT @ half - 2 * W.mT @ ((lam * low * high)[..., None] * W)
         Q, more = _scaled(Q)
         size = size + more
     top = torch.linalg.eigvalsh(Q)[..., -1]
-    return _Eliminated(top.clamp_min(least).log() + size, logs[::-1], log_det, Q, size)
-
-
-def _log_det(factor: Tensor, size: Tensor) -> Tensor:
-    """log det of e^size LLᵀ."""
-    roots = factor.diagonal(dim1=-2, dim2=-1)
-    return 2 * roots.log().sum(-1) + roots.shape[-1] * size
+    return top.clamp_min(least).log() + size, logs[::-1]
 
 
 def _scaled(Q: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +166,6 @@ def minimise(
     deadline: float | None = None,
     progress: Callable[[int, float, float], None] | None = None,
     device: str | torch.device = "cpu",
-    central: bool = False,
 ) -> Optimum:
     """Lower ρ by Adam over log T_k and a_k; the best iterate, which is feasible up to rounding.
 
@@ -197,9 +177,6 @@ def minimise(
         deadline: in `time.monotonic`; then the best iterate so far is returned.
         progress: called with the steps, ρ and −inf.
         device: where to compute, in float64.
-        central: lower log ρ − log det M / 2d instead, for M of order d, and with it Σ log λ where
-            M ⪰ 0 does not force λ ≥ 0: what comes out is about half above the optimum, and near
-            the central path, where an interior point method starts well.
 
     Raises:
         InvalidInput: the problem is no chain.
@@ -214,23 +191,20 @@ def minimise(
     weights = put(chain.weights)
     slopes = list(zip(put(chain.alpha), put(chain.beta), strict=True))
     widths = [len(low) for low, _ in slopes]
-    # log T_1 … log T_L, then a_1 … a_L and, where it is central, one for ρ.
-    free = torch.zeros(sum(widths) + len(widths) + 1, dtype=torch.float64, device=device)
+    # log T_1 … log T_L, then a_1 … a_L.
+    free = torch.zeros(sum(widths) + len(widths), dtype=torch.float64, device=device)
     first, second = torch.zeros_like(free), torch.zeros_like(free)
-    best, log_rho, logs, steps, stopped = math.inf, math.inf, [], 0, "steps"
+    best, logs, steps, stopped = math.inf, [], 0, "steps"
     while True:
         free.requires_grad_()
         with torch.enable_grad():
-            *scales, rooms = free.split([*widths, len(widths) + 1])
-            point = _eliminate(weights, scales, list(rooms[:-1]), slopes)
-            value, reached = point.log_rho, point.log_rho
-            if central:
-                value, reached = _potential(point, rooms[-1], slopes)
+            *scales, rooms = free.split([*widths, len(widths)])
+            value, logs_now = _eliminate(weights, scales, list(rooms), slopes)
         now = float(value.detach())
         if now < best:
-            best, log_rho, logs = now, float(reached.detach()), [v.detach() for v in point.logs]
+            best, logs = now, [v.detach() for v in logs_now]
         if progress is not None:
-            progress(steps, math.exp(log_rho), -math.inf)
+            progress(steps, math.exp(best), -math.inf)
         late = deadline is not None and time.monotonic() > deadline
         if late or steps >= max_steps or not math.isfinite(now):
             stopped = "time" if late else stopped
@@ -243,19 +217,4 @@ def minimise(
         spread = (second / (1 - 0.99**steps)).sqrt() + 1e-8
         free = (free - length * first / spread).detach()
     lam = chain.gather([v.exp().cpu().numpy() for v in logs])
-    return Optimum(math.exp(log_rho) * (1 + 1e-9), lam, -math.inf, steps, stopped)
-
-
-def _potential(
-    point: _Eliminated, room: Tensor, slopes: Sequence[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """log ρ − log det M(ρ, λ) / 2d and log ρ, for ρ = 1 + e^room times the least."""
-    log_rho = point.log_rho + torch.nn.functional.softplus(room)
-    eye = torch.eye(len(point.Q), dtype=point.Q.dtype, device=point.Q.device)
-    factor = torch.linalg.cholesky((log_rho - point.size).exp() * eye - point.Q)
-    log_det, order = point.log_det + _log_det(factor, point.size), len(eye)
-    signed = any((low * high).any() for low, high in slopes)
-    for logs in point.logs:
-        order += len(logs) * (2 if signed else 1)
-        log_det = log_det + logs.sum() * signed
-    return log_rho - log_det / (2 * order), log_rho
+    return Optimum(math.exp(best) * (1 + 1e-9), lam, -math.inf, steps, stopped)

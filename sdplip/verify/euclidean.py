@@ -95,7 +95,7 @@ def euclidean(
     }
     found = run[method]()
     small = len(problem.A) <= SECOND_ORDER_UNITS
-    early = method == "chain" and found.stopped == "rounding"
+    early = method == "chain" and found.stopped in ("rounding", "steps")
     if early and chosen and small:
         # Degenerate blocks end it early; the dense method goes on where it can.
         other = run["interior"]()

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from .._arrays import Array, finite, parse_norm
-from .._radii import least_quotient
+from .._radii import COARSE, SLACK, least_quotient
 from ..convolutional import ConvSystem
 from ..errors import InvalidInput, ShapeError
 from ..system import System
@@ -59,7 +59,7 @@ class MarginBounds:
     region: Region | None = None
 
     def radius(
-        self, logits: ArrayLike, error: float = 0.0, inputs: ArrayLike | None = None
+        self, logits: ArrayLike, error: float | None = None, inputs: ArrayLike | None = None
     ) -> Array:
         """How far, in `norm`, an input with these logits (…, p) may move without a new top class.
 
@@ -68,6 +68,8 @@ class MarginBounds:
         Args:
             logits: as computed.
             error: how far any logit may be from the exact one; twice of it is taken off margins.
+                None takes a part of the largest logit off, by their dtype: 1e-9 in float64, 1e-5
+                in float32, 1e-2 in half precision.
             inputs: (…, m), needed with a region: the radius is at most how far they are inside.
 
         Raises:
@@ -77,11 +79,12 @@ class MarginBounds:
         y = finite("logits", logits)
         if y.ndim == 0 or y.shape[-1] != len(self.bounds):
             raise ShapeError(f"logits has shape {y.shape}, but must be (…, {len(self.bounds)}).")
-        if not error >= 0:
+        if error is not None and not error >= 0:
             raise InvalidInput(f"error = {error!r}, but must be at least 0.")
         top = y.argmax(axis=-1)
         margin = np.take_along_axis(y, top[..., None], -1) - y
-        margin = np.maximum(margin - 2 * error - 4 * UNIT * (margin + 2 * error), 0.0)
+        off = _slack(logits) * abs(y).max(axis=-1, keepdims=True) if error is None else 2 * error
+        margin = np.maximum(margin - off - 4 * UNIT * (margin + off), 0.0)
         np.put_along_axis(margin, top[..., None], np.inf, -1)
         least = least_quotient(torch.as_tensor(margin), torch.as_tensor(self.bounds[top])).numpy()
         return least if self.region is None else np.minimum(least, self._room(inputs))
@@ -103,6 +106,12 @@ class MarginBounds:
         away = lengths(x - np.array(region.centre)) * (1 + 4 * UNIT)
         room = np.maximum(region.radius * (1 - 4 * UNIT) - away, 0.0)
         return np.asarray(room if self.norm == 2 else room / region.inputs**0.5 * (1 - 4 * UNIT))
+
+
+def _slack(logits: Any) -> float:
+    dtype = logits.dtype if isinstance(logits, torch.Tensor) else np.asarray(logits).dtype
+    by_size = {known.itemsize: part for known, part in SLACK.items()}
+    return by_size.get(min(dtype.itemsize, 8), COARSE)
 
 
 def margin_bounds(

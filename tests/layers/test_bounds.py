@@ -434,3 +434,15 @@ def test_complex_weights_have_no_bound(build):
     module.weight = nn.Parameter(module.weight.detach() * (1 + 1j))
     with pytest.raises(InvalidInput, match="holds complex numbers"):
         lipschitz_bound(module)
+
+
+class TenTimes(nn.Linear):
+    def __call__(self, x):
+        return 10 * super().__call__(x)
+
+
+@pytest.mark.parametrize("claim", [lipschitz_bound, fold])
+@pytest.mark.parametrize("build", [TenTimes, lambda *n: nn.Sequential(TenTimes(*n))])
+def test_a_class_that_is_called_in_another_way_is_refused(build, claim):
+    with pytest.raises(InvalidInput, match="replaced forward"):
+        claim(build(3, 3))

@@ -264,6 +264,17 @@ def test_unknown_keyword_is_a_type_error(family):
         make(LAYERS[family], epsilon=1e-6)
 
 
+STACKED = [
+    name for name, cls in LAYERS.items() if "hidden" not in inspect.signature(cls).parameters
+]
+
+
+@pytest.mark.parametrize("family", STACKED)
+def test_arguments_come_as_those_of_torch(family):
+    theirs = list(inspect.signature(torch.nn.Linear).parameters)
+    assert list(inspect.signature(LAYERS[family]).parameters)[: len(theirs)] == theirs
+
+
 @every_family
 def test_no_bias(family):
     layer = make(LAYERS[family], bias=False)

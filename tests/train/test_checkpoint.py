@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sdplip._json import to_json
 from sdplip.errors import InvalidInput
 from sdplip.train import ModelConfig, build, load_model, save_model
-from sdplip.train.checkpoint import FORMAT, read_json, to_json, write_atomically, write_json
+from sdplip.train.checkpoint import FORMAT, read_json, write_atomically, write_json
 from sdplip.train.models import families
 
 

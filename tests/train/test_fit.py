@@ -73,29 +73,41 @@ def test_divergence_is_an_error_that_names_the_epoch(splits):
         train(short("aol", splits), broken)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules_start_positive_and_end_low(name):
-    optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters(), lr=0.1)
-    rule = schedule(optimizer, TrainConfig(lr=0.1, schedule=name), 100)
+def rates_of(config, steps):
+    """The rate of every step."""
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=config.lr)
+    rule = schedule(optimizer, config, steps)
     rates = []
-    for _ in range(100):
+    for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         rule.step()
+    return rates
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_start_positive_and_end_low(name):
+    rates = rates_of(TrainConfig(lr=0.1, schedule=name), 100)
     assert min(rates) > 0 and max(rates) <= 0.1 * (1 + 1e-12) and max(rates) > 0.09
     assert rates[-1] <= (0.1 if name == "constant" else 0.0015)
 
 
 def test_multistep_divides_by_ten_at_every_milestone():
-    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
     config = TrainConfig(lr=1.0, schedule="multistep", milestones=(0.8, 0.5))
-    rule = schedule(optimizer, config, 10)
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        rule.step()
-    assert rates == pytest.approx([1.0] * 5 + [0.1] * 3 + [0.01] * 2)
+    assert rates_of(config, 10) == pytest.approx([1.0] * 5 + [0.1] * 3 + [0.01] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("piecewise", {20: 0.5, 40: 1.0, 60: 0.525, 80: 0.05, 90: 0.025}),
+        ("cosine", {25: 0.854, 50: 0.5, 75: 0.146}),
+        ("step", {30: 1.0, 36: 0.1, 63: 0.1, 70: 0.01}),
+    ],
+)
+def test_schedules_pass_through_their_published_rates(name, published):
+    rates = rates_of(TrainConfig(lr=1.0, schedule=name), 100)
+    assert [rates[k] for k in published] == pytest.approx(list(published.values()), abs=0.02)
 
 
 def test_linf_penalty_lowers_the_bound(splits):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -160,7 +161,10 @@ def test_the_manifest_names_data_machine_and_versions(splits, tmp_path):
     assert {"commit", "platform", "device"} <= metrics.keys()
     assert metrics["threads"] == metrics["processes"] == 1
     assert {"python", "sdplip", "torch", "pillow", "scikit-learn"} <= metrics["versions"].keys()
-    other = (splits.train[0].clone(), splits.train[1])
-    other[0][3, 0, 2, 2] += 1
-    assert checksum(type(splits)(other, splits.test, 10, (1, 8, 8), "digits")) != checksum(splits)
+    for changed in range(4):
+        parts = [tensor.clone() for tensor in (*splits.train, *splits.test)]
+        entry = parts[changed].view(-1)[3:4]
+        entry.copy_((entry + 1) % 10)
+        other = replace(splits, train=tuple(parts[:2]), test=tuple(parts[2:]))
+        assert checksum(other) != checksum(splits)
     assert list((out / "tensorboard").glob("events.*"))

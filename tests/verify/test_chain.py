@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sdplip import System, lipschitz
 from sdplip.errors import CertificationError, InvalidInput, NotConvergedWarning
 from sdplip.verify import chain, convex, descent, interior
+from sdplip.verify.central import _Point, central
 from sdplip.verify.reduce import least_rho, normalise, prune, start
 
 SLOPES = [(0.0, 1.0), (0.2, 1.0), (-0.3, 1.1), (-1.0, -0.2)]
@@ -90,7 +91,7 @@ def nearly_linear(rng):
 
 
 def test_where_rounding_stops_it_the_dense_method_goes_on():
-    system, constant = nearly_linear(np.random.default_rng(0))
+    system, constant = nearly_linear(np.random.default_rng(1))
     with pytest.warns(NotConvergedWarning, match="may lie above the best one"):
         alone = lipschitz(system, method="chain", lower=False)
     best = lipschitz(system, lower=False)
@@ -125,7 +126,7 @@ def test_the_least_rho_is_the_dense_one(rng):
 def test_a_central_start_is_close_to_the_central_path(rng, slopes):
     problem = normalise(draw(rng, (5,) * 16, slopes))
     layers = descent.layers(problem)
-    found = descent.minimise(problem, max_steps=60, rate=0.1, central=True)
+    found = central(layers, 60)
 
     def potential(rho, lam):
         barrier = chain._scaled(layers, rho, lam)
@@ -135,13 +136,21 @@ def test_a_central_start_is_close_to_the_central_path(rng, slopes):
         return np.log(rho) - value / (2 * barrier.order)
 
     straight = descent.minimise(problem, max_steps=60, rate=0.1)
-    values = [potential(found.rho, found.lam), potential(2 * straight.rho, straight.lam)]
-    values.append(potential(*start(problem)))
+    straight = (2 * straight.rho, straight.lam)
+    values = [potential(*point) for point in (found, straight, start(problem))]
     assert np.isfinite(values[0])
     assert values[0] < min(values[1:])
-    near = chain.minimise(problem, found.rho, found.lam)
-    far = chain.minimise(problem, 2 * straight.rho, straight.lam)
-    assert near.steps < far.steps
+    assert chain.minimise(problem, *found).steps < chain.minimise(problem, *straight).steps
+
+
+@pytest.mark.parametrize("slopes", SLOPES)
+def test_the_gradient_of_the_potential_is_its_derivative(rng, slopes):
+    layers = descent.layers(normalise(draw(rng, (3, 5, 1, 4, 2), slopes)))
+    free, h = 0.3 * rng.normal(size=14), 1e-5
+    steps = h * np.eye(len(free))
+    differences = [_Point(layers, free + e).value - _Point(layers, free - e).value for e in steps]
+    gradient = _Point(layers, free).gradient()
+    np.testing.assert_allclose(gradient, np.array(differences) / (2 * h), rtol=1e-6, atol=1e-6)
 
 
 def test_the_newton_matrix_is_the_second_derivative(rng):

@@ -66,6 +66,14 @@ def test_both_prove_and_refuse_the_same(tmp_path_factory, mode, seed):
     assert_same(tmp_path_factory.mktemp("same"), random_network(np.random.default_rng(seed), mode))
 
 
+def test_slopes_that_cancel_are_proven_by_both(tmp_path, rng):
+    """α + β = 0 leaves no room for errors of the products that it multiplies."""
+    for _ in range(3):
+        first = Add((Convolve(kernel(rng, 2, 2, 3, 3)),))
+        network = ConvSystem((first, Activate("abs")), 2, (7, 5))
+        assert_same(tmp_path, network)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
 def test_both_prove_and_refuse_the_same_at_length(tmp_path, mode):

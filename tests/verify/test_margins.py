@@ -100,6 +100,20 @@ def test_the_radius_is_the_least_quotient():
         margins.radius([1.0, np.nan, 3.0])
 
 
+def test_a_lead_by_rounding_alone_certifies_nothing():
+    """In float32 the other class leads, by less than the logits are off."""
+    W = torch.tensor([[1.0, 1e-4], [1.0, 0.0]], dtype=torch.float64)
+    x = torch.tensor([1e3, 1e-3], dtype=torch.float64)
+    margins, exact = margin_bounds(System.linear(W)), W @ x
+    computed = exact.float() + torch.tensor([0, 1e-4])
+    assert exact[0] > exact[1] and computed[0] < computed[1]
+    assert margins.radius(computed, error=0.0) > 0
+    for dtype in (torch.float32, torch.bfloat16):
+        assert margins.radius(computed.to(dtype)) == margins.radius(computed.to(dtype)[None]) == 0
+    assert margins.radius(computed.numpy()) == 0
+    np.testing.assert_allclose(margins.radius([2.0, 0.0]), 2e4, rtol=1e-8)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_local_radii_stay_in_the_region(rng, norm):
     system, x = mlp(rng, 3, 6, 2), rng.normal(size=3)

@@ -96,7 +96,7 @@ def test_where_no_torus_serves_the_unrolled_network_does(rng):
 def test_large_networks_and_late_ones_are_bounded_by_frequency(rng, monkeypatch):
     network = classifier(rng)
     assert lipschitz(network, time_limit=1e-9).solver == "frequency"
-    monkeypatch.setattr(bound, "UNROLLED_UNITS", network.units - 1)
+    monkeypatch.setattr(bound, "UNROLLED_SIZE", network.units - 1)
     found = lipschitz(network)
     assert found.solver == "frequency" and found.kind == "convolution"
 

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -184,7 +184,7 @@ def _annotated(root: Path, classes: Sequence[str]) -> _Listing:
     return _Listing(files, labels)
 
 
-def _digest(path: Path, files: Any) -> str:
+def _digest(path: Path, files: Iterable[Path]) -> str:
     total = hashlib.sha256()
     for file in files:
         stat = file.stat()

@@ -10,13 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._radii import least_quotient
+from ..._radii import COARSE, SLACK, least_quotient
 from ...errors import ShapeError
 from ...layers.nemon import linf_bound, reach
 from ...system import System
-
-SLACK = {torch.float32: 1e-5, torch.float64: 1e-9}
-"""The part of the largest logit that is taken off every margin, for rounding and the solver."""
 
 
 def global_pairs(bound: float, num_classes: int, norm: float = 2) -> Tensor:
@@ -76,7 +73,7 @@ def margins(
 
     As `certified_radii`, whose arguments these are.
     """
-    relative = SLACK.get(logits.dtype, 1e-2) if slack is None else slack
+    relative = SLACK.get(logits.dtype, COARSE) if slack is None else slack
     z = logits.double()
     margin = z.gather(-1, labels[:, None]) - z - relative * z.abs().amax(-1, keepdim=True)
     if error is not None:

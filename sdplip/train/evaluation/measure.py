@@ -163,8 +163,8 @@ def collapsed(clean: float, labels: Tensor) -> str:
 @contextmanager
 def full_float32() -> Iterator[None]:
     """No TensorFloat-32 and no bfloat16, to whose 10 or 7 bits products may be allowed to round."""
-    backends = torch.backends
-    kinds: list[Any] = [backends.cuda.matmul, backends.mkldnn.matmul]
+    backends: Any = torch.backends
+    kinds = [backends.cuda.matmul, backends.mkldnn.matmul]
     kinds += [backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.conv]
     before = [kind.fp32_precision for kind in kinds]
     try:
