@@ -140,7 +140,8 @@ def from_torch(
         example: one input as the module takes it, batch dimension (of 1) included: its shape
             becomes that of the system's input, flattened.
         normalize: as in `load`.
-        slopes: (alpha, beta) by ATen operator, for elementwise functions that have no name here.
+        slopes: (alpha, beta) by ATen operator, for elementwise functions that have no name here;
+            what samples contradict is refused.
 
     Raises:
         InvalidInput: it cannot be traced, an operator has no sound translation (named with its

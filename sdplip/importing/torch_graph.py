@@ -328,6 +328,30 @@ def _part(target: Any, place: int, args: Any, kwargs: Any) -> Callable[[Tensor],
     return lambda t: target(t, *args, **kwargs)[place]
 
 
+def _at(target: Any, args: Any, kwargs: Any, x: Tensor) -> Any:
+    """An operator with x for the tensor that depends on the input."""
+    put = torch.utils._pytree.tree_map(lambda a: x if isinstance(a, Value) else a, (args, kwargs))
+    return target(*put[0], **put[1])
+
+
+def _check_declared(f: Callable[[Tensor], Any], shape: tuple[int, ...], slopes: Slopes) -> None:
+    """Raise InvalidInput where samples contradict that f is elementwise, with these slopes."""
+    generator = torch.Generator().manual_seed(0)
+    x, h = torch.randn(2, *shape, dtype=torch.float64, generator=generator)
+    for size in (0.1, 1.0, 10.0):
+        one = size * x
+        one.view(-1)[0] += size
+        y, moved, steps = f(size * x), f(one), f(size * (x + h)) - f(size * x)
+        if y.shape != x.shape or bool((y != moved).flatten()[1:].any()):
+            raise InvalidInput("it was declared to be elementwise, which it is not.")
+        slope = steps / (size * h)
+        if not bool(((slope >= slopes[0] - 1e-6) & (slope <= slopes[1] + 1e-6)).all()):
+            raise InvalidInput(
+                f"its slopes were declared to be in {list(slopes)}, but one of "
+                f"{float(max(slope.min(), slope.max(), key=abs)):.6g} was found."
+            )
+
+
 def _run(node: Any, values: Any, where: str, slopes: Mapping[str, Slopes]) -> Any:
     def value(argument: Any) -> Any:
         return torch.fx.node.map_arg(argument, lambda other: values[other])
@@ -353,7 +377,9 @@ def _run(node: Any, values: Any, where: str, slopes: Mapping[str, Slopes]) -> An
         if name in LISTS and isinstance(first, Value):
             count = len(target(torch.zeros(first.shape).double(), *args[1:], **kwargs))
             return [first.linear(_part(target, i, args[1:], kwargs)) for i in range(count)]
-        return op.declared(name, where, flat, slopes)
+        units = op.declared(name, where, flat, slopes)
+        _check_declared(lambda x: _at(target, args, kwargs, x), tuple(units.shape), slopes[name])
+        return units
     except SdplipError as error:
         text = str(error)
         raise type(error)(text if where in text else f"{where}: {text}") from error

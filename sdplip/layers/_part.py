@@ -14,8 +14,8 @@ PROMISES = ("lipschitz", "lipschitz_in", "_promise", "closed_form", "_closed_for
 
 
 def own_forward(module: nn.Module, *promises: str) -> bool:
-    """Whether no subclass from elsewhere replaced forward below the class that states the promise,
-    which is about the forward that this one had."""
+    """Whether no subclass from elsewhere replaced forward below the class that states one of these
+    promises, which is about the forward that this one had."""
     order = type(module).__mro__
     states = [i for i, kind in enumerate(order) if vars(kind).keys() & set(promises)]
     computes = next(i for i, kind in enumerate(order) if "forward" in vars(kind))

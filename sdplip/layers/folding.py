@@ -14,7 +14,7 @@ from .._modules import altered, check_module
 from ..activations import activation
 from ..errors import InvalidInput
 from ._base import Layer
-from ._part import PROMISES, Part, own_forward
+from ._part import Part, own_forward
 from ._plain import linear, summed
 from ._unrolled import FoldedEquilibrium, FoldedEquilibriumConv2d
 
@@ -94,12 +94,13 @@ def _folded(module: nn.Module, path: str, known: dict[int, nn.Module]) -> nn.Mod
     _evaluate_parametrizations(module)
     if isinstance(module, Layer):
         module._check_parameters()
-    if isinstance(module, Layer) and not own_forward(module, *PROMISES):
+    own = getattr(module, "_folded", None)
+    tells = ("_folded",) if own is not None else ("system", "_system")
+    if isinstance(module, Layer) and not own_forward(module, *tells):
         raise InvalidInput(
             f"fold: {place} replaces forward, which a folded copy would not run. Build the model "
             "from the layer itself and modules around it."
         )
-    own = getattr(module, "_folded", None)
     if own is not None:
         result: nn.Module = own()
     elif isinstance(module, Layer):

@@ -125,19 +125,18 @@ def _solution(
     X: Tensor | None,
     gamma: float | Tensor,
     eps: float,
-    recorded: bool = True,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A, Λ and D (None: zeros). What is not recorded by anything may be added up in place."""
+    """A, Λ and D (None: zeros); what nothing records may be added up in place."""
     if psi is None:
         Lam = V.new_ones(V.shape[-1], dtype=V.dtype.to_real())
     else:
         Lam = soft_bound(-psi, SPREAD).exp()
-    D, less = X, _less_gram if recorded else _less_gram_
-    target = less(S.mH - S, V)
+    D, target = X, _less_gram(S.mH - S, V, 1.0, in_place)
     if not unbounded(gamma):
         D, rows = _bound(Lam, B, C, X, gamma)
         for Y in rows:
-            target = less(target, Y, 0.5 / gamma)
+            target = _less_gram(target, Y, 0.5 / gamma, in_place)
     # Rounding of A must not eat up ε, so it grows with what is rounded.
     lost, size = 8 * torch.finfo(V.dtype).eps, frobenius(target.detach())
     if psi is None:
@@ -150,15 +149,12 @@ def _solution(
     return A, Lam, D
 
 
-def _less_gram(target: Tensor, Y: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+def _less_gram(target: Tensor, Y: Tensor, scale: float | Tensor, in_place: bool) -> Tensor:
     """target - scale·YᴴY."""
     if Y.ndim == 2 and not isinstance(scale, Tensor):
-        return torch.addmm(target, Y.mT, Y, alpha=-scale)
+        add = Tensor.addmm_ if in_place else torch.addmm
+        return add(target, Y.mT, Y, alpha=-scale)
     return target - scale * (Y.mH @ Y)
-
-
-def _less_gram_(target: Tensor, Y: Tensor, scale: float = 1.0) -> Tensor:
-    return target.addmm_(Y.mT, Y, alpha=-scale)
 
 
 def _bound(
@@ -191,7 +187,7 @@ class _Plain(torch.autograd.Function):
         gamma: float,
         eps: float,
     ) -> tuple[Tensor, Tensor]:
-        A, Lam, _ = _solution(psi, V, S, B, C, None, gamma, eps, recorded=False)
+        A, Lam, _ = _solution(psi, V, S, B, C, None, gamma, eps, in_place=True)
         ctx.save_for_backward(V, B, C, A, Lam)
         ctx.plain = psi is None  # type: ignore[attr-defined]
         ctx.half = 0.5 / gamma  # type: ignore[attr-defined]

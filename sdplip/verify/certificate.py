@@ -304,19 +304,18 @@ def _shows(
     arrays, kept, exponent = _rescaled(arrays, kept, size, norm)
     if norm == 2:
         blocks = tridiagonal(small, arrays, kept) if folded is None else None
-        M = None if blocks else conditions.lipschitz(**arrays, Lam=Ball(kept), rho=Ball(0.0))
         inputs = np.arange(small.inputs)
 
-        def definite(bound: float) -> bool:
+        def rho(bound: float) -> float:
             # M is affine in ρ, which is below bound²: what is proved for √ρ holds for the bound.
             gamma = Ball(math.ldexp(bound, -exponent))
-            rho = float((gamma * gamma).lower)
-            if blocks is None:
-                return positive_definite(M.plus(inputs, rho))
-            (first, *rest), below = blocks
-            return tridiagonal_definite([first.plus(inputs, rho), *rest], below)
+            return float((gamma * gamma).lower)
 
-        return definite
+        if blocks is None:
+            M = conditions.lipschitz(**arrays, Lam=Ball(kept), rho=Ball(0.0))
+            return lambda bound: positive_definite(M.plus(inputs, rho(bound)))
+        (first, *rest), below = blocks
+        return lambda bound: tridiagonal_definite([first.plus(inputs, rho(bound)), *rest], below)
     rows = conditions.linf(**arrays, eta=Ball(kept), c=1.0, gamma=Ball(0.0))
     split = 2 * kept.size
     top = -rows[split:].lower

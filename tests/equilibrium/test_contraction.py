@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sdplip.errors import InvalidInput
 from sdplip.layers import ROUNDING, LBENLinear, MONLinear, fold
 from sdplip.layers._equilibrium import contracted
 from sdplip.layers.lben import witness as lben
+from sdplip.train.models import ModelConfig, build
 
 F64 = torch.float64
 KINDS = {
@@ -151,6 +153,14 @@ def test_it_comes_back_with_the_state():
     torch.testing.assert_close(fresh.eval()(x), layer(x))
     assert "contraction=0.3" in repr(layer)
     assert copy.deepcopy(layer).contraction == 0.3
+
+
+def test_a_configuration_may_ask_for_it():
+    config = ModelConfig("mon", (5,), 3, width=12, contraction=0.5)
+    assert build(config)[-1].contraction == 0.5
+    for other in ({"layer": "nemon"}, {"architecture": "equilibrium"}):
+        with pytest.raises(InvalidInput, match="only lben and mon of the architecture dense"):
+            replace(config, **other)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, 1.5, math.nan])

@@ -196,13 +196,27 @@ def test_attention_is_refused():
         from_torch(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.zeros(1, 4, 8))
 
 
-def test_declared_slopes_are_taken_on_trust():
+def test_declared_slopes_are_taken_where_samples_agree():
     net = Function(lambda m, x: torch.sinc(m.a(x)))
     with pytest.raises(InvalidInput, match="sinc"):
         from_torch(net, torch.zeros(1, 6))
     with pytest.warns(UncheckedWarning):
         system = from_torch(net, torch.zeros(1, 6), slopes={"sinc": (-1.4, 1.4)})
     assert (system.beta == 1.4).all()
+
+
+@pytest.mark.parametrize(
+    ("f", "name", "slopes"),
+    [
+        (lambda m, x: m.a(x).softmax(1), "softmax", (0.0, 1.0)),
+        (lambda m, x: m.a(x).cumsum(1), "cumsum", (-9.0, 9.0)),
+        (lambda m, x: torch.sinh(m.a(x)), "sinh", (1.0, 2.0)),
+        (lambda m, x: torch.round(m.a(x)), "round", (0.0, 1.0)),
+    ],
+)
+def test_declarations_that_samples_contradict_are_refused(f, name, slopes):
+    with pytest.raises(InvalidInput, match=rf"{name}.* declared"):
+        from_torch(Function(f), torch.zeros(1, 6), slopes={name: slopes})
 
 
 def test_layers_with_constraints_are_evaluated():

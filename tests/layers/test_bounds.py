@@ -403,6 +403,9 @@ def test_a_layer_with_another_forward_does_not_inherit_the_promise():
     with pytest.raises(InvalidInput, match=r"_Doubled .* replaces forward"):
         fold(nn.Sequential(_Doubled(3, 3)))
     assert lipschitz_bound(_Declared(3, 3)) == 2
+    # The constant is its own, but what it folds into is that of the other forward.
+    with pytest.raises(InvalidInput, match=r"_Declared .* replaces forward"):
+        fold(nn.Sequential(_Declared(3, 3)))
 
 
 def test_a_negative_divisor_does_not_make_a_negative_constant():

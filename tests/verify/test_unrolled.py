@@ -30,7 +30,7 @@ def mixed(rng):
     return ConvSystem((first, Activate(), Convolve(kernel(rng, 1, 1, 3, 3))), 1, (4, 4))
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(SEEDS)
 def test_the_smaller_bound_is_taken_and_both_checkers_prove_it(tmp_path_factory, seed):
     network = random_network(np.random.default_rng(seed))
