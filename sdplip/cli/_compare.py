@@ -47,6 +47,7 @@ def compare(
     batch_size: options.BatchSize = None,
     train_images: options.TrainImages = None,
     augment: options.Augment = None,
+    optimizer: options.Optimizer = None,
     precision: options.Precision = None,
     radii: options.Radii = None,
     images: options.Images = None,
@@ -100,9 +101,9 @@ def compare(
         changes: dict[str, Any] = dict(
             width=width, depth=depth, epochs=epochs, gamma=gamma,
             normalise=normalise, seed=seed, lr=lr, batch_size=batch_size,
-            train_images=train_images, augment=augment, precision=precision,
-            radii=numbers(radii), images=images, attack_images=attack_images, attack=attack,
-            local_images=local_images, verify=verify,
+            train_images=train_images, augment=augment, optimizer=optimizer,
+            precision=precision, radii=numbers(radii), images=images,
+            attack_images=attack_images, attack=attack, local_images=local_images, verify=verify,
         )  # fmt: skip
         if experiment is None:
             configs = {name: chosen_config(preset, name, splits, **changes) for name in names}
@@ -119,7 +120,7 @@ def compare(
         result = train_runs.compare(
             configs, splits, out, device=device, force=force, resume=resume,
             on_epoch=progress.epoch, on_finished=done,
-            published={} if experiment is None else experiment.published(),
+            published={} if experiment is None else experiment.published(**changes),
             sources={} if experiment is None else experiment.sources(data),
             engine=engine, address=address, cpus=cpus, gpus=gpus, budget=shared,
         )  # fmt: skip

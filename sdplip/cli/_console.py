@@ -90,6 +90,9 @@ class Progress:
 
     def finished(self, finished: Finished) -> None:
         self.said = time.monotonic()
+        if finished.failed:
+            self.console.print(f"{finished.path.name}: failed", highlight=False, soft_wrap=True)
+            return
         row = finished.rows[0]
         how = (
             f"finished before, read from {finished.path}; --force starts over"
@@ -110,8 +113,9 @@ def show(rows: list[Row], result: dict[str, Any], as_json: bool) -> None:
         _print(*tables(rows))
         written = result["pictures"] or [result["run"]]
         typer.echo("\n".join([*notes(rows), f"Written: {', '.join(written)}"]))
-    if result["violations"]:
-        raise fail("; ".join(result["violations"]), DOES_NOT_HOLD)
+    wrong = [*result["violations"], *(f"{k}: {why}" for k, why in result["failed"].items())]
+    if wrong:
+        raise fail("; ".join(wrong), DOES_NOT_HOLD)
     if any(row.undecided for row in rows):
         raise typer.Exit(UNDECIDED)
 

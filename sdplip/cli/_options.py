@@ -66,6 +66,9 @@ Augment = Annotated[
         show_default="none", help="Augmentation: none, crop, crop-reflect, colour or affine."
     ),
 ]
+Optimizer = Annotated[
+    str | None, typer.Option(show_default="adam, or the preset's", help="Optimiser: adam or sgd.")
+]
 TrainImages = Annotated[
     int | None,
     typer.Option(show_default="all", help="Use so many training images, evenly from all classes."),

@@ -60,9 +60,7 @@ def train(
     batch_size: options.BatchSize = None,
     train_images: options.TrainImages = None,
     augment: options.Augment = None,
-    optimizer: Annotated[
-        str | None, typer.Option(show_default="adam", help="Optimiser: adam or sgd.")
-    ] = None,
+    optimizer: options.Optimizer = None,
     accumulate: Annotated[
         int | None, typer.Option(show_default="1", help="Batches per step of the optimiser.")
     ] = None,
@@ -195,7 +193,7 @@ def train(
             ((model, config),) = experiment.configs(splits, **changes).items()
             name = folder_name(preset or "")
             beside["variant"] = model.removeprefix(config.model.layer).strip()
-            beside["published"] = experiment.published()[model]
+            beside["published"] = experiment.published(**changes).get(model)
             beside["source"] = experiment.sources(data)[model]
         out = Path("runs") / short_name(data) / name if out is None else out
         each = experiment is not None and experiment.each

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from .._arrays import write_atomically
 from .._engine import scatter
-from ..errors import InvalidInput
+from ..errors import InvalidInput, NotConverged
 from .checkpoint import MODEL_FILE, STATES, read_json, save_model, write_json
 from .config import RunConfig
 from .data import Splits, pixels
@@ -57,11 +57,15 @@ RUN_FILES = ("metrics.json", MODEL_FILE, *CERTIFICATES.values(), *STATES, "confi
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its rows, where it lies, and whether it was there before."""
+    """A finished run: its rows, where it lies, and whether it was there before.
+
+    One that `compare` goes on without has no rows, but `failed` says why.
+    """
 
     rows: list[Row]
     path: Path
     already: bool
+    failed: str = ""
 
 
 OnEpoch = Callable[[str, RunConfig, int, dict[str, float]], None]
@@ -208,6 +212,8 @@ def compare(
     by the same names, `sources` where they are from. With the engine "ray" the runs are tasks of a
     cluster, see `_engine.scatter`; a run whose worker is lost goes on from its last state, on the
     same machine. Here, one after another, each is as long as the `budget` has it when it begins.
+    Runs that do not converge are named under `failed`, and the others go on; NotConverged is raised
+    where none is left.
     """
     from .reporting.plots import plot
 
@@ -244,16 +250,20 @@ def compare(
                 write_atomically(finished.path / file, partial(_put, content))
         found[k] = finished
         if budget is not None:
-            budget.end(finished.rows[0].train_seconds, finished.already)
+            seconds = finished.rows[0].train_seconds if finished.rows else None
+            budget.end(seconds, finished.already)
         if on_finished is not None:
             on_finished(finished)
     runs = [found[k] for k in range(len(configs))]
     rows = [row for finished in runs for row in finished.rows]
+    failed = {k: run.failed for k, run in zip(configs, runs, strict=True) if run.failed}
+    if failed and not rows:
+        raise NotConverged("; ".join(f"{name}: {why}" for name, why in failed.items()))
     metrics = {f.rows[0].label: read_json(f.path / "metrics.json") for f in runs if f.rows}
     histories = {name: values["history"] for name, values in metrics.items()}
     insights = {k: values["insight"] for k, values in metrics.items() if values.get("insight")}
     pictures = [str(path) for path in plot(rows, out, histories, insights)]
-    result = document(rows, splits.name, pictures, time.perf_counter() - started)
+    result = document(rows, splits.name, pictures, time.perf_counter() - started, failed)
     write_json(out / "compare.json", result)
     return result
 
@@ -269,10 +279,13 @@ def _task(
     source: str,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[Finished, dict[str, bytes]]:
-    finished = run(
-        config, splits, out, device=device, resume=resume, on_epoch=on_epoch, variant=variant,
-        published=published, source=source,
-    )  # fmt: skip
+    try:
+        finished = run(
+            config, splits, out, device=device, resume=resume, on_epoch=on_epoch, variant=variant,
+            published=published, source=source,
+        )  # fmt: skip
+    except NotConverged as error:
+        finished = Finished([], out, already=False, failed=str(error))
     return finished, {}
 
 

@@ -14,6 +14,7 @@ from sdplip.cli import app
 from sdplip.errors import InvalidInput
 from sdplip.train import Splits, build, load, override
 from sdplip.train.checkpoint import read_json, write_json
+from sdplip.train.evaluation.measure import shortened
 from sdplip.train.evaluation.row import Row
 from sdplip.train.experiments.budget import Budget, settled, shrink
 from sdplip.train.experiments.comparisons import EXPERIMENTS, Experiment, Variant, one_model
@@ -91,6 +92,19 @@ def test_a_folder_of_such_images_will_do_and_no_other(splits):
     other = replace(shaped("lben-mnist"), name="folder:/jpeg")
     with pytest.raises(InvalidInput, match=r"10 classes of 3x32x32.*10 classes of 1x28x28"):
         EXPERIMENTS["lben-cifar10"].configs(other)
+
+
+def test_what_is_asked_for_shorter_or_otherwise_is_not_taken_for_the_published():
+    experiment, images = EXPERIMENTS["lben-mnist"], shaped("lben-mnist")
+    for changes in ({"epochs": 3}, {"train_images": 10}):
+        for config in experiment.configs(images, **changes).values():
+            assert config.train.of_epochs == 30
+            assert shortened(config).startswith("scaled down: ")
+    for changes in ({}, {"epochs": 40}, {"seed": 7}):
+        configs = experiment.configs(images, **changes).values()
+        assert not any(map(shortened, configs))
+    assert experiment.published(epochs=3, width=None) == experiment.published()
+    assert experiment.published(width=8) == {}
 
 
 def test_the_settings_are_the_published_ones():

@@ -6,7 +6,7 @@ import os
 import pytest
 from small_runs import quick
 
-from sdplip.errors import InvalidInput
+from sdplip.errors import InvalidInput, NotConverged
 from sdplip.train import load
 from sdplip.train.runs import GUARD, LOCK, compare, run
 
@@ -129,3 +129,15 @@ def test_compare_writes_rows_and_pictures(splits, tmp_path):
     assert [row["layer"] for row in stored["rows"]] == ["aol", "nemon", "nemon", "unconstrained"]
     assert stored["violations"] == result["violations"] == []
     assert (tmp_path / "accuracy.png").is_file() and (tmp_path / "lipschitz.svg").is_file()
+
+
+def test_a_comparison_goes_on_without_a_run_that_diverges(splits, tmp_path):
+    wild = quick("unconstrained", splits, lr=1e30)
+    result = compare({"unconstrained": wild, "aol": quick("aol", splits)}, splits, tmp_path / "two")
+    assert {row["layer"] for row in result["rows"]} == {"aol"}
+    assert (
+        result["failed"].keys() == {"unconstrained"} and "nan" in result["failed"]["unconstrained"]
+    )
+    assert json.loads((tmp_path / "two" / "compare.json").read_text())["failed"] == result["failed"]
+    with pytest.raises(NotConverged, match="unconstrained: "):
+        compare({"unconstrained": wild}, splits, tmp_path / "one")

@@ -120,11 +120,13 @@ class Budget:
         self.mark, self.running = self.clock(), (name, config)
         return config
 
-    def end(self, training: float, already: bool) -> None:
-        """Count the run that began last, whose training took so many seconds; in earlier commands,
-        where it had finished `already`, or in part."""
+    def end(self, training: float | None, already: bool) -> None:
+        """Count the run that began last, whose training took so many seconds, None where it failed;
+        in earlier commands, where it had finished `already`, or in part."""
         (name, run), here = self.running, self.clock() - self.mark
         share = _images(run, self.splits) / _images(self.left.pop(name), self.splits)
+        if training is None:
+            return
         if already:
             self.earlier += training / (1 - MEASURING)
             return

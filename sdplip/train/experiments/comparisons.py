@@ -7,14 +7,16 @@ test errors and least bounds over diagonal multipliers were measured anew, for n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ...errors import InvalidInput
 from .. import convnets
 from ..config import RunConfig, override, preset
 from ..data import FOLDER, Splits
+from ..models import ModelConfig
 from ..runs import folder_name
 from . import published
 from .presets import CIFAR10_SHAPE, find_preset
@@ -57,6 +59,8 @@ class Experiment:
     def configs(self, splits: Splits, **changes: Any) -> dict[str, RunConfig]:
         """Every variant's configuration by its name; `changes` as in `override` go on top.
 
+        What trains on fewer images or epochs is marked as shorter than its recipe.
+
         Raises InvalidInput for another data set.
         """
         fits = (splits.num_classes, splits.input_shape) == (self.classes, self.shape)
@@ -69,10 +73,15 @@ class Experiment:
                 f"{splits.num_classes} classes of {'x'.join(map(str, splits.input_shape))}. "
                 "Choose it with --data."
             )
-        return {
-            variant.name: override(self._config(variant, splits), **changes)
-            for variant in self.variants
-        }
+        found = {}
+        for variant in self.variants:
+            recipe = self._config(variant, splits)
+            config = found[variant.name] = override(recipe, **changes)
+            full, images = recipe.train.epochs, config.train.train_images or math.inf
+            if config.train.epochs < full or images < len(splits.train[0]):
+                full = max(full, config.train.epochs)
+                found[variant.name] = override(config, of_epochs=full)
+        return found
 
     def _config(self, variant: Variant, splits: Splits) -> RunConfig:
         settings = {**self.changes, **variant.changes}
@@ -103,8 +112,10 @@ class Experiment:
         kept = tuple(v for v in self.variants if any(_goes_by(v, name) for name in wanted))
         return replace(self, variants=kept)
 
-    def published(self) -> dict[str, dict[str, float]]:
-        """What was published, by the variants' names."""
+    def published(self, **changes: Any) -> dict[str, dict[str, float]]:
+        """What was published, by the variants' names; nothing where `changes` make other models."""
+        if any(changes.get(setting.name) is not None for setting in fields(ModelConfig)):
+            return {}
         return {variant.name: variant.published for variant in self.variants}
 
     def sources(self, data: str = "") -> dict[str, str]:

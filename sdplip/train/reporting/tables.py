@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.row import LOCAL, Row
@@ -16,14 +16,20 @@ DASH = "–"
 
 
 def document(
-    rows: Sequence[Row], data: str, pictures: Sequence[str], seconds: float
+    rows: Sequence[Row],
+    data: str,
+    pictures: Sequence[str],
+    seconds: float,
+    failed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The JSON document of a comparison: the rows, what they violate, where the pictures lie."""
+    """The JSON document of a comparison: the rows, what they violate, where the pictures lie, and
+    by name why there is no row."""
     return {
         "format": "sdplip-compare-1",
         "data": data,
         "rows": [row.to_dict() for row in rows],
         "violations": violations(rows),
+        "failed": dict(failed or {}),
         "pictures": list(pictures),
         "seconds": seconds,
     }
