@@ -348,7 +348,7 @@ class _Problem:
             for excess in 10.0 ** np.arange(-12, -5) if math.isfinite(solved) else ():
                 bound = float(solved * (1 + excess))
                 if _holds(self.data, bound, kept, np.argsort(-least), COARSE):
-                    return bound, solved, kept
+                    return float(solved * (1 + 10 * excess)), solved, kept
         raise CertificationError(
             f"Multipliers were found, but no bound could be proven with them in float64 ({n} units "
             "per pixel of the coarsest grid). Rescale the weights."
