@@ -8,6 +8,12 @@ last layer to the first gives the least ρ = λ_max(Q₀) with M(ρ, λ) ⪰ 0:
 Λ_k = c_k T_k with c_k = (1 + e^{a_k})/2 · λ_max(T_k^{−1/2} Q_k T_k^{−1/2}) is large enough whatever
 log T_k and a_k are, so these are free, and ρ is differentiable in them and in the weights. Cost
 and memory are linear in the depth.
+
+Q_k ⪰ 0 whatever the slopes, and of low rank behind few outputs. With Q_k = FᵀF for such an F,
+
+    Q_{k−1} = W_kᵀ (½(β − α)²Λ_k + VᵀV) W_k,   V = ½L⁻¹FS,   LLᵀ = I − ½FΛ_k⁻¹Fᵀ,
+
+and λ_max(T_k^{−1/2} Q_k T_k^{−1/2}) is that of FT_k⁻¹Fᵀ: the cost is that of the smaller side.
 """
 
 from __future__ import annotations
@@ -23,12 +29,15 @@ import torch
 from torch import Tensor
 
 from .._arrays import Array
-from ..errors import InvalidInput, ShapeError
+from ..errors import CertificationError, InvalidInput, ShapeError
 from ..system import System
 from .interior import Optimum
 from .reduce import Problem
 
 Slopes = tuple[Tensor | float, Tensor | float]
+
+DENSE = 1500
+"""From this order on the largest eigenvalue is found by iteration."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +62,13 @@ def layers(problem: Problem | System) -> Layers | None:
     levels = problem.levels
     if not levels or problem.D.any():
         return None
-    rows = np.hstack([problem.B, problem.A])
-    m, seen = problem.B.shape[1], np.arange(problem.B.shape[1])
-    weights = []
-    for level in levels:
-        skips = rows[level]
-        weights.append(skips[:, seen].copy())
-        skips[:, seen] = 0.0
-        if skips.any():
-            return None
-        seen = m + level
-    weights.append(problem.C[:, levels[-1]])
-    if np.count_nonzero(problem.C) != np.count_nonzero(weights[-1]):
+    A, C = problem.A, problem.C
+    weights = [problem.B[levels[0]]]
+    weights += [A[np.ix_(*pair)] for pair in zip(levels[1:], levels, strict=False)]
+    weights.append(C[:, levels[-1]])
+    # What these blocks leave out must be zero.
+    whole = np.count_nonzero(problem.B) + np.count_nonzero(A) + np.count_nonzero(C)
+    if whole != sum(map(np.count_nonzero, weights)):
         return None
     return Layers(
         weights, [problem.alpha[v] for v in levels], [problem.beta[v] for v in levels], levels
@@ -119,43 +123,125 @@ def chain_bound(
     for k, (a, b) in enumerate(tensors):
         if (a > b).any():
             raise InvalidInput(f"chain_bound: slopes[{k}] has alpha > beta, which is no range.")
-    return (_eliminate(weights, scales, rooms, tensors)[0] / 2).exp()
+    return (_eliminate(weights, scales, rooms, tensors, _highest)[0] / 2).exp()
+
+
+@np.errstate(all="ignore")
+def least_rho(chain: Layers, lam: Array) -> float:
+    """`reduce.least_rho` by elimination over the layers."""
+    if not (lam > 0).all():
+        return math.inf
+    weights, slopes = _tensors(chain, "cpu")
+    scales = [torch.as_tensor(lam[place]).log() for place in chain.places]
+    try:
+        with torch.no_grad():
+            rho = float(_eliminate(weights, scales, None, slopes, _highest)[0].exp())
+    except torch.linalg.LinAlgError:
+        return math.inf
+    return rho if rho < math.inf else math.inf
+
+
+def _tensors(
+    chain: Layers, device: str | torch.device
+) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """Weights and slopes, in float64."""
+
+    def put(arrays: Sequence[Array]) -> list[Tensor]:
+        return [torch.as_tensor(a, dtype=torch.float64, device=device) for a in arrays]
+
+    return put(chain.weights), list(zip(put(chain.alpha), put(chain.beta), strict=True))
 
 
 def _eliminate(
     weights: Sequence[Tensor],
     scales: Sequence[Tensor],
-    margins: Sequence[Tensor],
+    margins: Sequence[Tensor] | None,
     slopes: Sequence[tuple[Tensor, Tensor]],
+    top: Callable[[Tensor, bool, float], Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
-    """The logarithms of the least ρ and of every layer's λ."""
-    C = weights[-1]
-    Q, size = _scaled(C.mT @ C)
-    least = torch.finfo(Q.dtype).tiny ** 0.5
+    """The logarithms of the least ρ and of every layer's λ; without margins, λ = T.
+
+    Args:
+        top: λ_max(Q) (...) from F (..., r, n) with Q = FᵀF and True, or from Q and False, and the
+            relative error of its vector that is allowed.
+
+    Raises:
+        torch.linalg.LinAlgError: no ρ is enough.
+    """
+    least = torch.finfo(weights[-1].dtype).tiny ** 0.5
+    (X, size), factored = _scaled(weights[-1]), True
+    size = 2 * size
     logs: list[Tensor] = []
-    for W, t, a, (low, high) in list(zip(weights[:-1], scales, margins, slopes, strict=True))[::-1]:
-        t = t + torch.zeros_like(W[..., 0])
-        root = (-t / 2).exp()
-        top = torch.linalg.eigvalsh(root[..., :, None] * Q * root[..., None, :])[..., -1]
-        # Q may be negative where αβ > 0: then any λ > 0 is large enough.
-        c = (1 + a.exp()) / 2 * top.clamp_min(least)
-        lam = c[..., None] * t.exp()
-        logs.append(lam.log() + size[..., None])
-        factor = torch.linalg.cholesky(2 * torch.diag_embed(lam) - Q)
-        cross = (lam * (low + high))[..., None] * W
-        half = torch.linalg.solve_triangular(factor, cross, upper=False)
-        Q = half.mT @ half - 2 * W.mT @ ((lam * low * high)[..., None] * W)
-        Q, more = _scaled(Q)
-        size = size + more
-    top = torch.linalg.eigvalsh(Q)[..., -1]
-    return top.clamp_min(least).log() + size, logs[::-1]
+    for k in range(len(scales) - 1, -1, -1):
+        W, (low, high) = weights[k], slopes[k]
+        n, before = W.shape[-2:]
+        signed = bool((low * high).any())
+        if signed and before > n and not factored:
+            # Q_{k−1} is larger than its factor; this little more makes sure that there is one.
+            X, factored = torch.linalg.cholesky(_plus(X, X.new_tensor(1e-12))).mT, True
+        t = scales[k] + torch.zeros_like(W[..., 0])
+        if margins is None:
+            t = t - size[..., None]
+        root = (-t / 2).exp()[..., None, :]
+        G = X * root if factored else root.mT * X * root
+        few = factored and (4 * X.shape[-2] < 3 * n or (signed and before > n))
+        E = G @ G.mT if few else G.mT @ G if factored else G
+        c = torch.ones_like(size)
+        if margins is not None:
+            c = (1 + margins[k].exp()) / 2 * top(E, False, 1e-3).clamp_min(least)
+        logs.append(c.log()[..., None] + t + size[..., None])
+        L = torch.linalg.cholesky(_plus(-E, 2 * c))
+        side = (low + high)[..., None] / root.mT
+        if few:
+            spread = (high - low)[..., None] / root.mT * W
+            half = torch.linalg.solve_triangular(L, G * side.mT, upper=False) @ W
+            X = (c / 2).sqrt()[..., None, None] * torch.cat([spread, half], -2)
+        else:
+            X = torch.linalg.solve_triangular(L, c[..., None, None] * side * W, upper=False)
+            factored = not signed
+        if not factored:
+            lam = c[..., None] * t.exp()
+            X = X.mT @ X - 2 * W.mT @ ((lam * low * high)[..., None] * W)
+        X, more = _scaled(X)
+        size = size + (2 * more if factored else more)
+    return top(X, factored, 1e-6).clamp_min(least).log() + size, logs[::-1]
 
 
-def _scaled(Q: Tensor) -> tuple[Tensor, Tensor]:
-    """Q of norm one, and the logarithm taken out: deep gains leave the range of the dtype."""
-    size = torch.linalg.matrix_norm(Q.detach())
+def _plus(Q: Tensor, diagonal: Tensor) -> Tensor:
+    """Q + diagonal · I."""
+    return torch.diagonal_scatter(Q, Q.diagonal(0, -2, -1) + diagonal[..., None], 0, -2, -1)
+
+
+def _scaled(X: Tensor) -> tuple[Tensor, Tensor]:
+    """X of norm one, and the logarithm taken out: deep gains leave the range of the dtype."""
+    size = torch.linalg.matrix_norm(X.detach())
     size = torch.where(size > 0, size, torch.ones_like(size))
-    return Q / size[..., None, None], size.log()
+    return X / size[..., None, None], size.log()
+
+
+def _smaller(X: Tensor, factored: bool) -> Tensor:
+    """Q, or where that is smaller FFᵀ, of the same largest eigenvalue."""
+    if not factored:
+        return X
+    return X @ X.mT if X.shape[-2] < X.shape[-1] else X.mT @ X
+
+
+def _highest(X: Tensor, factored: bool, tol: float) -> Tensor:
+    return torch.linalg.eigvalsh(_smaller(X, factored))[..., -1]
+
+
+def _rayleigh(X: Tensor, factored: bool, tol: float) -> Tensor:
+    """λ_max as the quotient of its vector, which costs little to differentiate, and only once."""
+    with torch.no_grad():
+        E = _smaller(X, factored)
+        if len(E) < DENSE:
+            v = torch.linalg.eigh(E)[1][:, -1]
+        else:
+            begin = torch.sin(torch.arange(1.0, len(E) + 1).to(E) ** 2)[:, None]
+            v = torch.lobpcg(E, X=begin, niter=200, tol=tol)[1][:, 0]
+    if not factored:
+        return v @ X @ v
+    return (X @ v if len(v) == X.shape[-1] else v @ X).square().sum()
 
 
 def minimise(
@@ -173,48 +259,57 @@ def minimise(
 
     Args:
         problem: a chain (`layers`).
-        rate: of Adam at first; it falls linearly to a fiftieth.
-        deadline: in `time.monotonic`; then the best iterate so far is returned.
+        rate: of Adam at first; it falls linearly to a fiftieth, with the steps or the time.
+        deadline: in `time.monotonic`; no step but the first, the closed form, is begun that would
+            likely end after it.
         progress: called with the steps, ρ and −inf.
         device: where to compute, in float64.
 
     Raises:
         InvalidInput: the problem is no chain.
+        CertificationError: rounding leaves no feasible point.
     """
     chain = layers(problem)
     if chain is None:
         raise InvalidInput("descent.minimise: problem is no chain. Use solver = 'interior'.")
 
-    def put(arrays: Sequence[Array]) -> list[Tensor]:
-        return [torch.as_tensor(a, dtype=torch.float64, device=device) for a in arrays]
-
-    weights = put(chain.weights)
-    slopes = list(zip(put(chain.alpha), put(chain.beta), strict=True))
+    weights, slopes = _tensors(chain, device)
     widths = [len(low) for low, _ in slopes]
     # log T_1 … log T_L, then a_1 … a_L.
     free = torch.zeros(sum(widths) + len(widths), dtype=torch.float64, device=device)
     first, second = torch.zeros_like(free), torch.zeros_like(free)
     best, logs, steps, stopped = math.inf, [], 0, "steps"
+    start = mark = time.monotonic()
     while True:
         free.requires_grad_()
-        with torch.enable_grad():
-            *scales, rooms = free.split([*widths, len(widths)])
-            value, logs_now = _eliminate(weights, scales, list(rooms), slopes)
-        now = float(value.detach())
+        try:
+            with torch.enable_grad():
+                *scales, rooms = free.split([*widths, len(widths)])
+                value, logs_now = _eliminate(weights, scales, list(rooms), slopes, _rayleigh)
+            now = float(value.detach())
+        except torch.linalg.LinAlgError:
+            now = math.inf
         if now < best:
             best, logs = now, [v.detach() for v in logs_now]
         if progress is not None:
             progress(steps, math.exp(best), -math.inf)
-        late = deadline is not None and time.monotonic() > deadline
+        # A step is a gradient, which takes about two evaluations, and an evaluation.
+        mark, spent = time.monotonic(), (time.monotonic() - mark) * (1 if steps else 2.5)
+        late = deadline is not None and mark + spent > deadline
         if late or steps >= max_steps or not math.isfinite(now):
-            stopped = "time" if late else stopped
+            stopped = "time" if late else stopped if math.isfinite(now) else "rounding"
             break
         # Adam in a line or two: torch.optim imports more than all else here together.
         (slope,) = torch.autograd.grad(value, free)
         first, second = first.lerp(slope, 0.1), second.lerp(slope.square(), 0.01)
         steps += 1
-        length = rate * (1.02 - (steps - 1) / max_steps) / (1 - 0.9**steps)
+        done = (steps - 1) / max_steps
+        if deadline is not None:
+            done = max(done, (mark - start) / (deadline - start))
+        length = rate * (1.02 - done) / (1 - 0.9**steps)
         spread = (second / (1 - 0.99**steps)).sqrt() + 1e-8
         free = (free - length * first / spread).detach()
+    if not logs:
+        raise CertificationError("descent.minimise: the closed form is infeasible in float64.")
     lam = chain.gather([v.exp().cpu().numpy() for v in logs])
-    return Optimum(math.exp(best) * (1 + 1e-9), lam, -math.inf, steps, stopped)
+    return Optimum(math.exp(best), lam, -math.inf, steps, stopped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..system import System
 from . import chain, convex, descent
 from .interior import Optimum, minimise
 from .reduce import Problem, least_rho, normalise, start
+from .rigorous import LARGE
 
 Progress = Callable[[int, float, float], None]
 """Called with the iteration, the best bound so far and a lower bound of the optimum."""
@@ -24,6 +26,10 @@ Prove = Callable[[float, Array], float | None]
 OWN = ("auto", "interior", "chain", "descent", "layerwise", "product")
 SECOND_ORDER_UNITS = 2500
 """Above this many units the interior point method's n by n systems take too long."""
+LONGEST_STEP = 1e12
+"""Floating-point operations of a step of the second-order method for chains, at most."""
+PACE = 1e9
+"""At least so many of them a second are the steps of a second-order search, some 30 in all."""
 LOOSE = 1e-6
 """From this relative gap of ρ on, a search that stops early says so."""
 DEEP = 3
@@ -60,7 +66,7 @@ def euclidean(
             "'interior'."
         )
     # Eliminating a dense M takes long where a chain's blocks serve, and may not be needed.
-    first = cache(lambda: start(problem, warm))
+    first = cache(lambda: _start(problem, warm))
     if problem.levels is None:
         first()
     if not problem.C.any() or not problem.B.any():
@@ -70,7 +76,7 @@ def euclidean(
         norm = float(np.linalg.norm(system.D, 2))
         return _best("closed form", system, problem, candidates, prove, norm, norm)
     chosen = method == "auto"
-    method = _choose(problem) if chosen else method
+    method = _choose(problem, deadline) if chosen else method
     if method == "product":
         # In normalised units every layer's norm is 1.
         ones = np.full(system.units, 1 + 1e-9)
@@ -113,12 +119,26 @@ def euclidean(
     return _best(method, system, problem, _blends(found.lam, first), prove, solved, known)
 
 
-def _choose(problem: Problem) -> str:
+def _choose(problem: Problem, deadline: float | None) -> str:
     """The cheapest method that reaches the optimum, or the best one that is affordable."""
-    n = len(problem.A)
-    if chain.fits(problem) and (len(problem.levels or ()) >= DEEP or n > SECOND_ORDER_UNITS):
-        return "chain" if n <= 2 * SECOND_ORDER_UNITS else "descent"
-    return "interior" if n <= SECOND_ORDER_UNITS or problem.levels is None else "layerwise"
+    n, levels = len(problem.A), problem.levels or ()
+    if not chain.fits(problem):
+        return "interior" if n <= SECOND_ORDER_UNITS or problem.levels is None else "layerwise"
+    method = "chain" if len(levels) >= DEEP or n > SECOND_ORDER_UNITS else "interior"
+    sizes = np.array([problem.B.shape[1], *map(len, levels)], dtype=float)
+    step = n**3 / 3 + 60 * (sizes**3).sum() if method == "chain" else 4 * sizes.sum() ** 3
+    slow = n > 2 * SECOND_ORDER_UNITS or step > LONGEST_STEP
+    # Stopped halfway, it is looser than a first-order search.
+    late = deadline is not None and step > 2 * PACE * (deadline - time.monotonic())
+    return "descent" if slow or late else method
+
+
+def _start(problem: Problem, warm: Array | None) -> tuple[float, Array]:
+    """A strictly feasible point; that of a large chain by its layers."""
+    if warm is not None or len(problem.A) <= 2 * SECOND_ORDER_UNITS or not chain.fits(problem):
+        return start(problem, warm)
+    found = descent.minimise(problem, max_steps=0)
+    return 1.5 * found.rho, found.lam
 
 
 def _best(
@@ -134,7 +154,9 @@ def _best(
     eliminate = _elimination(problem)
     best, multipliers, first = math.inf, None, None
     for scaled in candidates:
-        least = problem.gain * math.sqrt(eliminate(scaled))
+        # What `descent` ends with is the least ρ.
+        known = solved if first is None and method == "descent" else None
+        least = problem.gain * math.sqrt(eliminate(scaled)) if known is None else known
         lam = problem.lam(scaled)
         if not (least < best and (lam > 0).all()):
             continue
@@ -142,8 +164,8 @@ def _best(
         bound = prove(max(least, 1e-30 * problem.gain), lam)
         if bound is not None and bound < best:
             best, multipliers = bound, lam
-        # The next blends are looser by more than their proofs can save.
-        if best < least * (1 + 1e-8):
+        # The next blends are looser by more than their proofs can save, or take too long.
+        if best < least * (1 + (1e-8 if system.units < LARGE else 1e-5)):
             break
     if multipliers is None:
         raise CertificationError(
@@ -167,7 +189,7 @@ def _elimination(problem: Problem) -> Callable[[Array], float]:
     layers = descent.layers(problem)
     if layers is None:
         return partial(least_rho, problem.form())
-    return partial(chain.least_rho, layers)
+    return partial(descent.least_rho, layers)
 
 
 def _polish(problem: Problem, lam: Array) -> Array:

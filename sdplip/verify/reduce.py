@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,18 +46,27 @@ def live_units(system: System) -> np.ndarray:
     if not system.is_feedforward:
         return np.ones(system.units, dtype=bool)
     active = system.beta - system.alpha + abs(system.beta) > 0
-    depends = system.A != 0
     forward = system.B.any(axis=1) & active
     backward = system.C.any(axis=0) & active
-    levels = system.levels or []
-    for level in levels:
-        forward[level] |= depends[level][:, forward].any(axis=1) & active[level]
-    for level in reversed(levels):
-        backward |= depends[level[backward[level]]].any(axis=0) & active
+    levels = list(_fed(system.levels or []))
+    for level, before in levels:
+        seen = before[forward[before]]
+        forward[level] |= system.A[np.ix_(level, seen)].any(axis=1) & active[level]
+    for level, before in reversed(levels):
+        own = level[backward[level]]
+        backward[before] |= system.A[np.ix_(own, before)].any(axis=0) & active[before]
     return forward & backward
 
 
+def _fed(levels: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every level but the first, and the units of all levels before."""
+    for k in range(1, len(levels)):
+        yield levels[k], np.concatenate(levels[:k])
+
+
 _NOTHING = -(2**20)
+ITERATED = 1500
+"""From this order on the largest eigenvalue is found by Lanczos iterations."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ def normalise(system: System) -> Problem:
 
     Exact by homogeneity of M; unscaled weights make solvers answer 'infeasible', or wrong.
     """
-    A, B, C, D = system.A.copy(), system.B, system.C, system.D
+    A, B, C, D = system.A, system.B, system.C, system.D
     rows = np.vstack([B, D])
     used = rows[rows.any(axis=1)]
     if len(used) < system.inputs:
@@ -106,16 +117,22 @@ def normalise(system: System) -> Problem:
         unit = scipy.linalg.matrix_balance(A, permute=False, separate=True)[1][0]
         unit = unit * (_norm(B / unit[:, None]) or 1.0)
         A, B = A * unit / unit[:, None], B / unit[:, None]
+    else:
+        # All that is not zero feeds a later level.
+        A, whole = np.zeros_like(A), A
+    before = np.zeros(0, dtype=np.intp)
     for level in levels or []:
         # By powers of two first: products of large weights overflow.
-        exponents = np.hstack([_exponents(B[level]), _exponents(A[level]) + power])
+        block = whole[np.ix_(level, before)]
+        exponents = np.hstack([_exponents(B[level]), _exponents(block) + power[before]])
         top = _top(exponents)
-        B[level] = np.ldexp(B[level], -top)
-        A[level] = np.ldexp(A[level] * unit, power - top)
-        size = _norm(np.hstack([B[level], A[level]])) or 1.0
-        B[level] /= size
-        A[level] /= size
+        rows = np.ldexp(B[level], -top)
+        block = np.ldexp(block * unit[before], power[before] - top)
+        size = _norm(np.hstack([rows, block])) or 1.0
+        B[level] = rows / size
+        A[np.ix_(level, before)] = block / size
         unit[level], power[level] = size, top
+        before = np.append(before, level)
     exponents = np.hstack([_exponents(D), _exponents(C) + power])
     top = _top(exponents)
     C, D = np.ldexp(C * unit, power - top), np.ldexp(D, -top)
@@ -244,6 +261,13 @@ def _norm(matrix: Array) -> float:
 def _highest(K: Array) -> float:
     """The largest eigenvalue of a symmetric K."""
     last = len(K) - 1
+    if last > ITERATED:
+        from scipy.sparse.linalg import ArpackError, eigsh
+
+        # Any start that is orthogonal to nothing in particular.
+        begin = np.sin(np.arange(1.0, last + 2) ** 2)
+        with contextlib.suppress(ArpackError):
+            return float(eigsh(K, k=1, which="LA", v0=begin, return_eigenvectors=False)[0])
     try:
         return float(scipy.linalg.eigvalsh(K, subset_by_index=[last, last])[0])
     except np.linalg.LinAlgError:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sdplip import System, lipschitz
 from sdplip.errors import CertificationError, InvalidInput, NotConvergedWarning
 from sdplip.verify import chain, convex, descent, interior
+from sdplip.verify.barrier import Barrier
 from sdplip.verify.central import _Point, central
 from sdplip.verify.reduce import least_rho, normalise, prune, start
 
@@ -117,9 +118,9 @@ def test_the_least_rho_is_the_dense_one(rng):
     lam = 1.1 * start(problem)[1]
     for scale in (1.0, 1e-6, 1e6):
         dense = least_rho(problem.form(), scale * lam)
-        assert chain.least_rho(layers, scale * lam) == pytest.approx(dense, rel=1e-9)
-    assert chain.least_rho(layers, 1e-6 * lam) == np.inf
-    assert chain.least_rho(layers, 0 * lam) == np.inf
+        assert descent.least_rho(layers, scale * lam) == pytest.approx(dense, rel=1e-9)
+    assert descent.least_rho(layers, 1e-6 * lam) == np.inf
+    assert descent.least_rho(layers, 0 * lam) == np.inf
 
 
 @pytest.mark.parametrize("slopes", SLOPES)
@@ -129,7 +130,7 @@ def test_a_central_start_is_close_to_the_central_path(rng, slopes):
     found = central(layers, 60)
 
     def potential(rho, lam):
-        barrier = chain._scaled(layers, rho, lam)
+        barrier = Barrier.of(layers, rho, lam)
         # M = D M' D with the roots of ρ and λ in D.
         size = 5 * np.log(rho) + (1 if barrier.implied else 2) * np.log(lam).sum()
         value = barrier.log_det(np.ones(len(lam) + 1)) + size
@@ -153,24 +154,6 @@ def test_the_gradient_of_the_potential_is_its_derivative(rng, slopes):
     np.testing.assert_allclose(gradient, np.array(differences) / (2 * h), rtol=1e-6, atol=1e-6)
 
 
-def test_the_newton_matrix_is_the_second_derivative(rng):
-    for slopes in SLOPES[:3]:
-        problem = normalise(draw(rng, (3, 4, 2, 5, 2), slopes))
-        layers = chain.descent.layers(problem)
-        rho, lam = start(problem)
-        barrier = chain._scaled(layers, rho, lam)
-        x = 1 + 0.01 * rng.random(len(lam) + 1)
-        hessian, traces = barrier.newton(x)
-        hessian = np.tril(hessian) + np.tril(hessian, -1).T
-        h, unit = 1e-4, np.eye(len(x))
-        first = [(barrier.log_det(x + h * e) - barrier.log_det(x - h * e)) / (2 * h) for e in unit]
-        second = [
-            (barrier.newton(x - h * e)[1] - barrier.newton(x + h * e)[1]) / (2 * h) for e in unit
-        ]
-        np.testing.assert_allclose(traces, first, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(hessian, second, rtol=1e-5, atol=1e-4)
-
-
 def test_what_is_no_chain_is_refused(rng):
     A = np.tril(rng.normal(size=(4, 4)), -1)
     others = [
@@ -181,7 +164,6 @@ def test_what_is_no_chain_is_refused(rng):
     ]
     for problem in map(normalise, others):
         assert not chain.fits(problem)
-        assert chain.cost(problem) == np.inf
         with pytest.raises(InvalidInput, match="chain"):
             chain.minimise(problem)
 
@@ -203,10 +185,3 @@ def test_a_deadline_keeps_a_feasible_point_and_progress_shows_the_gap(rng):
     assert late.stopped == "time"
     assert late.rho >= best.dual
     assert least_rho(problem.form(), late.lam) <= late.rho
-
-
-def test_cost_grows_with_depth_and_width(rng):
-    small, deep, wide = (
-        chain.cost(normalise(draw(rng, sizes))) for sizes in ((4, 4, 4), (4, 4, 4, 4, 4), (8, 8, 8))
-    )
-    assert small < deep < wide

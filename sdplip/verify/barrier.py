@@ -1,0 +1,207 @@
+"""The barrier −log det M of a chain and its derivatives, by recursions over the layers.
+
+For z_k = σ(W_k z_{k−1}), y = C z_L, M(ρ, λ) is block tridiagonal. With Z = M⁻¹ and the variables
+x = (ρ, λ), of data matrices A_i, the barrier's gradient is −tr(A_i Z) and its Hessian
+tr(A_i Z A_j Z). Values, gradients and products with the Hessian are linear in the depth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import blas, lapack
+
+from .._arrays import Array
+from .descent import Layers
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """Blocks of M(ρ, λ) for x = (ρ, λ), scaled so that the start is x = 1.
+
+    Where M ⪰ 0 does not force λ ≥ 0, −Σ log λ_i belongs to the barrier, too.
+    """
+
+    weights: list[Array]
+    alpha: list[Array]
+    beta: list[Array]
+    gram: Array
+    implied: bool
+    """Whether M ⪰ 0 alone forces λ ≥ 0."""
+
+    @classmethod
+    def of(cls, layers: Layers, rho: float, lam: Array) -> Barrier:
+        """M under the congruence that makes ρE the identity and every 2λ_i e_i e_iᵀ twice it."""
+        roots = [np.full(layers.weights[0].shape[1], math.sqrt(rho))]
+        roots += [np.sqrt(lam[place]) for place in layers.places]
+        weights = [
+            W / roots[k] * (roots[k + 1][:, None] if k + 1 < len(roots) else 1.0)
+            for k, W in enumerate(layers.weights)
+        ]
+        products = [a * b for a, b in zip(layers.alpha, layers.beta, strict=True)]
+        gram = weights[-1].T @ weights[-1]
+        implied = not any(p.any() for p in products)
+        return cls(weights[:-1], layers.alpha, layers.beta, gram, implied)
+
+    @property
+    def inputs(self) -> int:
+        return self.weights[0].shape[1]
+
+    @property
+    def units(self) -> int:
+        return sum(map(len, self.weights))
+
+    @property
+    def order(self) -> int:
+        """The barrier's parameter: the order of M, and one per constraint λ_i ≥ 0."""
+        return self.inputs + self.units * (1 if self.implied else 2)
+
+    def layered(self, x: Array) -> list[Array]:
+        """The parts of (..., 1 + units) that belong to each layer, as views."""
+        return np.split(x[..., 1:], np.cumsum([len(W) for W in self.weights[:-1]]), axis=-1)
+
+    def log_det(self, x: Array) -> float:
+        """log det M + Σ log λ_i over the constraints that are not implied; −inf if infeasible."""
+        if not self.implied and not (x > 0).all():
+            return -math.inf
+        eliminated = self.eliminate(x)
+        if eliminated is None:
+            return -math.inf
+        value = 2 * float(np.log(np.concatenate([f.diagonal() for f in eliminated[0]])).sum())
+        if not self.implied:
+            value += float(np.log(x[1:]).sum())
+        return value if math.isfinite(value) else -math.inf
+
+    def eliminate(self, x: Array) -> tuple[list[Array], list[Array]] | None:
+        """Lower factors L_k of the Schur complements from the last layer on; L_k⁻¹M_{k,k−1}.
+
+        None where M is not ≻ 0. The factors are not clean above their diagonals.
+        """
+        factors: list[Array] = []
+        sides: list[Array] = []
+        S, parts = -self.gram, self.layered(x)
+        for k in range(len(parts) - 1, -1, -1):
+            W, low, high, lam = self.weights[k], self.alpha[k], self.beta[k], parts[k]
+            S.ravel()[:: len(S) + 1] += 2 * lam
+            factor, failed = lapack.dpotrf(S, lower=1, clean=0)
+            if failed:
+                return None
+            factors.append(factor)
+            sides.append(blas.dtrsm(1.0, factor, (-lam * (low + high))[:, None] * W, lower=1))
+            S = -(sides[-1].T @ sides[-1])
+            if not self.implied:
+                S += W.T @ ((2 * lam * low * high)[:, None] * W)
+        S.ravel()[:: len(S) + 1] += x[0]
+        factor, failed = lapack.dpotrf(S, lower=1, clean=0)
+        return None if failed else ([*factors, factor], sides)
+
+
+class Hessian:
+    """The barrier's Hessian at x, and its gradient times −1, `traces`, from `eliminate`.
+
+    In coordinates of layer k in which Z_kk is the identity, without which the large Z and the small
+    A(d)Z of a point near the optimum lose each other's digits: how they pass on to the next
+    layer's, what a unit's p_i and q_i read of them, and what they leave in its own layer's.
+    """
+
+    def __init__(
+        self, barrier: Barrier, x: Array, factors: list[Array], sides: list[Array]
+    ) -> None:
+        self.barrier, self.traces = barrier, np.empty_like(x)
+        halves = [lapack.dtrtri(np.tril(factor), lower=1)[0] for factor in reversed(factors)]
+        inverses = [half.T @ half for half in halves]
+        gains = [-half.T @ side for half, side in zip(halves[1:], reversed(sides), strict=True)]
+        Z, root = inverses[0], _root(inverses[0])
+        self.first, self.traces[0], self.corner = root.T, Z.trace(), float(np.vdot(Z, Z))
+        """The inputs' unit vectors; H_00."""
+        self.passes: list[Array] = []
+        self.reads: list[tuple[Array, Array]] = []
+        self.leaves: list[tuple[Array, Array]] = []
+        self.blocks: list[Array] = []
+        """Each layer's own block of H."""
+        layers = zip(barrier.weights, barrier.alpha, barrier.beta, gains, inverses[1:], strict=True)
+        for (W, low, high, G, own), traces in zip(
+            layers, barrier.layered(self.traces), strict=True
+        ):
+            P, Q = G - low[:, None] * W, G - high[:, None] * W
+            ZP, ZQ = Z @ P.T, Z @ Q.T
+            pp, pq, qq = own + P @ ZP, own + P @ ZQ, own + Q @ ZQ
+            self.blocks.append(2 * (pq * pq.T + pp * qq))
+            traces[:] = 2 * pq.diagonal()
+            cross, before = G @ Z, root
+            Z = own + cross @ G.T
+            root = _root(Z)
+            self.passes.append(blas.dtrsm(1.0, root, G @ before, lower=1))
+            self.reads.append((P @ before, Q @ before))
+            left = blas.dtrsm(1.0, root, cross @ W.T, lower=1)
+            self.leaves.append((root.T - left * low, root.T - left * high))
+        if not barrier.implied:
+            self.traces[1:] += 1 / x[1:]
+            for block, lam in zip(self.blocks, barrier.layered(x), strict=True):
+                block.ravel()[:: len(block) + 1] += lam**-2
+
+    def product(self, d: Array) -> Array:
+        """H d, row by row of d (c, 1 + units)."""
+        parts, out = self.barrier.layered(d), np.empty_like(d)
+        results, first = self.barrier.layered(out), self.first @ self.first.T
+        state = d[:, 0, None, None] * first
+        for k, (by_p, by_q) in enumerate(self.reads):
+            results[k][:] = parts[k] @ self.blocks[k]
+            results[k] += 2 * ((by_p @ state) * by_q).sum(axis=-1)
+            p, q = self.leaves[k]
+            state = self.passes[k] @ state @ self.passes[k].T + _twice(p * parts[k][:, None] @ q.T)
+        state = np.zeros_like(state)
+        for k in range(len(parts) - 1, -1, -1):
+            p, q = self.leaves[k]
+            results[k] += 2 * ((p.T @ state) * q.T).sum(axis=-1)
+            p, q = self.reads[k]
+            state = self.passes[k].T @ state @ self.passes[k] + _twice(p.T * parts[k][:, None] @ q)
+        out[:, 0] = self.corner * d[:, 0] + (state * first).sum(axis=(1, 2))
+        return out
+
+    def dense(self) -> Array:
+        """The lower triangle, (1 + units, 1 + units)."""
+        size = 1 + self.barrier.units
+        out, rows, place = np.zeros((size, size)), Rows(self), 1
+        out[0, 0] = self.corner
+        for block in self.blocks:
+            own = slice(place, place + len(block))
+            out[own, own], out[own, 0], out[own, 1:place] = block, *rows.layer()
+            place += len(block)
+        return out
+
+
+class Rows:
+    """The Hessian's rows, a layer at a time, for columns that can be left out on the way."""
+
+    def __init__(self, hessian: Hessian) -> None:
+        self.hessian, self.done = hessian, 0
+        # What the inputs' unit vectors, and the p_j and the q_j of the units kept, have left.
+        self.left = np.stack([hessian.first] * 2)
+
+    def layer(self) -> tuple[Array, Array]:
+        """Of the next layer: the column of ρ, and those of the units kept."""
+        hessian, k, inputs = self.hessian, self.done, self.hessian.barrier.inputs
+        (by_p, by_q), (p, q) = self.left, hessian.reads[k]
+        pair = (q @ by_p) * (p @ by_q)
+        pair += (p @ by_p) * (q @ by_q)
+        passed = hessian.passes[k] @ self.left
+        self.left, self.done = np.concatenate([passed, hessian.leaves[k]], axis=2), k + 1
+        return pair[:, :inputs].sum(axis=1), 2 * pair[:, inputs:]
+
+    def keep(self, units: np.ndarray) -> None:
+        """Go on with these of the units kept so far."""
+        inputs = self.hessian.barrier.inputs
+        self.left = self.left[:, :, np.concatenate([np.arange(inputs), inputs + units])]
+
+
+def _root(K: Array) -> Array:
+    """The lower Cholesky factor."""
+    return np.asarray(lapack.dpotrf(K, lower=1, clean=1)[0])
+
+
+def _twice(K: Array) -> Array:
+    """K + Kᵀ over a batch."""
+    return K + K.swapaxes(-1, -2)
