@@ -1,9 +1,8 @@
 """An interior point method for chains, on the blocks of their tridiagonal M.
 
-For z_k = σ(W_k z_{k−1}), y = C z_L, M(ρ, λ) is block tridiagonal, so that its factors and every
-quantity of the barrier −log det M come from recursions over the layers; nothing dense of the order
-of M is formed or factored but the Newton matrix, one row per unit. The method is the dual scaling
-of Benson, Ye, Zhang (SIAM J. Optimization 2000): the primal side needs no matrix X of its own, for
+The barrier comes from recursions over the layers (`barrier`), Newton's equations are dense or, for
+deep chains, linear in the depth (`equations`). The method is the dual scaling of Benson, Ye, Zhang
+(SIAM J. Optimization 2000): the primal side needs no matrix X of its own, for
 
     X = μ(Z − ZΔSZ),  Z = S⁻¹,  ΔS = ΔρE + ΣΔλ_i A_i
 
@@ -155,6 +154,8 @@ def _look(barrier: Barrier, x: Array, gap: float, equations: Equations) -> _View
         return None
     hessian = Hessian(barrier, x, *eliminated)
     traces = hessian.traces
+    if not np.isfinite(traces).all():
+        return None
 
     def error(found: Array, left: Array) -> float:
         """Of the dual value, for what X violates is priced at the current multipliers."""
@@ -181,7 +182,7 @@ def _look(barrier: Barrier, x: Array, gap: float, equations: Equations) -> _View
         for _ in range(2):
             middle = math.sqrt(good * bad)
             good, bad = (middle, bad) if feasible(middle) else (good, middle)
-        # tr(GX), less the price of what X violates.
+        # tr(GX), less the price of what X violates: in tr(GX) itself, and at the optimum.
         dual = x[0] - traces @ pull - good * (barrier.order - traces @ full)
-        dual -= float(abs(x) @ (pull_error + good * full_error))
+        dual -= 2 * float(abs(x) @ (pull_error + good * full_error))
     return _View(barrier, x, full, pull, centre, decrement, float(dual))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,8 @@ from .._arrays import Array
 from .barrier import Hessian
 from .semiseparable import Semiseparable
 
+DENSE_UNITS = 5000
+"""Above this many units there is no dense factor."""
 FINEST = 1e-13
 """Below this cut-off rounding decides what the approximate factor leaves out."""
 PATIENCE = 4
@@ -27,7 +30,7 @@ def cost(units: int, width: int) -> float:
 
 
 def _dense(units: int) -> float:
-    return units**3 / 3
+    return units**3 / 3 if units <= DENSE_UNITS else math.inf
 
 
 def _linear(units: int, width: int) -> float:
@@ -43,7 +46,7 @@ class Equations:
     """
 
     def __init__(self, units: int, width: int) -> None:
-        self.dense, self.cut = _dense(units) < _linear(units, width), 1e-5
+        self.dense, self.cut = cost(units, width) == _dense(units), 1e-5
 
     def solve(
         self, hessian: Hessian, b: Array, error: Callable[[Array, Array], float], enough: float
@@ -64,7 +67,7 @@ class Equations:
             else:
                 self.cut *= 0.1
             self.dense = self.cut < FINEST
-        factor = _factor(hessian)
+        factor = _factor(hessian) if hessian.barrier.units <= DENSE_UNITS else None
         if factor is None:
             return None
 
