@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 WIDE = {f"1x{n}": (64, n, 10) for n in (32, 64, 128, 256, 512)} | {"1x1024": (784, 1024, 10)}
-DEPTHS = {16: (2, 4, 8, 16, 32, 64), 32: (2, 5, 10, 16, 20, 32, 64), 64: (2, 5, 16)}
+DEPTHS = {16: (2, 4, 8, 16, 32, 64), 32: (2, 5, 10, 16, 20, 32, 64, 128, 256), 64: (2, 5, 16, 64)}
 DEEP = {
     f"{depth}x{width}": (width, *[width] * depth, 10)
     for width, depths in DEPTHS.items()

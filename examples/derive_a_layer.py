@@ -1,6 +1,6 @@
 """Derive a layer that the package does not have, prove it, refute a wrong one, emit and train it.
 
-    pip install "sdplip[train]"
+    pip install ".[train]"
     python examples/derive_a_layer.py
 
 The layer: an autoencoder with tied weights, x ↦ Vσ(Vᵀx + b). For which V is it 1-Lipschitz?

@@ -1,6 +1,6 @@
 """The equilibrium of a layer as the limit of a neural ODE, at a certified rate.
 
-    pip install "sdplip[ode]"
+    pip install ".[ode]"
     python examples/neural_ode.py
 
 ż = -z + σ(Az + v) with v = Bx + b rests at z* = σ(Az* + v), the equilibrium of the layer.

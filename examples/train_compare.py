@@ -1,6 +1,6 @@
 """Train families of layers alike, one of your own among them, and read the answer off one page.
 
-pip install "sdplip[train]"
+pip install ".[train]"
 python examples/train_compare.py
 """
 

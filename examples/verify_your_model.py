@@ -1,6 +1,6 @@
 """Bound the Lipschitz constant of an ordinary trained network, prove it, and let others check it.
 
-pip install "sdplip[train]"
+pip install ".[train]"
 python examples/verify_your_model.py
 """
 

@@ -75,6 +75,17 @@ def read_npz(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def write_named(path: Path, write: Callable[[Path], object]) -> None:
+    """`write_atomically` of a file that a user named, in a folder that exists.
+
+    Raises:
+        InvalidInput: it does not, which is a slip rather than a wish for a new one.
+    """
+    if not path.parent.is_dir():
+        raise InvalidInput(f"{path}: {path.parent} is no directory. Create it first.")
+    write_atomically(path, write)
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it over."""
     path.parent.mkdir(parents=True, exist_ok=True)

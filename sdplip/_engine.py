@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -35,8 +36,8 @@ def scatter(
         cpus, gpus: what Ray reserves for a task.
 
     Raises:
-        InvalidInput: an unknown engine, or Ray is not installed. What a task raises is raised here,
-            after the others were stopped.
+        InvalidInput: an unknown engine, Ray is not installed, or no cluster is at the address. What
+            a task raises is raised here, after the others were stopped.
     """
     if engine not in ENGINES:
         raise InvalidInput(f"engine is {engine!r}, but must be one of {', '.join(ENGINES)}.")
@@ -51,6 +52,7 @@ def scatter(
 
     started = not ray.is_initialized()
     if started:
+        _answers(address)
         ray.init(
             address=address, log_to_driver=False, include_dashboard=False,
             logging_level=logging.ERROR,
@@ -73,3 +75,17 @@ def scatter(
     finally:
         if started:
             ray.shutdown()
+
+
+def _answers(address: str | None) -> None:
+    """Raise InvalidInput where nobody listens: Ray itself goes on trying for many minutes."""
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = str(address).removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InvalidInput(
+            f"address is {address!r}, but no Ray cluster answers there ({error}). Give auto or "
+            "HOST:PORT, as ray start --head names it."
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import TypeGuard, TypeVar
@@ -157,6 +158,25 @@ def check_module(owner: str, model: object) -> None:
                 f"{owner}: {type(module).__name__}{place} has parameters without a shape. "
                 "Call the model on a batch first."
             )
+
+
+def copied(owner: str, model: nn.Module) -> nn.Module:
+    """A copy on the CPU in evaluation mode, which itself or reading from it may change a module.
+
+    Raises:
+        InvalidInput: it cannot be copied.
+    """
+    try:
+        twin = copy.deepcopy(model).cpu().eval()
+        return twin.requires_grad_(False)
+    # Whatever a module's own code, or PyTorch, finds that it cannot copy.
+    except Exception as error:
+        raise InvalidInput(
+            f"{owner}: {type(model).__name__} cannot be copied "
+            f"({' '.join(str(error).split())[:120]}). Make what its hooks compute permanent, as by "
+            "torch.nn.utils.remove_weight_norm or prune.remove; give a scripted module's source, "
+            "and weights to one on the meta device."
+        ) from error
 
 
 def altered(module: nn.Module) -> bool:

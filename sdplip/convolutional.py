@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import Array, write_atomically
+from ._arrays import Array, write_named
 from ._stages import (
     Activate,
     Add,
@@ -159,7 +159,7 @@ class ConvSystem:
             with scratch.open("wb") as file:
                 np.savez(file, stages=np.asarray(text), **arrays)  # type: ignore[arg-type]
 
-        write_atomically(Path(path), write)
+        write_named(Path(path), write)
 
     @classmethod
     def load(cls, path: str | Path, size: Pair | None = None) -> ConvSystem:

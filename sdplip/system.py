@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ._arrays import Array, finite, vector, write_atomically
+from ._arrays import Array, finite, vector, write_named
+from ._modes import own_modes
 from .activations import elementwise
 from .equilibrium import implicit
 from .errors import InvalidInput, ShapeError
@@ -173,6 +173,7 @@ class System:
         return cls(zero, eye, eye, zero, activation=name)  # type: ignore[arg-type]
 
     @classmethod
+    @own_modes
     def from_module(cls, module: nn.Module, features: int | None = None) -> System:
         """The system of a Torch module, checked against the module on random inputs.
 
@@ -186,10 +187,9 @@ class System:
         Raises:
             InvalidInput: an unknown module, named with its place; or the two disagree.
         """
-        from ._modules import differs, extract
+        from ._modules import copied, differs, extract
 
-        # A copy: evaluation mode, and reading a parametrised weight, may change a module.
-        module = copy.deepcopy(module).cpu().eval()
+        module = copied("System.from_module", module)
         if features is None:
             widths = (getattr(m, "in_features", None) for m in module.modules())
             features = next((width for width in widths if width is not None), None)
@@ -358,7 +358,7 @@ class System:
             with scratch.open("wb") as file:
                 np.savez(file, **arrays)
 
-        write_atomically(Path(path), write)
+        write_named(Path(path), write)
 
     @classmethod
     def load(cls, path: str | Path) -> System:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -80,6 +81,13 @@ def test_version_names_what_matters(cli):
         assert name in result.stdout
 
 
+def test_an_address_where_no_cluster_answers_is_refused_at_once(cli):
+    pytest.importorskip("ray")
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", ""):
+        result = cli("verify", "nowhere.npz", "--engine", "ray", "--address", address)
+        assert result.exit_code == 2 and "no Ray cluster answers" in result.stderr
+
+
 def test_layers_and_conditions_are_listed(cli):
     listed = one_document(cli("layers", "--json"))
     every = [cls.__name__ for table in (sdplip.LAYERS, CONVOLUTIONS) for cls in table.values()]
@@ -87,7 +95,11 @@ def test_layers_and_conditions_are_listed(cli):
     assert all(entry["claim"] for entry in listed)
     names = {entry["condition"] for entry in one_document(cli("conditions", "--json"))}
     assert {entry["condition"] for entry in listed} <= names
-    assert "lipschitz" in cli("conditions").stdout and "sll" in cli("layers").stdout
+    said = cli("conditions").stdout
+    assert "sll" in cli("layers").stdout and all(name in said for name in names)
+    table, named = said.split("Sources: ")
+    keys = set(re.findall(r"\[[A-Z]{3,}\]", table))
+    assert keys and keys == set(re.findall(r"\[[A-Z]{3,}\]", named))
 
 
 def test_verify_then_check(cli, net):
@@ -100,7 +112,7 @@ def test_verify_then_check(cli, net):
     assert checked.exit_code == 0
     scope = {"norm": "2", "classes": None, "region": None}
     assert one_document(checked) == {
-        "holds": True, "bound": found["bound"], **scope, "reason": None,
+        "holds": True, "bound": found["bound"], **scope, "independent": True, "reason": None,
     }  # fmt: skip
     assert cli("check", "cert.json", path).stdout.startswith("holds")
 
@@ -141,6 +153,12 @@ def test_a_network_without_an_equilibrium_has_no_bound(cli, tmp_path):
         (["verify", "nowhere"], "does not exist"),
         (["check", "nowhere.json", "nowhere.npz"], "nowhere.json does not exist"),
         (["check", ".", "nowhere.npz"], "is a directory"),
+        (["verify", "nowhere.npz", "--normalise", "0.5"], "MEAN,STD"),
+        (["verify", "nowhere.npz", "--normalise", "0.5,0"], "STD > 0"),
+        (["verify", "nowhere.npz", "--input-shape", "8,x"], "as in 1,28,28"),
+        (["report", "nowhere"], "nowhere does not exist"),
+        (["report", ".", "--out", "page.pdf"], "ends in .html"),
+        (["layers", "--json", "--markdown"], "only one"),
         (["verify", "nowhere.npz", "--norm", "1"], "--norm"),
         (["train", "--layer", "resnet"], "resnet"),
         (["compare", "--layers", "sll,resnet"], "resnet"),
@@ -188,6 +206,14 @@ def test_usage_errors_are_exit_code_2(cli, arguments):
 def test_missing_data_names_the_command_that_fetches_it(cli):
     said = cli("train", "--data", "fashionmnist", "--data-root", "here").stderr
     assert "sdplip train --data fashionmnist --data-root here --download" in said
+
+
+def test_arguments_of_the_library_are_named_as_options(cli, tmp_path):
+    save_file({"0.weight": torch.ones(3, 2), "0.bias": torch.ones(3)}, tmp_path / "net.safetensors")
+    assert "--activation" in cli("verify", "net.safetensors").stderr
+    told = cli("verify", "net.safetensors", "--activation", "relu").stderr
+    assert "sample=" in told and "sdplip.load(FILE, ...)" in told
+    assert "sdplip.load" not in cli("verify", "nowhere.npz").stderr
 
 
 @pytest.mark.parametrize("content", ["objects", "nan", "slopes", "shapes", "text"])

@@ -16,7 +16,7 @@ from sdplip.errors import InvalidInput
 
 ROOT = Path(sdplip.__file__).parent
 ORDER = [
-    {"errors", "_arrays", "_tensors", "_page", "_engine", "_radii", "_extras", "_json"},
+    {"errors", "_arrays", "_tensors", "_page", "_engine", "_radii", "_extras", "_json", "_modes"},
     {"_backends", "_elementwise", "_smooth"},
     {"lmi"},
     {"conditions", "activations"},

@@ -22,14 +22,15 @@ def test_the_table_of_layers_is_the_generated_one():
         assert f"| `{cls.__name__}` |" in block
 
 
-def test_its_code_runs_in_order(tmp_path, monkeypatch, capsys):
+def test_every_block_of_its_code_runs_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block, "README.md", "exec"), own := {})
+        names |= own
     assert names["certificate"].lower <= names["certificate"].bound
     assert names["np"].linalg.eigvalsh(names["M"]).min() > -1e-12
-    assert (names["error"] >= 0).all()
+    assert (names["error"] >= 0).all() and names["bound"] == 1
     assert "class SLL(" in capsys.readouterr().out
 
 
@@ -53,6 +54,14 @@ def test_a_certificate_can_be_checked_by_hand(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(compile(code, "certificate.md", "exec"), {})
     assert 0 < float(capsys.readouterr().out) < 1e-6
+
+
+def test_every_file_of_the_independent_checker_is_named_and_short():
+    text = (ROOT / "docs/certificate.md").read_text(encoding="utf-8")
+    files = {path.name: path for path in ROOT.glob("sdplip/verify/checker*.py")}
+    assert set(re.findall(r"^\| `(checker\w*\.py)`", text, re.MULTILINE)) == set(files)
+    for path in files.values():
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 300, path
 
 
 def test_its_picture_is_small():

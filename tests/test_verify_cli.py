@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,38 @@ def test_a_region_gives_a_smaller_bound_that_checks(call, net):
     assert call("verify", "net.npz", "--local", "net.npz", "--radius", "1").exit_code == 2
 
 
+def test_check_runs_the_independent_checker_on_whatever_is_read(call, net, monkeypatch):
+    """Which may not be able to, and has a say of its own."""
+    torch.save({f"{i}.weight": torch.rand(3, 3) - 0.5 for i in range(3)}, "net.pt")
+    relu = ["--activation", "relu"]
+    for name, more in {"net.npz": [], "net.pt": relu}.items():
+        assert call("verify", name, *more, "--certificate", "c.json").exit_code == 0
+        said = call("check", "c.json", name, *more)
+        assert said.exit_code == 0 and "independent checker: proven: |f(x)" in said.stdout
+    loop = sdplip.System.equilibrium(0.3 * np.eye(2), np.eye(2), np.eye(2))
+    loop.save("loop.npz")
+    np.save("x.npy", np.zeros(2))
+    local = ["--local", "x.npy", "--radius", "0.1"]
+    assert call("verify", "loop.npz", *local, "--certificate", "c.json").exit_code == 0
+    found = document(call("check", "c.json", "loop.npz", "--json"))
+    assert found["holds"] and found["independent"] is None
+    assert "not supported" in call("check", "c.json", "loop.npz").stdout
+    monkeypatch.setattr("sdplip.cli._verify.CHECKED", 3)
+    assert "not run" in call("check", "c.json", "loop.npz").stdout
+
+
+def test_a_no_of_the_independent_checker_counts(call, net, monkeypatch):
+    from sdplip import verify
+
+    assert call("verify", "net.npz", "--certificate", "c.json").exit_code == 0
+    half = sdplip.Certificate.load("c.json")
+    replace(half, bound=half.bound / 2, lower=None).save("c.json")
+    monkeypatch.setattr(verify, "check", lambda certificate, network: certificate)
+    said = call("check", "c.json", "net.npz")
+    assert said.exit_code == 1
+    assert "independent checker says not proven: the condition is not shown" in said.stdout
+
+
 def test_every_pair_of_classes_has_a_certificate(call, net, tmp_path):
     (tmp_path / "pairs").mkdir()
     words = ("verify", "net.npz", "--per-class", "--certificate", "pairs")
@@ -73,6 +106,16 @@ def test_several_networks_stand_in_one_table_and_the_worst_decides(call, net):
     assert [values["bound"] is None for values in found] == [False, True, False]
     assert found[0]["bound"] == found[2]["bound"]
     assert "failed" in call("verify", "net.npz", "nowhere.npz").stdout
+
+
+def test_a_table_says_what_its_bounds_are_about(call, net):
+    net.save("second.npz")
+    np.save("x.npy", np.zeros(4))
+    words = ["verify", "net.npz", "second.npz"]
+    assert "in norm inf, everywhere" in call(*words, "--norm", "inf").stdout
+    local = [*words, "--local", "x.npy", "--radius", "0.5", "--ball"]
+    assert "in norm 2, in the ball of radius 0.5: nothing is said" in call(*local).stdout
+    assert "in norm" not in call("verify", "nowhere.npz", "nor-here.npz").stdout
 
 
 def test_no_certificate_overwrites_another(call, net, tmp_path):

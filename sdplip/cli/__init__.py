@@ -56,7 +56,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Provably Lipschitz neural networks: derive, verify and train them from one condition.",
     epilog="Exit codes: 0 all holds, 1 something does not hold, 2 usage or bad input, "
-    "3 undecided, 70 a defect of sdplip, 130 interrupted.",
+    "3 undecided, 70 a defect of sdplip, 130 interrupted, 141 nobody reads the output.",
 )
 
 
@@ -84,6 +84,8 @@ def layers(
     as_json: Json = False,
 ) -> None:
     """List the layers, their conditions and their promises."""
+    if markdown and as_json:
+        raise InvalidInput("--markdown and --json: only one of them can be written.")
     from ..layers import CONVOLUTIONS, LAYERS
 
     found = [(name, cls) for table in (LAYERS, CONVOLUTIONS) for name, cls in table.items()]
@@ -116,6 +118,9 @@ def conditions(as_json: Json = False) -> None:
     named = {value.name: value for value in vars(module).values() if isinstance(value, LMI)}
     rows = [(name, lmi.claim, lmi.source) for name, lmi in named.items()]
     listing(("condition", "claim", "source"), rows, as_json)
+    if not as_json:
+        _, *sources = " ".join((module.__doc__ or "").split()).partition("Sources: ")
+        typer.echo("".join(sources))
 
 
 @app.command()

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InvalidInput
 from . import _options as options
 from ._console import Address, Engine, Json, Progress, listing, show
-from ._train import chosen_config, data_of, known, numbers, read_data, shortened
+from ._train import check_used, chosen_config, data_of, known, numbers, read_data, shortened
 
 if TYPE_CHECKING:
     from ..train.evaluation.row import Row
@@ -67,23 +68,33 @@ def compare(
     force: options.Force = False,
     engine: Engine = "local",
     address: Address = None,
-    cpus: Annotated[float, typer.Option(help="CPUs that Ray reserves for a run.")] = 1,
-    gpus: Annotated[float, typer.Option(help="GPUs that Ray reserves for a run.")] = 0,
+    cpus: Annotated[
+        float | None,
+        typer.Option(min=0, show_default="1", help="CPUs that Ray reserves for a run."),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(min=0, show_default="0", help="GPUs that Ray reserves for a run."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train all families, and compare what they guarantee.
 
     Without --preset two baselines join them; with it, the models of a published comparison are
-    trained, and its figures shown beside.
+    trained, and its figures shown beside. A --budget is shared anew before every run; with Ray
+    it is shared once, as if one run came after another.
     """
-    from ..train import convnets, models
-    from ..train import runs as train_runs
+    from ..train import convnets, models, runs
     from ..train.data import short_name
+    from ..train.directory import folder_name
     from ..train.experiments.comparisons import EXPERIMENTS
 
     if list_presets:
         _list_presets(as_json)
         return
+    for option, value in {"cpus": cpus, "gpus": gpus}.items():
+        if value is not None and engine != "ray":
+            raise InvalidInput(f"--{option} is {value:g}, but needs --engine ray.")
     experiment = EXPERIMENTS.get(preset or "")
     names: list[str] = []
     if experiment is None:
@@ -106,10 +117,11 @@ def compare(
             attack_images=attack_images, attack=attack, local_images=local_images, verify=verify,
         )  # fmt: skip
         if experiment is None:
+            check_used(changes, *names)
             configs = {name: chosen_config(preset, name, splits, **changes) for name in names}
         else:
             configs = experiment.configs(splits, **changes)
-        folders = {name: out / train_runs.folder_name(name) for name in configs if not force}
+        folders = {name: out / folder_name(name) for name in configs if not force}
         each = experiment is not None and experiment.each
         configs, shared = shortened(configs, splits, device, budget, scale, each, folders)
 
@@ -117,12 +129,13 @@ def compare(
             progress.finished(finished)
             rows.extend(finished.rows)
 
-        result = train_runs.compare(
+        result = runs.compare(
             configs, splits, out, device=device, force=force, resume=resume,
             on_epoch=progress.epoch, on_finished=done,
             published={} if experiment is None else experiment.published(**changes),
             sources={} if experiment is None else experiment.sources(data),
-            engine=engine, address=address, cpus=cpus, gpus=gpus, budget=shared,
+            engine=engine, address=address, cpus=1 if cpus is None else cpus, gpus=gpus or 0,
+            budget=shared,
         )  # fmt: skip
     show(rows, result | {"run": str(out)}, as_json)
 

@@ -48,6 +48,8 @@ def derive(
 ) -> None:
     """Prove or refute a derivation; write its proof and its layer."""
     if list_:
+        if any((target, report, emit, class_name, out, counterexample, only, convolution)):
+            raise InvalidInput("--list shows all derivations, and takes only --json beside it.")
         _list(as_json)
         return
     if target is None:

@@ -42,7 +42,9 @@ Epochs = Annotated[
 ]
 Gamma = Annotated[
     float | None,
-    typer.Option(show_default="1", help="Lipschitz bound of LBEN, for the normalised input."),
+    typer.Option(
+        show_default="1", help="Lipschitz bound of LBEN and MON, for the normalised input."
+    ),
 ]
 Normalise = Annotated[
     str | None,

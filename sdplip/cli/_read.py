@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,10 +33,13 @@ def how_to_read(
     input_shape: str | None, activation: str | None, normalise: str | None
 ) -> dict[str, Any]:
     """The options as `read_network` takes them."""
+    scaling = _numbers("--normalise", normalise, float, "two numbers, as in 0.1307,0.3081")
+    if scaling is not None and (len(scaling) != 2 or not 0 < scaling[1] < math.inf):
+        raise InvalidInput(f"--normalise is {normalise!r}, but must be MEAN,STD with STD > 0.")
     return {
-        "input_shape": _numbers("--input-shape", input_shape, int),
+        "input_shape": _numbers("--input-shape", input_shape, int, "numbers, as in 1,28,28"),
         "activation": activation,
-        "normalize": _numbers("--normalise", normalise, float),
+        "normalize": scaling,
     }
 
 
@@ -46,10 +50,13 @@ def read_network(path: Path, **reading: Any) -> System | ConvSystem:
     if not (regular(path).is_dir() or (path.suffix == ".safetensors" and _is_ours(path))):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UncheckedWarning)
-            network = load(path, **reading)
+            try:
+                network = load(path, **reading)
+            except InvalidInput as error:
+                raise type(error)(_in_options(str(error))) from error
         for warning in said:
             if warning.category is UncheckedWarning:
-                typer.echo(f"warning: {warning.message}", err=True)
+                typer.echo(f"warning: {_in_options(str(warning.message))}", err=True)
         return network
     if any(value is not None for value in reading.values()):
         raise InvalidInput(f"{path} is a run, which says all about its network. Leave options out.")
@@ -74,6 +81,16 @@ def read_network(path: Path, **reading: Any) -> System | ConvSystem:
         ) from error
 
 
+def _in_options(message: str) -> str:
+    """A message of `importing`, with what its arguments are on the command line."""
+    if not re.search(r"\b(activation|slopes|sample|transposed)=", message):
+        return message
+    return (
+        f"{message} On the command line: --activation, or give the file that "
+        "sdplip.load(FILE, ...).save('net.npz') writes."
+    )
+
+
 def _is_ours(path: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
@@ -84,10 +101,10 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _numbers(name: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
+def _numbers(name: str, text: str | None, kind: type, rule: str) -> tuple[Any, ...] | None:
     if text is None:
         return None
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
-        raise InvalidInput(f"{name} is {text!r}, but must be numbers, as in 1,28,28.") from error
+        raise InvalidInput(f"{name} is {text!r}, but must be {rule}.") from error

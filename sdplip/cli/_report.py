@@ -10,7 +10,7 @@ import typer
 from .._extras import need
 from .._json import to_json
 from ..errors import InvalidInput
-from ._console import Json
+from ._console import Json, regular
 
 
 def report(
@@ -28,9 +28,11 @@ def report(
     from .._arrays import write_atomically
     from ..train.reporting.page import report as compose
 
+    if out.suffix not in (".html", ".htm") or out.is_dir():
+        raise InvalidInput(f"--out is {out}, but must be a file that ends in .html.")
     if not out.parent.is_dir():
         raise InvalidInput(f"--out is {out}, but {out.parent} is no directory. Create it first.")
-    text = compose(runs)
+    text = compose([regular(path) for path in runs])
     write_atomically(out, lambda scratch: scratch.write_text(text, encoding="utf-8"))
     size = len(text.encode())
     found = {"report": str(out), "bytes": size}

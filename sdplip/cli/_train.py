@@ -83,7 +83,8 @@ def train(
         str | None,
         typer.Option(
             show_default="margin where ℓ₂ is bounded",
-            help="Loss: margin, multi_margin or cross_entropy.",
+            help="Loss: margin, multi_margin, cross_entropy, or for unconstrained dense networks "
+            "lipschitz_margin.",
         ),
     ] = None,
     offset: Annotated[
@@ -153,8 +154,9 @@ def train(
         _list_presets(as_json)
         return
     from ..train.data import short_name
+    from ..train.directory import folder_name
     from ..train.experiments.comparisons import one_model
-    from ..train.runs import folder_name, run
+    from ..train.runs import run
 
     experiment = one_model(preset or "")
     if experiment is not None and layer is not None:
@@ -180,12 +182,7 @@ def train(
         beside: dict[str, Any] = {}
         if experiment is None:
             config = chosen_config(preset, chosen, splits, **changes)
-            for option, families in ONLY.items():
-                if changes[option] is not None and config.model.layer not in families:
-                    raise InvalidInput(
-                        f"--{option.replace('_', '-')} does nothing for {config.model.layer}, only "
-                        f"for {', '.join(families)}. Leave it out."
-                    )
+            check_used(changes, config.model.layer)
             name = preset or config.model.layer
             if layer is not None and preset is not None and not preset.endswith(f"-{layer}"):
                 name = f"{preset}-{layer}"
@@ -216,18 +213,27 @@ def train(
 def _list_presets(as_json: bool) -> None:
     from ..train.experiments.comparisons import EXPERIMENTS
     from ..train.experiments.presets import PRESETS
-    from ..train.runs import folder_name
 
     rows = [
         (name, f"{preset.parameters():,}", preset.source, preset.recipe())
         for name, preset in PRESETS.items()
     ]
-    rows += [
-        (f"{name}/{folder_name(variant.name)}", "", experiment.source, experiment.title)
-        for name, experiment in EXPERIMENTS.items()
-        for variant in experiment.variants
-    ]
+    for name, experiment in EXPERIMENTS.items():
+        models = [f"{name}/{model}" for model in experiment.models]
+        # In a table what is said of all of them stands once.
+        for preset in models if as_json else [", ".join(models)]:
+            rows.append((preset, "", experiment.source, experiment.title))
     listing(("preset", "parameters", "source", "recipe"), rows, as_json)
+
+
+def check_used(changes: dict[str, Any], *layers: str) -> None:
+    """Raise InvalidInput for an option that none of these families knows."""
+    for option, families in ONLY.items():
+        if changes.get(option) is not None and not {*layers} & {*families}:
+            raise InvalidInput(
+                f"--{option.replace('_', '-')} does nothing for {', '.join(layers)}, only for "
+                f"{', '.join(families)}. Leave it out."
+            )
 
 
 def data_of(data: str | None, experiment: Experiment | None) -> str:

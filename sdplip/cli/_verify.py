@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +33,8 @@ LOOSE = 1e-3
 """From this relative gap on, `verify` says that its bound is not the tightest."""
 SEARCHES = ("interior", "chain", "descent", "frequency")
 """Methods that look for the optimum."""
+CHECKED = 3000
+"""Up to this many inputs and units `check` runs the independent checker, too: half a minute."""
 COMPARED = 600
 """Up to this many units the closed-form bound is proven, too, for comparison."""
 
@@ -222,6 +228,8 @@ SAID = {
     "optimum": "by duality, no multipliers give less than this",
     "layerwise": "closed form, proven",
     "norm_product": "product of norms",
+    "gap": "bound / optimum - 1",
+    "inflation": "what the proof added to the solver's bound, relatively",
     "region": "nothing is said about inputs outside",
     "frequency": "a multiplier per channel; how much less one per unit would give is unknown",
 }
@@ -245,6 +253,9 @@ def _show(found: Sequence[dict[str, Any]], as_json: bool, several: bool) -> None
     if several:
         head = ("model", "classes", "lower", "bound", "gap", "method", "seconds")
         listing(head, [_line(values) for values in found], False)
+        for values in [values for values in found if values["bound"] is not None][:1]:
+            region = values["region"] and f"in the {values['region']}: {SAID['region']}"
+            typer.echo(f"All in norm {values['norm']}, {region or 'everywhere'}.")
         return
     # All digits: a bound that is rounded for display may be rounded down.
     for key, value in found[0].items():
@@ -331,17 +342,50 @@ def _region(path: Path | None, radius: float | None, ball: bool) -> Region | Non
 
 
 def certified(certificate: Path, model: Path, **reading: Any) -> tuple[dict[str, Any], str]:
-    """What a certificate shows about a network: JSON values, and a sentence."""
+    """What a certificate shows about a network: JSON values, and a sentence.
+
+    It holds if both proofs show it: sdplip's own, and that of the independent checker, unless this
+    does not cover it.
+    """
     from ..verify import Certificate, check
 
     network = read_network(model, **reading)
     try:
         loaded = Certificate.load(certificate)
         check(loaded, network)
+        told = any(value is not None for value in reading.values())
+        independent, found = _independent(certificate, None if told else model, network)
+        if independent is False:
+            raise CertificationError(f"sdplip shows it, but the independent checker says {found}")
     except CertificationError as error:
-        nothing = dict.fromkeys(("bound", *SCOPE))
+        nothing = dict.fromkeys(("bound", *SCOPE, "independent"))
         return {"holds": False, **nothing, "reason": str(error)}, f"does not hold: {error}"
     where = "" if loaded.region is None else ", in the region that it names"
     what = "" if loaded.classes is None else f" of y_{loaded.classes[0]} - y_{loaded.classes[1]}"
-    said = f"holds: bound {loaded.bound!r}{what} in norm {loaded.norm:g}{where}"
-    return {"holds": True, "bound": loaded.bound, **_scope(loaded), "reason": None}, said
+    said = f"holds: bound {loaded.bound!r}{what} in norm {loaded.norm:g}{where}\n"
+    values = {"bound": loaded.bound, **_scope(loaded), "independent": independent}
+    return {"holds": True, **values, "reason": None}, f"{said}independent checker: {found}"
+
+
+def _independent(
+    certificate: Path, model: Path | None, network: System | ConvSystem
+) -> tuple[bool | None, str]:
+    """Whether checker.py, in a process that loads nothing of sdplip, proves it, and what it says.
+
+    None where it does not cover such networks, or was not run. It reads the model itself if that is
+    its kind of file, and told nothing besides.
+    """
+    from ..system import System
+
+    script = find_spec("sdplip.verify.checker")
+    assert script is not None and script.origin is not None
+    if isinstance(network, System) and network.inputs + network.units > CHECKED:
+        return None, f"not run, for it would take minutes: python {script.origin} CERTIFICATE MODEL"
+    with tempfile.TemporaryDirectory() as folder:
+        if model is None or model.suffix != ".npz":
+            model = Path(folder) / "network.npz"
+            network.save(model)
+        words = [sys.executable, "-I", script.origin, str(certificate), str(model)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    said = done.stdout.strip() or done.stderr.strip()[-200:]
+    return {0: True, 1: False}.get(done.returncode), said

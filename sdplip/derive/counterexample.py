@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import sympy as sp
 
-from .._arrays import write_atomically
+from .._arrays import write_named
 from ..errors import InvalidInput
 from .exact import Instance, instance, sized
 from .free import Free
@@ -139,9 +139,7 @@ class Counterexample:
 
     def save(self, path: str | Path) -> None:
         """Write the file that `sdplip check` replays."""
-        write_atomically(
-            Path(path), lambda p: p.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        )
+        write_named(Path(path), lambda p: p.write_text(json.dumps(self.to_json(), indent=1) + "\n"))
 
 
 def search(derivation: Derivation, tries: int = 80) -> Counterexample | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sympy as sp
@@ -12,6 +13,7 @@ from ..errors import InvalidInput
 from ..lmi import LMI
 from .algebra import Algebra
 from .checker import NAME
+from .free import Free
 from .lemmas import UNPROVED, Definition, rebuilt
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ DOMINANCE = ("diagonal dominance", "block diagonal dominance", "Gram power")
 
 def check_declarations(derivation: Derivation) -> None:
     """Raise InvalidInput for a derivation that declares nothing that could be proved."""
+    _check_kinds(derivation)
     condition, owner = derivation.condition, derivation.name
     known = LIBRARY.get(condition.name)
     if known is not None and condition != known:
@@ -74,6 +77,19 @@ def check_declarations(derivation: Derivation) -> None:
                 "another value. Rename the constant."
             )
     _check_slopes(derivation)
+
+
+def _check_kinds(derivation: Derivation) -> None:
+    wanted: list[tuple[str, Sequence[Any], Any, str]] = [
+        ("condition", [derivation.condition], LMI, "an LMI, as conditions.residual"),
+        ("free", derivation.free, Free, "Free(...) of every free symbol"),
+        ("definitions", derivation.definitions, Definition, "what functions of lemmas return"),
+        ("argument", [derivation.argument], Callable, "a function of the statement"),
+    ]
+    for name, values, kind, how in wanted:
+        for value in values:
+            if not isinstance(value, kind):
+                raise InvalidInput(f"{derivation.name}: {name} has {value!r}, but must have {how}.")
 
 
 def _check_symbols(derivation: Derivation, expr: Any, declared: set[str]) -> None:

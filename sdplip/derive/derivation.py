@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import sympy as sp
 
 from .. import conditions
-from ..errors import DerivationError
+from ..errors import DerivationError, InvalidInput
 from ..lmi import LMI, Structure
 from .algebra import Algebra, grid
 from .checker import check
@@ -72,6 +72,18 @@ class Derivation:
 
     def __post_init__(self) -> None:
         check_declarations(self)
+
+    def __copy__(self) -> Derivation:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Derivation:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidInput(
+            f"Derivation: {self.name!r} cannot be pickled, for its argument and its lemmas are "
+            "functions. Pickle what prove() returns, or load the file that defines it again."
+        )
 
     # --- what the ansatz says ---
 
@@ -139,7 +151,7 @@ class Derivation:
         """
         if self.condition.cone == "nonnegative":
             return [Goal(self.condition, rows=tuple(rows(self)))]
-        proved = self.argument(self.start())
+        proved = self._argued()
         if not proved.concluded:
             raise DerivationError(f"{self.name}: the argument ends without conclude().")
         self._nothing_assumed(proved.algebra)
@@ -154,9 +166,18 @@ class Derivation:
         if self.condition.cone == "nonnegative":
             return ()
         try:
-            return self.argument(self.start()).steps
+            return self._argued().steps
         except DerivationError as error:
             return getattr(error, "steps", ())
+
+    def _argued(self) -> Statement:
+        found = self.argument(self.start())
+        if not isinstance(found, Statement):
+            raise DerivationError(
+                f"{self.name}: the argument gives {found!r}, not a statement. Let it return what "
+                "its last step gives."
+            )
+        return found
 
     def _nothing_assumed(self, algebra: Algebra) -> None:
         """The argument may use what definitions give, not facts of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,15 +31,16 @@ def source(derivation: Derivation, name: str) -> str:
     roles = {"m": "in_features", "n": "hidden", "p": "out_features"}
     if derivation.square:
         roles["p"] = "in_features"
+    sides = ("kernel_height", "kernel_width")
     table: dict[str, tuple[str, ...]] = {
-        W.name: (roles[str(W.shape[0])], roles[str(W.shape[1])], "kernel", "kernel")
+        W.name: (roles[str(W.shape[0])], roles[str(W.shape[1])], *sides)
     }
     table |= {f.parameter: (roles[str(f.symbol.shape[0])],) for f in vectors}
     closed, kinds = _closed_form(derivation, W, list(table))
-    forward = _forward(derivation, W, kinds)
-    used = {u for u in HELPERS if any(f"{u}(" in line for line in (*closed, *forward))}
+    methods = _methods(derivation, W, kinds)
+    used = {u for u in HELPERS if any(f"{u}(" in line for line in (*closed, *methods))}
     forms = {f.code for f in vectors}
-    activated = derivation.family == "Residual"
+    base = f"ClosedForm{derivation.family}Conv2d"
     return "\n".join(
         [
             f'"""{derivation.title}, as a convolution.',
@@ -50,32 +52,31 @@ def source(derivation: Derivation, name: str) -> str:
             "",
             "from __future__ import annotations",
             "",
-            "import torch" if any("torch." in line for line in closed) else "",
+            *(["import torch"] * any("torch." in line for line in closed)),
             "from torch import Tensor",
             "",
-            *(["from sdplip.activations import activation"] if activated else []),
             *([f"from sdplip.layers.closed_forms import {', '.join(sorted(forms))}"] * bool(forms)),
-            f"from sdplip.layers.custom_conv import ClosedFormConv2d, {', '.join(sorted(used))}",
+            f"from sdplip.layers.custom_conv import {base}, {', '.join(sorted(used))}",
             "",
             "",
-            f"class {name}(ClosedFormConv2d):",
+            f"class {name}({base}):",
             f'    """{derivation.title}, as a convolution with stride 1."""',
             "",
             f'    condition = "{derivation.condition.name}"',
-            *(["    square = True"] * (derivation.square and activated)),
+            *(["    square = True"] * (derivation.square and derivation.family == "Residual")),
             f"    free = {table!r}".replace("'", '"'),
             *([f"    slopes = {derivation.slopes!r}"] * (derivation.slopes != (0.0, 1.0))),
             "",
             "    @staticmethod",
             *(f"    {line}" for line in closed),
             "",
-            *(f"    {line}" for line in forward),
+            *(f"    {line}" if line else "" for line in methods),
             "",
         ]
     )
 
 
-HELPERS = ("adjoint", "convolve", "scale", "dominant_channels")
+HELPERS = ("scale", "dominant_channels")
 """What emitted source may use of `layers.custom_conv`."""
 
 
@@ -124,36 +125,30 @@ def _kernel(derivation: Derivation) -> Any:
     )
 
 
-def _forward(derivation: Derivation, W: Any, kinds: Mapping[str, Kind]) -> list[str]:
-    """Lines of the method."""
-    lines = _map(derivation, W, kinds)
-    kept = [n for n in kinds if any(n in line for line in lines)]
+def _methods(derivation: Derivation, W: Any, kinds: Mapping[str, Kind]) -> list[str]:
+    """Lines of the methods that apply D, or Wᵀ, H and G."""
+    o = derivation.outputs
+    if derivation.family == "Linear":
+        return _method("linear", {"x": o["D"]}, "x", W, kinds)
+    before, first, last = (o["W"].T, o["H"], o["G"]) if "H" in o else (o["B"], o["D"], o["C"])
     return [
-        "def forward(self, x: Tensor) -> Tensor:",
-        "    self._check(x)",
-        "    w = {name: value.to(x.dtype) for name, value in self._current().items()}",
-        f"    {', '.join(kept)}, pad = {', '.join(f'w[{chr(34)}{n}{chr(34)}]' for n in kept)}, "
-        "self.padding_mode",
-        *(f"    {line}" for line in lines),
+        *_method("drive", {"x": sp.sympify(before).doit()}, "x", W, kinds),
+        "",
+        *_method("read", {"x": first, "z": last}, "x, z", W, kinds),
     ]
 
 
-def _map(derivation: Derivation, W: Any, kinds: Mapping[str, Kind]) -> list[str]:
-    o = derivation.outputs
-    if derivation.family == "Linear":
-        bias = "y if self.bias is None else y + self.bias[:, None, None]"
-        return [f"y = {_applied(o['D'], 'x', W, kinds)}", f"return {bias}"]
-    before, first, last = (o["W"].T, o["H"], o["G"]) if "H" in o else (o["B"], o["D"], o["C"])
+def _method(
+    name: str, parts: Mapping[str, Any], arguments: str, W: Any, kinds: Mapping[str, Kind]
+) -> list[str]:
+    texts = [text for on, expr in parts.items() if (text := _applied(expr, on, W, kinds))]
+    result = " + ".join(texts)
+    kept = [n for n in kinds if re.search(rf"\b{n}\b", result)]
+    typed = ", ".join(f"{x}: Tensor" for x in arguments.split(", "))
     return [
-        f"v = {_applied(sp.sympify(before).doit(), 'x', W, kinds)}",
-        "v = v if self.bias is None else v + self.bias[:, None, None]",
-        "z = activation(self.activation)(v)",
-        "return "
-        + " + ".join(
-            part
-            for expr, on in ((first, "x"), (last, "z"))
-            if (part := _applied(expr, on, W, kinds))
-        ),
+        f"def {name}(self, w: dict[str, Tensor], {typed}) -> Tensor:",
+        f"    {', '.join(kept)} = {', '.join(f'w[{chr(34)}{n}{chr(34)}]' for n in kept)}",
+        f"    return {result}",
     ]
 
 
@@ -172,9 +167,9 @@ def _applied(expr: Any, on: str, W: Any, kinds: Mapping[str, Kind]) -> str:
                 case sp.Identity():
                     continue
                 case sp.MatrixSymbol() if W == X:
-                    text = f"convolve({W.name}, {text}, pad)"
+                    text = f"self.convolve({W.name}, {text})"
                 case sp.Transpose() if X.arg == W:
-                    text = f"convolve(adjoint({W.name}), {text}, pad)"
+                    text = f"self.adjoint({W.name}, {text})"
                 case _:
                     text = f"scale({writer(X).text}, {text})"
         parts.append(text if factor == 1 else f"{sp.pycode(factor)} * {text}")

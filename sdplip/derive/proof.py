@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import sympy as sp
 
 from .. import __version__
-from .._arrays import write_atomically
+from .._arrays import write_named
 from ..errors import DerivationError
 from ..lmi import LMI
 from .controls import Check, controls
@@ -70,7 +70,7 @@ class Proof:
     def save(self, path: str | Path) -> None:
         """Write the proof object, which `sdplip check` replays."""
         text = json.dumps(self.document, indent=1) + "\n"
-        write_atomically(Path(path), lambda p: p.write_text(text))
+        write_named(Path(path), lambda p: p.write_text(text))
 
 
 def prove(derivation: Derivation, *, quick: bool = False) -> Proof:

@@ -21,6 +21,7 @@ from .._arrays import write_atomically
 from ..errors import InvalidInput, SdplipError
 from . import outline as parts
 from .derivation import Derivation
+from .emit import check_class_name
 from .html import html
 from .mathml import plain
 from .outline import outline
@@ -237,8 +238,13 @@ def _chosen(
                 f"--{wish} holds one derivation, but there are {', '.join(names)}. "
                 "Choose one with --only."
             )
-    if request.class_name is not None and not request.class_name.isidentifier():
-        raise InvalidInput(f"--class is {request.class_name!r}, which is no name for a class.")
+    if request.class_name is not None:
+        check_class_name(request.class_name)
+    if request.emit is None and (request.class_name is not None or request.convolution):
+        wish = "--convolution" if request.class_name is None else "--class"
+        raise InvalidInput(
+            f"{wish} is about the layer that --emit writes. Add --emit FILE.py, or leave it out."
+        )
     if request.emit is not None and not isinstance(derivations[0], Derivation):
         raise InvalidInput(f"{derivations[0].name} is a theorem about a condition, not a layer.")
     return derivations

@@ -275,7 +275,11 @@ class Statement(LMI):
                     return definition.symbol.name, [(sp.Identity(P.shape[0]), ratio * known)]
         squares = squares_of(P, self.algebra)
         if squares is None:
-            raise self._fails(f"{P} is neither what a lemma gives nor a sum of squares", "conclude")
+            raise self._fails(
+                f"{P} is neither what a lemma gives nor a sum of squares. Where it is the sum of "
+                "both, take the square off first, with subtract(row, weight)",
+                "conclude",
+            )
         return "positive", squares
 
     def _then(

@@ -1,6 +1,7 @@
 """The equation of an equilibrium, its residual, and what is said about a solution of it."""
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from .operators import Operator, as_operator
 from .splitting import monotonicity
 
 ON_FAILURE = ("raise", "warn", "ignore")
+_OURS = (__name__.partition(".")[0], "torch")
 
 MAX_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
 """The largest residual that may pass for rounding: beyond it nothing has been solved."""
@@ -150,7 +152,7 @@ def announce(solution: Solution | Solved, layer_name: str, on_failure: str = "ra
             "have an input with NaN or Inf, and NaN is their equilibrium. Look at these samples; "
             "the others are not affected.",
             NotConvergedWarning,
-            stacklevel=3,
+            stacklevel=_caller(),
         )
     failed = solution.finite & ~solution.converged
     if not bool(failed.any()):
@@ -166,7 +168,15 @@ def announce(solution: Solution | Solved, layer_name: str, on_failure: str = "ra
     )
     if on_failure == "raise":
         raise NotConverged(message)
-    warnings.warn(message, NotConvergedWarning, stacklevel=3)
+    warnings.warn(message, NotConvergedWarning, stacklevel=_caller())
+
+
+def _caller() -> int:
+    """The `stacklevel`, for whoever calls this, of the line that called this package or PyTorch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_on_failure(on_failure: str) -> None:
@@ -204,10 +214,17 @@ def error_bound(
 ) -> Tensor:
     """Bound the distance ‖z - z*‖_Λ of any point z from the equilibrium z*, per sample.
 
-    For any p, q = σ(p) solves the equation whose drive is v + r, r = p - (A q + v), and equilibria
-    are 1/m-Lipschitz in the drive, so that ‖z - z*‖ ≤ ‖z - q‖ + ‖r‖ / m, with m of `monotonicity`.
-    Two p are tried: A z + v, and what σ takes to z as nearly as one Newton step finds it. Shapes as
-    for `solve`. Evaluated in float64, whose rounding is included.
+    For any p, q = σ(p) solves the equation whose drive is v + r, r = p - (A q + v). With slopes in
+    [0, β] equilibria are 1/k-Lipschitz in the drive, k = m + 1/β - 1 with m of `monotonicity`, so
+    that ‖z - z*‖ ≤ ‖z - q‖ + ‖r‖ / k. Two p are tried: w = A z + v, and what σ takes to z as nearly
+    as one Newton step finds it, in the units that are steep enough to gain by it. Shapes as for
+    `solve`.
+
+    Usually it is within L / m times of the distance: for 166,000 rows on the way to equilibria with
+    L / m ≤ 5, it was 1.2 to 2 times that in the median, 4.3 in all but 1 % of them, and once 27.
+    But it is evaluated in float64, whose rounding is included as it may be at worst: it is never
+    less than (n + 16)·eps·‖ |z| + |A| |z| + |v| ‖₂ / k, eps = 2.2e-16, and does not tell how much
+    nearer a z is, such as one that Newton's method found in float64.
 
     Args:
         modulus: a lower bound on m, if one is known; computed otherwise.
@@ -217,7 +234,7 @@ def error_bound(
             slope outside [0, 1].
 
     Returns:
-        (...,) float64, in the norm ‖x‖_Λ = (Σ λ_i x_i²)^½; infinite where m ≤ 0 or z is not finite.
+        (...,) float64, in the norm ‖x‖_Λ = (Σ λ_i x_i²)^½; infinite where k ≤ 0 or z is not finite.
     """
     sigma, A = as_activation(activation, v.shape[-1]), as_operator(A)
     if not A.fits(v.shape[-1]) or not _expands(v.shape, z.shape):
@@ -256,6 +273,7 @@ def distance(
     if modulus is None:
         m, L = A.recall("extremes", lambda: monotonicity(A, metric))
         modulus = m - 4 * A.blocks * eps * L
+    k = (modulus + (1 / sigma.beta - 1 if sigma.beta else math.inf)) * (1 - 4 * eps)
     root = rows.new_ones(1) if metric is None else A.spread(metric.to(rows)).sqrt()
 
     norm = torch.linalg.vector_norm
@@ -266,12 +284,13 @@ def distance(
     w = problem.preactivation(rows)
     slope = sigma.derivative(w)
     bounds = []
-    for p in (w, w + (rows - sigma(w)) / torch.where(slope > 1e-3, slope, 1)):
+    # Of the products, and of two Fourier transforms: Higham, Accuracy and stability, theorem 24.2.
+    terms = A.blocks + 8 * (1 + (A.units // max(A.blocks, 1)).bit_length())
+    steep = slope > 1 / (1 + max(k, 0))
+    for p in (w, w + (rows - sigma(w)) / torch.where(steep, slope, 1)):
         q = sigma(p)
         r = p - problem.preactivation(q)
-        lost = (A.blocks + 8) * eps * norm(A.losses(q, problem.v) + p.abs(), dim=-1)
-        bounds.append(
-            size(rows - q) * (1 + 1e-9) + (size(r) + lost * root.max()) * (1 + 1e-9) / modulus
-        )
-    bound = torch.minimum(*bounds) if modulus > 0 else torch.full_like(bounds[0], torch.inf)
+        lost = terms * eps * norm(A.losses(q, problem.v) + p.abs(), dim=-1)
+        bounds.append(size(rows - q) * (1 + 1e-9) + (size(r) + lost * root.max()) * (1 + 1e-9) / k)
+    bound = torch.fmin(*bounds) if k > 0 else torch.full_like(bounds[0], torch.inf)
     return bound.nan_to_num(nan=torch.inf, posinf=torch.inf).reshape(z.shape[:-1])

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import _files
+from .._modes import own_modes
 from ..convolutional import ConvSystem
 from ..errors import InvalidInput, ShapeError
 from ..system import System
@@ -40,6 +41,7 @@ KINDS = {
 """By the ending of a file: what it does not say itself and has to be told."""
 
 
+@own_modes
 def load(
     path: str | Path,
     *,
@@ -123,6 +125,7 @@ def sample_shape(given: Sequence[int] | None) -> tuple[int, ...] | None:
     return shape
 
 
+@own_modes
 def from_torch(
     module: nn.Module,
     example: Tensor,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,10 @@ from ..errors import InvalidInput, ShapeError, UncheckedWarning
 from ..system import UNKNOWN, System
 from .operations import add, divide
 
+SINGLE_PRECISION = 1e-4
+"""How far, relatively, a network in float32 may be from itself in float64."""
+STAND_IN = "tanh"
+"""What originals compute in place of functions that are known by declared slopes alone."""
 Original = tuple[str, float, Callable[[Tensor], Tensor | None]]
 """What it is, the relative tolerance, and x ↦ y, or None where it cannot be run."""
 
@@ -86,16 +91,17 @@ def checked(
     """
     compared = False
     known = not _has_unknown(source.system)
-    for what, relative, original in source.originals if known else []:
-        for x in _inputs(source.system):
+    system = source.system if known else _stood_in(source.system)
+    for what, relative, original in source.originals:
+        for x in _inputs(system):
             rows = [normalisation(row) if normalisation else row
                     for row in x.reshape(len(x), *source.shape)]  # fmt: skip
             results = [row for row in map(original, rows) if row is not None]
             if len(results) < len(x):
                 break
             y = torch.stack([row.reshape(-1) for row in results])
-            compared |= _agrees(source, x, y, relative, f"{what}, on random inputs,")
-            if source.shape[:1] == (1,) and _mixed(original, rows[:2], results[:2], relative):
+            compared |= _agrees(source, system, x, y, relative, f"{what}, on random inputs,")
+            if source.shape[:1] == (1,) and _mixed(original, rows, results, relative):
                 raise InvalidInput(
                     f"{source.owner}: what {what} makes of a sample depends on the others of its "
                     "batch, so that a bound for one alone does not hold there. Give a batch as one "
@@ -103,19 +109,21 @@ def checked(
                 )
     if sample is not None and known:
         x, y = _sample(sample, source.system.inputs)
-        compared |= _agrees(source, x, y, 1e-4, "the sample")
-    if source.originals and known and not compared:
+        compared |= _agrees(source, system, x, y, 1e-4, "the sample")
+    if source.originals and not compared:
         raise InvalidInput(
             f"{source.owner}: the original could not be run, so that nothing shows that the "
             "extracted system is right. For ONNX, install onnxruntime, or give sample=(x, y)."
         )
-    if not compared:
+    if not (compared and known):
         reason = "its file holds no network to run" if known else "an activation is unknown"
+        said = f"the system could not be compared with the original, because {reason}."
+        if compared:
+            said = f"{reason}: with {STAND_IN} in its place the system agrees with the original."
         warnings.warn(
-            f"{source.owner}: the system could not be compared with the original, because {reason}."
-            + (" Give sample=(x, y)." if known else ""),
+            f"{source.owner}: {said}" + (" Give sample=(x, y)." if known else ""),
             UncheckedWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return source.system
 
@@ -167,6 +175,25 @@ def _has_unknown(system: System | ConvSystem) -> bool:
     return within(system.stages)
 
 
+def _stood_in(system: System | ConvSystem) -> System | ConvSystem:
+    """With `STAND_IN` for what is unknown."""
+    if isinstance(system, System):
+        names = np.where(system.activation == UNKNOWN, STAND_IN, system.activation)
+        return replace(system, activation=names, alpha=None, beta=None)  # type: ignore[arg-type]
+
+    def within(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        return tuple(
+            Add(within(stage.body), within(stage.skip))
+            if isinstance(stage, Add)
+            else Activate(STAND_IN)
+            if isinstance(stage, Activate) and stage.name == UNKNOWN
+            else stage
+            for stage in stages
+        )
+
+    return replace(system, stages=within(system.stages))
+
+
 def _sample(sample: Any, inputs: int) -> tuple[Tensor, Tensor]:
     try:
         x, y = (torch.from_numpy(finite("sample", part)) for part in sample)
@@ -178,11 +205,18 @@ def _sample(sample: Any, inputs: int) -> tuple[Tensor, Tensor]:
         ) from error
 
 
-def _agrees(source: Source, x: Tensor, y: Tensor, relative: float, what: str) -> bool:
+def _agrees(
+    source: Source,
+    system: System | ConvSystem,
+    x: Tensor,
+    y: Tensor,
+    relative: float,
+    what: str,
+) -> bool:
     """Whether any of the inputs could be compared."""
     # Overflow of single precision on large inputs says nothing about the extraction.
     inside = ~y.isinf().any(1)
-    found = _gap(source.system, x[inside], y[inside], relative)
+    found = _gap(system, x[inside], y[inside], relative)
     if found is not None:
         raise InvalidInput(
             f"{source.owner}: {what} and the extracted system {found}. Only a system that agrees "

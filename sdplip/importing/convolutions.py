@@ -249,7 +249,7 @@ def _dense(shape: Sequence[int], follow: Callable[[Value], Value], most: float) 
 
 def _convolutions(shape: Sequence[int], follow: Callable[[Value], Value]) -> ConvSystem:
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[0] != 1):
-        raise InvalidInput(f"the input, of shape {tuple(shape)}, is no image.")
+        raise InvalidInput(f"the input, of shape {tuple(shape)}, is not one image: (1, C, H, W).")
     if prod(shape) > MOST_PIXELS:
         raise InvalidInput(f"the input, of shape {tuple(shape)}, is too large an image.")
     c, h, w = shape[-3:]

@@ -16,12 +16,13 @@ from .._arrays import MAX_FILE_BYTES
 from .._extras import need
 from ..errors import InvalidInput, SdplipError
 from . import operations as op
-from .checking import Normalisation, Original, Source
+from .checking import SINGLE_PRECISION, STAND_IN, Normalisation, Original, Source
 from .convolutions import build
 from .onnx_operators import OPERATORS
 from .values import Slopes, Value
 
 SINGLE, DOUBLE, HALF, BRAIN = 1, 11, 10, 16
+STANDARD = ("", "ai.onnx")
 COUNTED = ("BatchNormalization", "Split")
 """Operators whose result depends on how many outputs the node has."""
 
@@ -34,7 +35,10 @@ def read_onnx(
 ) -> Source:
     """See `importing.load`."""
     model = _model(path)
-    graph = model.graph
+    inlined = _inlined(model, path)
+    graph = inlined.graph
+    # Of nodes that `slopes` declares, by their output, the name of their argument.
+    stands: dict[str, str] = {}
     try:
         constants = {t.name: _tensor(t.name, t) for t in graph.initializer}
         inputs = [i for i in graph.input if i.name not in constants]
@@ -53,7 +57,7 @@ def read_onnx(
             values: dict[str, Any] = {**constants, inputs[0].name: start}
             for node in nodes:
                 entry.network.where = f"node {node.name or node.output[0]!r} ({node.op_type})"
-                values.update(_run(node, values, entry.network.where, slopes))
+                values.update(_run(node, values, entry.network.where, slopes, stands, model))
             if not isinstance(values.get(wanted), Value):
                 raise InvalidInput(f"its output {wanted} does not depend on its input.")
             return values[wanted]
@@ -61,7 +65,8 @@ def read_onnx(
         system = build(shape, follow)
     except InvalidInput as error:
         raise type(error)(f"{path}: {error}") from error
-    return Source(str(path), system, tuple(shape), _originals(model, inputs[0], tuple(shape)))
+    original = _stood_in(inlined, stands) if stands else model
+    return Source(str(path), system, tuple(shape), _originals(original, inputs[0], tuple(shape)))
 
 
 def _onnx() -> Any:
@@ -82,8 +87,6 @@ def _model(path: Path) -> Any:
         model = onnx.load(str(path), load_external_data=False)
         _load_external(onnx, model, path)
         onnx.checker.check_model(model)
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
     except FileNotFoundError:
         raise InvalidInput(f"{path} does not exist.") from None
     except (DecodeError, OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
@@ -92,6 +95,21 @@ def _model(path: Path) -> Any:
         text = " ".join(str(error).split())[:300]
         raise InvalidInput(f"{path} is no readable ONNX model ({text}). Export it again.") from None
     return model
+
+
+def _inlined(model: Any, path: Path) -> Any:
+    """Without functions of its own. What runs the original has the model as it is."""
+    for function in model.functions:
+        if function.domain in STANDARD:
+            raise InvalidInput(
+                f"{path}: it defines {function.name}, an operator of the standard, in its own way, "
+                "which not everything that runs it heeds. Name the function otherwise."
+            )
+    if not model.functions:
+        return model
+    from onnx.inliner import inline_local_functions
+
+    return inline_local_functions(model)
 
 
 def _load_external(onnx: Any, model: Any, path: Path) -> None:
@@ -177,10 +195,15 @@ def _needed(graph: Any, wanted: str) -> list[Any]:
 
 
 def _run(
-    node: Any, values: dict[str, Any], where: str, slopes: Mapping[str, Slopes]
+    node: Any,
+    values: dict[str, Any],
+    where: str,
+    slopes: Mapping[str, Slopes],
+    stands: dict[str, str],
+    model: Any,
 ) -> dict[str, Any]:
     onnx = _onnx()
-    operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    operator = OPERATORS.get(node.op_type) if node.domain in STANDARD else None
     if missing := [name for name in node.input if name and name not in values]:
         raise InvalidInput(f"{where} takes {missing[0]}, which nothing computes.")
     inputs = [values[name] if name else None for name in node.input]
@@ -194,6 +217,10 @@ def _run(
             result = operator(*inputs, **options)
         else:
             result = op.declared(node.op_type, where, inputs, slopes)
+            entry = next(n for n in node.input if isinstance(values.get(n), Value))
+            f = _alone(node, entry, values, model)
+            op.check_declared(f, tuple(result.shape), slopes[node.op_type])
+            stands[node.output[0]] = entry
     except SdplipError as error:
         text = str(error)
         raise type(error)(text if where in text else f"{where}: {text}") from error
@@ -215,6 +242,33 @@ def _attribute(onnx: Any, attribute: Any) -> Any:
 # --- the original, run ---
 
 
+def _alone(
+    node: Any, entry: str, values: Mapping[str, Any], model: Any
+) -> Callable[[Tensor], Tensor | None]:
+    """One node as a function of the input of this name, in float64; for samples of any shape."""
+    onnx = _onnx()
+    constants = {name: v for name in node.input if isinstance(v := values.get(name), Tensor)}
+    sides = [onnx.helper.make_tensor_value_info(name, DOUBLE, None)
+             for name in (entry, node.output[0])]  # fmt: skip
+    parts = [onnx.numpy_helper.from_array(t.numpy(), name) for name, t in constants.items()]
+    graph = onnx.helper.make_graph([node], "alone", sides[:1], sides[1:], parts)
+    single = onnx.helper.make_model(graph, opset_imports=model.opset_import)
+    return _reference(_double(single), entry, (), one=False)
+
+
+def _stood_in(model: Any, stands: Mapping[str, str]) -> Any:
+    """With `STAND_IN` in place of the nodes with these outputs."""
+    onnx = _onnx()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.output[0] in stands:
+            outputs = list(node.output)[:1]
+            other = onnx.helper.make_node(STAND_IN.title(), [stands[outputs[0]]], outputs)
+            node.CopyFrom(other)
+    return copy
+
+
 def _originals(model: Any, entry: Any, shape: tuple[int, ...]) -> list[Original]:
     """The reference evaluation in float64, and onnxruntime as it is, where they can run it."""
     double = _double(model)
@@ -224,7 +278,7 @@ def _originals(model: Any, entry: Any, shape: tuple[int, ...]) -> list[Original]
         ("the model evaluated in float64", 1e-7, _reference(double, entry.name, shape, one)),
         (
             "the model run by onnxruntime",
-            1e-4 if precise else 5e-2,
+            SINGLE_PRECISION if precise else 5e-2,
             _runtime(model, entry.name, kind),
         ),
     ]
@@ -243,7 +297,7 @@ def _double(model: Any) -> Any:
 
     for tensor in copy.graph.initializer:
         widen(tensor)
-    for node in copy.graph.node:
+    for node in (*copy.graph.node, *(node for f in copy.functions for node in f.node)):
         if node.op_type == "BatchNormalization":
             # The evaluator takes statistics of the batch in opsets 9 to 13; so they count nothing.
             kept = [a for a in node.attribute if a.name != "momentum"]

@@ -110,6 +110,31 @@ def declared(name: str, where: str, inputs: Sequence[Any], slopes: Mapping[str, 
     return values[0].activate(UNKNOWN, slopes[name])
 
 
+def check_declared(
+    f: Callable[[Tensor], Tensor | None], shape: tuple[int, ...], slopes: Slopes
+) -> None:
+    """Raise InvalidInput where samples contradict that f is elementwise, with these slopes.
+
+    f gives None where it cannot be run.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, h = torch.randn(2, *shape, dtype=torch.float64, generator=generator)
+    for size in (0.1, 1.0, 10.0):
+        one = size * x
+        one.view(-1)[0] += size
+        y, moved, after = f(size * x), f(one), f(size * (x + h))
+        if y is None or moved is None or after is None:
+            return
+        if y.shape != x.shape or bool((y != moved).flatten()[1:].any()):
+            raise InvalidInput("it was declared to be elementwise, which it is not.")
+        slope = (after - y) / (size * h)
+        if not bool(((slope >= slopes[0] - 1e-6) & (slope <= slopes[1] + 1e-6)).all()):
+            raise InvalidInput(
+                f"its slopes were declared to be in {list(slopes)}, but one of "
+                f"{float(max(slope.min(), slope.max(), key=abs)):.6g} was found."
+            )
+
+
 def elu(x: Term, alpha: float = 1.0) -> Term:
     return activate(x, "elu" if alpha == 1 else parametrised("elu", alpha))
 

@@ -95,7 +95,10 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise InvalidInput(f"{path} holds a {type(found).__name__}, but must hold a state dict.")
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise InvalidInput(f"{path}: {name} is a {type(value).__name__}, but must be a tensor.")
+            raise InvalidInput(
+                f"{path}: {name} is of the type {type(value).__name__}, but must be a tensor. Save "
+                "the state dict alone, as torch.save(model.state_dict(), FILE)."
+            )
     return dict(found)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Self
+from inspect import Signature, signature
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ LIMIT = 10.0
 """Free matrices saturate at Frobenius norm LIMIT·√k, k the smaller side. To orthogonal layers
 larger ones add nothing: Cayley rotations reach 2·atan(LIMIT) in every plane at once, the
 exponential repeats after π√k."""
+
+Method = TypeVar("Method", bound=Callable[..., None])
 
 
 class Layer(nn.Module):
@@ -105,15 +108,15 @@ class Layer(nn.Module):
 
     def _promise(self) -> float:
         """`lipschitz`, the parameters being finite."""
-        return 1.0
+        raise undefined(self, "_promise", "the constant")
 
     def _system(self) -> System:
         """`system`, the parameters being finite."""
-        raise NotImplementedError
+        raise undefined(self, "_system", "the System that forward computes")
 
     def _closed_form(self) -> dict[str, Tensor]:
         """What forward applies, from the parameters; called with autocast off."""
-        raise NotImplementedError
+        raise undefined(self, "_closed_form", "what forward applies, tensors by their names")
 
     def _register(
         self,
@@ -128,7 +131,7 @@ class Layer(nn.Module):
             setattr(self, name, nn.Parameter(empty))
 
     def _tensors(self) -> dict[str, Tensor]:
-        with full_precision(next(self.parameters())):
+        with full_precision(next(self.parameters(), torch.empty(0))):
             return self._closed_form()
 
     def _current(self) -> dict[str, Tensor]:
@@ -149,6 +152,26 @@ class Layer(nn.Module):
                 f"{type(self).__name__}: the input has shape {tuple(x.shape)}, but in_features = "
                 f"{self.in_features}. Give it as (..., {self.in_features})."
             )
+
+
+def undefined(owner: object, method: str, returns: str) -> InvalidInput:
+    """That a class lacks a method which its base leaves to it."""
+    return InvalidInput(
+        f"{type(owner).__name__}: {method} is not defined. Define it in the class, to return "
+        f"{returns}."
+    )
+
+
+def options_of(base: Callable[..., None]) -> Callable[[Method], Method]:
+    """For an __init__ that hands its **options on to this one: they are in its signature."""
+
+    def decorate(init: Method) -> Method:
+        own = {k: p for k, p in signature(init).parameters.items() if p.kind != p.VAR_KEYWORD}
+        parameters = dict(signature(base).parameters) | own
+        init.__signature__ = Signature(list(parameters.values()))  # type: ignore[attr-defined]
+        return init
+
+    return decorate
 
 
 def check_size(owner: str, name: str, size: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._tensors import HALVES
 from ..errors import InvalidInput, ShapeError
 from ..system import System
-from ._base import Layer, check_floating, fill_uniform, numpy, wide
+from ._base import Layer, check_floating, fill_uniform, numpy, undefined, wide
 from ._geometry import Geometry, Pair
 from ._plain import adjoint, convolution
 
@@ -51,7 +51,7 @@ class ConvLayer(Layer):
 
     def _unrolled(self, image: Pair) -> System:
         """`system`, the parameters being finite."""
-        raise NotImplementedError
+        raise undefined(self, "_unrolled", "the System of images (height, width)")
 
     def _check(self, x: Tensor) -> None:
         owner = type(self).__name__

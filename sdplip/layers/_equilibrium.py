@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -10,7 +13,16 @@ from torch.nn import functional as F
 
 from .._tensors import certainly_finite, full_precision
 from ..activations import Activation, activation
-from ..equilibrium import Dense, Operator, Solution, Tuning, implicit, optimal_step, solve
+from ..equilibrium import (
+    Dense,
+    Operator,
+    Solution,
+    Tuning,
+    error_bound,
+    implicit,
+    optimal_step,
+    solve,
+)
 from ..equilibrium.splitting import conditioning
 from ..errors import InvalidInput
 from ..system import System
@@ -29,6 +41,25 @@ from ._unrolled import FoldedEquilibrium, Unrolled
 
 TRAINING_TOL, EVALUATION_TOL = 1e-2, 1e-6
 """Residuals to solve to where a layer has no `tol` of its own."""
+
+Forward = Callable[[Any, Tensor], Tensor]
+
+
+def untraced(forward: Forward) -> Forward:
+    """The same, but torch.compile leaves it as it is and compiles what is around: otherwise it
+    would compile the solver's loop again for every number of iterations."""
+    disabled: Forward | None = None
+
+    @wraps(forward)
+    def call(layer: Any, x: Tensor) -> Tensor:
+        nonlocal disabled
+        # Before this is imported, which takes seconds, nothing can be compiled.
+        if disabled is None and "torch._dynamo" in sys.modules:
+            disabled = torch.compiler.disable(forward)
+        return (disabled or forward)(layer, x)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return call
 
 
 class Equilibrium(Layer):
@@ -111,13 +142,34 @@ class Equilibrium(Layer):
         }
 
     def solve_output(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and what the solver left open of it.
+        """The output, and how far it may be from the exact one.
 
         Returns:
             y as forward gives it; and for every sample a bound (...,) float64 on its distance, in
-            `norm`, from the output at the exact equilibrium, the rounding of y itself aside.
+            `norm`, from Cz* + Dx + c at the exact equilibrium z* of the same A, B, C, D: what the
+            solver left open and what was rounded, but for products in float64.
         """
         raise NotImplementedError
+
+    def _left_open(
+        self,
+        A: Operator,
+        v: Tensor,
+        z: Tensor,
+        C: Tensor,
+        metric: Tensor,
+        gap: Tensor,
+    ) -> Tensor:
+        """The bound of `solve_output` for the drive v in float64 and the gap (..., outputs) that
+        rounding has opened between y and what z gives.
+
+        ‖C(z - z*)‖ ≤ ‖CΛ^{-1/2}‖₂ ‖z - z*‖_Λ for C (*frequencies, p, n); Λ may be that of channels.
+        """
+        modulus = self._modulus(metric)
+        bound = error_bound(A, v, z, self.activation, metric=metric, modulus=modulus)
+        gain = torch.linalg.matrix_norm(C * metric.double().rsqrt(), ord=2).max() * (1 + 1e-9)
+        total = gain * bound + torch.linalg.vector_norm(gap, self.norm, dim=-1)
+        return total.nan_to_num(*[torch.inf] * 2)
 
     def get_extra_state(self) -> Tensor:
         return pack(self._options() | self._tuning.state())
@@ -190,6 +242,7 @@ class EquilibriumLayer(Equilibrium):
         """Whether there is a direct path D."""
         return self.D is not None
 
+    @untraced
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         with full_precision(x):
@@ -216,7 +269,10 @@ class EquilibriumLayer(Equilibrium):
         with torch.no_grad(), full_precision(x):
             w = self._current()
             y = self._read(w, found.z, x).to(x.dtype)
-            return y, left_open(found, w["C"], self._kept_metric(w))
+            exact, x, z = doubles(w), x.double(), found.z.double()
+            v, gap = self._drive(x, exact["B"]), y - self._read(exact, z, x)
+            metric = self._kept_metric(w)
+            return y, self._left_open(self._operator(w), v, z, exact["C"], metric, gap)
 
     def _operator(self, w: dict[str, Any]) -> Operator:
         return Dense(w["A"], kept=w["kept"])
@@ -230,7 +286,7 @@ class EquilibriumLayer(Equilibrium):
         return self._cache.get(self, self._options, compute)
 
     def _read(self, w: dict[str, Tensor], z: Tensor, x: Tensor) -> Tensor:
-        y = F.linear(z, w["C"], _wide(self.out_bias))
+        y = F.linear(z, w["C"], _as(w["C"], self.out_bias))
         return y + F.linear(wide(x), w["D"]) if self.feedthrough else y
 
     def _folded(self) -> nn.Module:
@@ -248,7 +304,7 @@ class EquilibriumLayer(Equilibrium):
             w["D"],
             numpy(self.bias),
             numpy(self.out_bias),
-            activation(self.activation).name,
+            _names(activation(self.activation)),
         )
 
     def extra_repr(self) -> str:
@@ -268,7 +324,7 @@ class EquilibriumLayer(Equilibrium):
         return cast(Tensor, w["metric"])
 
     def _drive(self, x: Tensor, B: Tensor) -> Tensor:
-        return F.linear(wide(x), B, _wide(self.bias))
+        return F.linear(wide(x), B, _as(B, self.bias))
 
 
 def contracted(A: Tensor, Lam: Tensor, m: Tensor, rate: float) -> Tensor:
@@ -288,17 +344,16 @@ def contracted(A: Tensor, Lam: Tensor, m: Tensor, rate: float) -> Tensor:
     return A - ((L - kappa * m).clamp(min=0) / (kappa - 1)).to(A.dtype) * identity
 
 
-def _wide(x: Tensor | None) -> Tensor | None:
-    return None if x is None else wide(x)
+def _names(sigma: Activation) -> str | list[str]:
+    """As a `System` names it: one for all units, or one for each."""
+    many = sigma.name.startswith("per_unit(")
+    return sigma.name[len("per_unit(") : -1].split(",") if many else sigma.name
 
 
-def left_open(solution: Solution, C: Tensor, metric: Tensor) -> Tensor:
-    """‖C(z - z*)‖ ≤ ‖CΛ^{-1/2}‖₂ ‖z - z*‖_Λ (...,), for C (*frequencies, p, n); Λ (n,) may be that
-    of channels."""
-    scaled = _double(C) * metric.double().rsqrt()
-    gain = torch.linalg.matrix_norm(scaled, ord=2).max() * (1 + 1e-9)
-    return (gain * cast(Tensor, solution.error_bound)).nan_to_num(*[torch.inf] * 2)
+def _as(like: Tensor, x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.to(like.dtype)
 
 
-def _double(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float64))
+def doubles(w: dict[str, Any]) -> dict[str, Tensor]:
+    """A, B, C, D in float64, real or complex."""
+    return {k: w[k].to(torch.promote_types(w[k].dtype, torch.float64)) for k in "ABCD"}

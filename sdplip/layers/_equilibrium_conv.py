@@ -20,7 +20,7 @@ from ..errors import InvalidInput
 from ..system import System
 from ._base import check_size, fill_uniform, numpy, wide
 from ._conv import ConvLayer
-from ._equilibrium import Equilibrium, left_open
+from ._equilibrium import Equilibrium, doubles, untraced
 from ._geometry import Geometry, Pair
 from ._unrolled import FoldedEquilibriumConv2d
 
@@ -108,6 +108,7 @@ class EquilibriumConv2d(Equilibrium, ConvLayer):
         """Whether there is a direct path D."""
         return self.D is not None
 
+    @untraced
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         batch = x if x.ndim == 4 else x.unsqueeze(0)
@@ -141,11 +142,15 @@ class EquilibriumConv2d(Equilibrium, ConvLayer):
     def solve_output(self, x: Tensor) -> tuple[Tensor, Tensor]:
         found, image = self.solve(x), _size(x)
         with torch.no_grad(), full_precision(x):
-            w, batch = self._at(image), x if x.ndim == 4 else x.unsqueeze(0)
-            z = found.z if x.ndim == 4 else found.z.unsqueeze(0)
-            y = self._output(w, z, spectrum(self._entered(wide(batch))), image)
-            y = (y if x.ndim == 4 else y.squeeze(0)).to(x.dtype)
-            return y, left_open(found, w["C"], w["metric"])
+            w, size = self._at(image), self._torus(image)
+            batch, z = (x, found.z) if x.ndim == 4 else (x.unsqueeze(0), found.z.unsqueeze(0))
+            y = self._output(w, z, spectrum(self._entered(wide(batch))), image).to(x.dtype)
+            exact, z, waves = doubles(w), z.double(), spectrum(self._entered(batch.double()))
+            v, gap = self._drive(exact, waves, size), y - self._output(exact, z, waves, image)
+            A = Circulant(w["A"], size, kept=w["kept"])
+            rows = (v.flatten(1), z.flatten(1), exact["C"], w["metric"], gap.flatten(1))
+            error = self._left_open(A, *rows)
+        return (y, error) if x.ndim == 4 else (y.squeeze(0), error.squeeze(0))
 
     def witness(self, image: Pair | None = None) -> dict[str, Tensor]:
         """Every symbol of the condition for images (height, width), differentiable.
@@ -223,7 +228,7 @@ class EquilibriumConv2d(Equilibrium, ConvLayer):
     def _unrolled(self, image: Pair) -> System:
         with torch.no_grad():
             size = self._torus(image)
-            w = {k: _double(v) for k, v in self._symbols(size).items()}
+            w = doubles(self._symbols(size))
             A = Circulant(w["A"], size)
             x = torch.eye(
                 self.in_channels * math.prod(image), dtype=A.dtype, device=A.values.device
@@ -275,7 +280,3 @@ def _smooth(n: int) -> int:
 
 def _size(x: Tensor) -> Pair:
     return x.shape[-2], x.shape[-1]
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float64))

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..errors import ShapeError
+from ._base import undefined
 
 PROMISES = ("lipschitz", "lipschitz_in", "_promise", "closed_form", "_closed_form")
 """By what a class states a constant."""
@@ -39,7 +40,7 @@ class Part(nn.Module):
 
     def lipschitz_in(self, norm: float) -> float:
         """The constant from ℓ_norm to ℓ_norm, norm = 2 or inf."""
-        raise NotImplementedError
+        raise undefined(self, "lipschitz_in", "the constant in a norm")
 
 
 class Nonexpansive(Part):
@@ -60,7 +61,7 @@ class Container(Part):
 
     def combined(self, norm: float, constant: Callable[[str], float]) -> float:
         """The constant, from `constant(name)` of every child."""
-        raise NotImplementedError
+        raise undefined(self, "combined", "the constant, from those of the modules within")
 
 
 def check_images(owner: str, x: Tensor) -> None:

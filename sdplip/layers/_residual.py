@@ -17,6 +17,7 @@ from ._base import (
     fill_uniform,
     numpy,
     slopes_in_unit_interval,
+    undefined,
     wide,
 )
 from ._plain import linear, summed
@@ -91,6 +92,9 @@ class ResidualLayer(Layer):
         h = activation(self.activation)(F.linear(x, V, self.bias))
         return x - F.linear((h * scale).to(V.dtype), V.mT)
 
+    def _promise(self) -> float:
+        return 1.0
+
     def _folded(self) -> nn.Module:
         w = {name: value.double() for name, value in self._tensors().items()}
         G, dtype = residual(w["W"], w["T"])["G"].to(self.weight.dtype), self.weight.dtype
@@ -116,7 +120,7 @@ class ResidualLayer(Layer):
 
     def _multiplier(self, W: Tensor) -> Tensor:
         """The diagonal (n,) of a T ⪰ WᵀW."""
-        raise NotImplementedError
+        raise undefined(self, "_multiplier", "T as its diagonal")
 
     def _closed_form(self) -> dict[str, Tensor]:
         W = wide(self.weight).mT

@@ -12,7 +12,7 @@ from .._tensors import HALVES
 from ..activations import Activation, activation
 from ..errors import ShapeError
 from ..system import System
-from ._base import check_size, fill_uniform, numpy, slopes_in_unit_interval, wide
+from ._base import check_size, fill_uniform, numpy, slopes_in_unit_interval, undefined, wide
 from ._conv import ConvLayer, norm_estimate, per_group, unit_images
 from ._geometry import Geometry, Pair, pair
 from ._plain import adjoint, convolution, summed
@@ -152,7 +152,7 @@ class ResidualConv(ConvLayer):
 
     def _multiplier(self, V: Tensor) -> Tensor:
         """The diagonal (groups, n) of a T ⪰ VᵀV, for the kernel V (groups, p, n, k₁, k₂)."""
-        raise NotImplementedError
+        raise undefined(self, "_multiplier", "T as its diagonal")
 
     def _promise(self) -> float:
         if self.weight.dtype not in HALVES:

@@ -19,13 +19,13 @@ _UNFOLLOWED = (Equilibrium, Unrolled, FoldedEquilibriumConv2d)
 
 
 def solve_output(model: nn.Module, x: Tensor, norm: Any = 2) -> tuple[Tensor, Tensor]:
-    """The output of a network and, for every sample, what its solvers left open of it.
+    """The output of a network and, for every sample, what its equilibrium layers left open of it.
 
     A certificate is about exact equilibria. With the error e of y = f(x), the class of the exact
     network is that of y if the margin exceeds what e may take from it; and outputs y, y' computed
     in any batches differ by at most γ‖x - x'‖ + e + e'. Each equilibrium layer in an nn.Sequential
-    adds its own error to what it makes of the errors before it. Rounding outside the solvers does
-    not count.
+    adds its own error, rounding included, to what it makes of the errors before it. Rounding in
+    other modules, and in float64, does not count.
 
     Args:
         x: (batch, ...). norm: of the output, 2 or inf.

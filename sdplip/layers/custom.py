@@ -6,7 +6,10 @@ symbol of its condition; a derivation writes both (`Derivation.layer`, `sdplip d
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._arrays import Array
 from .._tensors import HALVES
 from ..activations import Activation, activation
-from ..errors import InvalidInput, NotWellPosed
+from ..errors import InvalidInput, NotWellPosed, ShapeError
 from ..system import UNKNOWN, System
 from ._base import (
     ROUNDING,
@@ -35,6 +39,21 @@ from ._linear import LinearLayer
 from ._plain import linear, summed
 from .nemon import checked_linf_bound, metric
 
+SYMBOLS = {
+    "linear": ("D", "rho"),
+    "residual": ("H", "G", "W", "Lam", "rho"),
+    "lipschitz": ("A", "B", "C", "D", "Lam", "rho"),
+    "equilibrium": ("A", "B", "C", "D", "Lam", "rho"),
+    "linf": ("A", "B", "C", "D"),
+    "measure": ("A", "B", "C", "D"),
+}
+"""What a closed form returns at least, by its condition."""
+SHAPES = {
+    "A": "nn", "B": "nm", "C": "pn", "D": "pm", "H": "pm", "G": "pn", "W": "mn", "Lam": "n",
+    "rho": "",
+}  # fmt: skip
+"""In sizes of input m, units n and output p."""
+
 
 class ClosedForm(Layer):
     """What the bases below share.
@@ -51,18 +70,73 @@ class ClosedForm(Layer):
     def closed_form(*arguments: Any) -> dict[str, Tensor]:
         """Every symbol of the condition, from the parameters in the order of `free` (float64),
         then the constants; diagonal matrices by their entries."""
-        raise NotImplementedError
+        return {}
 
     def reset_parameters(self) -> None:
         """Draw matrices by `_fill`; vectors start at zero, biases as in nn.Linear."""
         for name in self.free:
             parameter = getattr(self, name)
-            if parameter.ndim == 2:
+            if parameter.ndim > 1:
                 self._fill(parameter)
             else:
                 nn.init.zeros_(parameter)
         for name in ("bias", "out_bias"):
             fill_uniform(getattr(self, name, None), fan_in=self.in_features)
+
+    def _register(
+        self,
+        sizes: Mapping[str, int],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """As `Layer._register`.
+
+        Raises:
+            InvalidInput: a subclass whose `free` or `closed_form` is missing or does not fit.
+        """
+        used = {size for shape in self.free.values() for size in shape if isinstance(size, str)}
+        unknown = ", ".join(sorted(used - sizes.keys()))
+        if unknown or not self.free:
+            raise InvalidInput(
+                f"{type(self).__name__}: free {f'has sizes {unknown}' if unknown else 'is empty'}, "
+                f"but must hold the parameters with their sizes, of {', '.join(sizes)} and "
+                f'numbers. Write in the class, say, free = {{"W": ("{next(iter(sizes))}", 1)}}.'
+            )
+        names = (*self.free, *self.constants)
+        if type(self).closed_form is ClosedForm.closed_form:
+            raise self._unfit("is missing")
+        if not isinstance(inspect.getattr_static(self, "closed_form"), staticmethod):
+            raise self._unfit("is no static method")
+        try:
+            inspect.signature(self.closed_form).bind(*names)
+        except TypeError:
+            raise self._unfit(f"does not take {', '.join(names)}") from None
+        super()._register(sizes, device, dtype)
+
+    @property
+    def _returned(self) -> tuple[str, ...]:
+        """The symbols that `closed_form` must return."""
+        return SYMBOLS.get(self.condition, ("rho",))
+
+    def _check_shapes(self, tensors: dict[str, Tensor]) -> None:
+        sizes = {"m": self.in_features, "n": getattr(self, "hidden", 0), "p": self.out_features}
+        for name in self._returned:
+            wanted, shape = tuple(sizes[k] for k in SHAPES[name]), tuple(tensors[name].shape)
+            if shape != wanted:
+                raise ShapeError(
+                    f"{type(self).__name__}: closed_form returns {name} of shape {shape}, but it "
+                    f"must be {wanted}, a diagonal matrix by its entries. Give it so."
+                )
+
+    def _unfit(self, fault: str) -> InvalidInput:
+        """That `closed_form` has a fault, and what to write."""
+        return InvalidInput(
+            f"{type(self).__name__}: closed_form {fault}. Write in the class\n"
+            "    @staticmethod\n"
+            f"    def closed_form({', '.join((*self.free, *self.constants))}):\n"
+            "        ...\n"
+            f"        return {{{', '.join(f'{chr(34)}{k}{chr(34)}: {k}' for k in self._returned)}}}"
+        )
 
     def _fill(self, parameter: nn.Parameter) -> None:
         fill_normal(parameter)
@@ -73,9 +147,14 @@ class ClosedForm(Layer):
     def _closed_form(self) -> dict[str, Tensor]:
         parameters = [getattr(self, name) for name in self.free]
         constants = [getattr(self, name) for name in self.constants]
-        tensors = self.closed_form(*(p.double() for p in parameters), *constants)
-        dtype = wide(parameters[0]).dtype
-        return {name: value.to(dtype) for name, value in tensors.items()}
+        found = self.closed_form(*(p.double() for p in parameters), *constants)
+        if lacking := [k for k in self._returned if not isinstance(found, dict) or k not in found]:
+            raise self._unfit(f"does not return {', '.join(lacking)}")
+        like = wide(parameters[0])
+        as_tensor = partial(torch.as_tensor, dtype=like.dtype, device=like.device)
+        tensors = {name: as_tensor(value) for name, value in found.items()}
+        self._check_shapes(tensors)
+        return tensors
 
     def _promise(self) -> float:
         """√ρ, and in half precision what the rounding of the applied weights can add."""
@@ -186,20 +265,24 @@ class ClosedFormResidual(ClosedForm):
 
     def _system(self) -> System:
         H, G, W = (numpy(value) for value in self._applied().values())
-        sigma = activation(self.activation)
-        if isinstance(self.activation, str):
-            return System.residual(H, G, W, numpy(self.bias), activation=sigma.name)
-        n = W.shape[1]
-        return System(
-            np.zeros((n, n)),
-            W.T,
-            G,
-            H,
-            numpy(self.bias),
-            alpha=np.full(n, sigma.alpha),
-            beta=np.full(n, sigma.beta),
-            activation=UNKNOWN,  # type: ignore[arg-type]
-        )
+        return residual_system(H, G, W, numpy(self.bias), self.activation)
+
+
+def residual_system(H: Array, G: Array, W: Array, b: Any, name: str | Activation) -> System:
+    """x ↦ Hx + Gσ(Wᵀx + b); of an `Activation` the slopes are all that is known."""
+    sigma, n = activation(name), W.shape[1]
+    if isinstance(name, str):
+        return System.residual(H, G, W, b, activation=sigma.name)
+    return System(
+        np.zeros((n, n)),
+        W.T,
+        G,
+        H,
+        b,
+        alpha=np.full(n, sigma.alpha),
+        beta=np.full(n, sigma.beta),
+        activation=UNKNOWN,  # type: ignore[arg-type]
+    )
 
 
 class ClosedFormEquilibrium(ClosedForm, EquilibriumLayer):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._base import fill_uniform, wide
+from ._base import fill_uniform, options_of, wide
 from ._equilibrium import EquilibriumLayer
 from ._state import Constant
 from .nemon import NEMONLinear
@@ -48,6 +48,7 @@ class ImplicitLinear(NEMONLinear):
 
     c = Constant(lambda c: 0 <= c < 1, "must be in [0, 1). Use e.g. 0.99.")
 
+    @options_of(NEMONLinear.__init__)
     def __init__(
         self,
         in_features: int,

@@ -12,13 +12,9 @@ from .._tensors import certainly_at_most, only_recorded
 from ..activations import Activation
 from ..equilibrium.operators import frobenius
 from ..errors import InvalidInput
-from ._base import fill_uniform, saturate, shown, soft_bound, wide
+from ._base import LIMIT, fill_uniform, saturate, shown, soft_bound, wide
 from ._equilibrium import Equilibrium, EquilibriumLayer, contracted
 from ._state import Constant, coarse, pack, unpack
-
-LIMIT = 10.0
-"""Free matrices saturate at Frobenius norm LIMIT·√n (B and C times √min(γ, 1)): far above what
-training uses, and small enough that the equilibrium can be computed for any parameters."""
 
 GAMMA = (1e-9, 1e9)
 """γ stays within, where neither γ² nor 1/γ leaves float32."""
@@ -42,7 +38,7 @@ def witness(
 ) -> dict[str, Tensor]:
     """A with Λ(I - A) = (CᵀC + NR⁻¹Nᵀ) / 2γ + VᵀV + εI + S - Sᵀ, which solves the condition.
 
-    The free matrices saturate first, see LIMIT; `solution` is the closed form itself.
+    The free matrices saturate first, see `limits`; `solution` is the closed form itself.
 
     Args:
         psi: (*batch, n), or None for zeros. V, S: (*batch, n, n). B: (*batch, n, m).
@@ -73,7 +69,8 @@ def _certainly_within(matrices: list[Tensor], limit: float | Tensor) -> bool:
 
 
 def limits(units: int, gamma: float | Tensor) -> tuple[float, float | Tensor]:
-    """Of V and S, and of B and C; see LIMIT."""
+    """The Frobenius norms at which V and S, and B and C, saturate: far above what training uses,
+    and small enough that the equilibrium can be computed for any parameters."""
     scale = LIMIT * math.sqrt(units)
     if isinstance(gamma, Tensor):
         return scale, scale * gamma.double().clamp(max=1).sqrt()
@@ -297,7 +294,8 @@ class LBENLinear(Bounded, EquilibriumLayer):
             every equilibrium nearer by this factor in every iteration, whatever the parameters:
             see `contracted`. (In training the step is up to 50 solves old.) An iteration costs what
             it did, the closed form an eigenvalue problem more.
-        activation: a name, or an `Activation`, with slopes in [0, 1].
+        activation: a name, or an `Activation`, with slopes in [0, 1]; `activations.per_unit` makes
+            one of several, unit by unit.
         method, tol, max_steps: of `sdplip.equilibrium.solve`.
 
     `gamma`, `eps` and `contraction` come back with the state_dict. The bound is that of the exact

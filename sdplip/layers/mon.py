@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ._base import options_of
 from ._geometry import Pair
 from .lben import Bounded, LBENLinear
 from .lben_conv import LBENConv2d
@@ -37,6 +38,7 @@ class MONLinear(Plain, LBENLinear):
     Source: Winston, Kolter, Monotone operator equilibrium networks (NeurIPS 2020).
     """
 
+    @options_of(LBENLinear.__init__)
     def __init__(
         self,
         in_features: int,
@@ -52,6 +54,7 @@ class MONLinear(Plain, LBENLinear):
 class MONConv2d(Plain, LBENConv2d):
     """`LBENConv2d` without a metric; gamma and source as in `MONLinear`, the rest as there."""
 
+    @options_of(LBENConv2d.__init__)
     def __init__(
         self,
         in_channels: int,
@@ -68,6 +71,7 @@ class MONConv2d(Plain, LBENConv2d):
 class MultiscaleMON(Plain, MultiscaleLBEN):
     """`MultiscaleLBEN` without a metric; gamma and source as in `MONLinear`, the rest as there."""
 
+    @options_of(MultiscaleLBEN.__init__)
     def __init__(
         self,
         in_channels: int,

@@ -10,12 +10,9 @@ from torch.nn import functional as F
 
 from ..activations import Activation
 from ..errors import NotWellPosed
-from ._base import fill_uniform, saturate, soft_bound, wide
+from ._base import bounded, fill_uniform, soft_bound, wide
 from ._equilibrium import Equilibrium, EquilibriumLayer
 from ._state import Constant
-
-LIMIT = 10.0
-"""T saturates at Frobenius norm LIMIT·√n: far above what training uses."""
 
 SPREAD = 4.0
 """|log η| stays below: weights differ by at most e^8."""
@@ -41,7 +38,7 @@ def witness(T: Tensor, d: Tensor, c: Tensor) -> dict[str, Tensor]:
     margin = 16 * torch.finfo(T.dtype).eps
     c = c.clamp(max=1 - margin)
     n, taps = T.shape[-2], T.shape[-1] // T.shape[-2]
-    T = saturate(T, LIMIT * math.sqrt(n))
+    T = bounded(T)
     eta = soft_bound(-d, SPREAD).exp()
     before, after = n * (taps // 2), n * (taps - 1 - taps // 2)
     diagonal = T[..., before : before + n].diagonal(dim1=-2, dim2=-1)
@@ -160,7 +157,8 @@ class NEMONLinear(Measured, EquilibriumLayer):
         in_features, hidden, out_features: m, n, p.
         c: the bound on the matrix measure, in [-1e9, 1); it comes back with the state_dict.
         feedthrough: add the direct path D.
-        activation: a name, or an `Activation`, with slopes in [0, 1].
+        activation: a name, or an `Activation`, with slopes in [0, 1]; `activations.per_unit` makes
+            one of several, unit by unit.
         method, tol, max_steps: of `sdplip.equilibrium.solve`.
 
     Raises:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInput, ShapeError
-from . import lben, nemon
-from ._base import check_finite
+from ._base import LIMIT, check_finite
 from .lben import LBENLinear
 from .mon import MONLinear
 from .nemon import NEMONLinear
@@ -73,14 +72,14 @@ def load_public(
     layer: LBENLinear | NEMONLinear
     if kind == "NEMON":
         values |= {"T": e["A.weight"], "d": _within("d", e["d"])}
-        limits = {"T": nemon.LIMIT}
+        limits = {"T": LIMIT}
         layer = NEMONLinear(inputs, n, outputs, c=m, **options)
     else:
         values |= _inner(kind, e)
         family, eps = LBENLinear if "psi" in values else MONLinear, m / 2 if _early(kind) else m
         layer = family(inputs, n, outputs, gamma=gamma, eps=eps, **options)
-        outer = lben.LIMIT * math.sqrt(min(gamma, 1))
-        limits = {"V": lben.LIMIT, "S": lben.LIMIT, "B": outer, "C": outer}
+        outer = LIMIT * math.sqrt(min(gamma, 1))
+        limits = {"V": LIMIT, "S": LIMIT, "B": outer, "C": outer}
     for name, limit in limits.items():
         size = float(values[name].double().norm())
         if size > limit * math.sqrt(n):

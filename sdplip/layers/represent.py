@@ -41,7 +41,7 @@ def as_lben(
     Raises:
         NotWellPosed: Λ does not show that there is one equilibrium; a cycle and no metric.
         InvalidInput: several activations, or slopes outside [0, 1]; gamma too small; Λ or weights
-            beyond what a layer keeps, see `lben.LIMIT`. ShapeError: metric.
+            beyond what a layer keeps, see `lben.limits`. ShapeError: metric.
 
     Source: [LBEN] for such networks as equilibria; the levels: ECLipsE-Fast (Xu, Sivaranjani,
     NeurIPS 2024), forwards.

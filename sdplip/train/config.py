@@ -109,7 +109,8 @@ class EvalConfig:
     more than `verify_units` units, and convolutional ones, are left out of it. With at most
     `pair_units` units every two of up to ten classes have a bound of their own. The first
     `local_images` of the images under attack are certified by bounds of their own surroundings,
-    too, at up to a second per image and norm (None: none).
+    too, at up to a second per image and norm (None: none). With a `time_limit` in seconds, the
+    search for the SDP bound ends then, and pairs have bounds of their own only if that is in time.
     """
 
     radii: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
@@ -125,10 +126,11 @@ class EvalConfig:
     attack: str = "pgd"
     pair_units: int = 130
     local_images: int | None = None
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         check_types("evaluate", self)
-        check_finite("evaluate", self, "radii", "linf_radii")
+        check_finite("evaluate", self, "radii", "linf_radii", "time_limit")
         check_choices("evaluate", self, {"attack": ATTACKS})
         counts = ("steps", "restarts", "images", "attack_images", "verify_units", "local_images")
         check_least("evaluate", self, 1, *counts)
@@ -145,6 +147,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         augment.check(self.train.augment, self.model.input_shape)
+        bounded = (self.model.layer, self.model.architecture) == ("unconstrained", "dense")
+        if self.train.loss == "lipschitz_margin" and not bounded:
+            raise InvalidInput(
+                "train: loss is 'lipschitz_margin', which takes the norms of nn.Linear layers, but "
+                f"the model is {self.model.layer}, {self.model.architecture}. Use it with the "
+                "layer unconstrained of the architecture dense."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -39,12 +40,11 @@ from .entries import check_choices, check_finite, check_least, check_types, plai
 BASELINES = (convnets.UNCONSTRAINED, "torch-spectral")
 SPECIAL = {"mon": "lben", "implicit": "nemon"}
 """Special cases, each with the family that it belongs to: Λ = I, and ‖A‖_∞ < 1."""
-FAMILIES: dict[str, Callable[..., nn.Module]] = {
-    **LAYERS,
-    "mon": MONLinear,
-    "implicit": ImplicitLinear,
-}
-"""The layer families by name, with their special cases."""
+FAMILIES: Mapping[str, Callable[..., nn.Module]] = ChainMap(
+    {"mon": MONLinear, "implicit": ImplicitLinear},
+    LAYERS,  # type: ignore[arg-type]
+)
+"""The layer families by name, those that join LAYERS later too, with their special cases."""
 UNBOUNDED = ("lben", "mon")
 """Families whose ℓ₂ bound can be switched off."""
 DENSE = "dense"

@@ -16,6 +16,7 @@ from torch import nn
 
 from .. import __version__
 from .._arrays import Array, parse_norm
+from .._modes import own_modes
 from ..convolutional import ConvSystem
 from ..errors import CertificationError, InvalidInput, NotConverged
 from ..system import System
@@ -24,11 +25,12 @@ from .euclidean import Progress, Proposal, euclidean
 from .fold import fold
 from .frequency import lipschitz_conv
 from .frequency_lower import lower_bound_conv
+from .layered import folds
 from .local import restrict
 from .lower import lower_bound
 from .margins import difference
 from .maximum import maximum
-from .reduce import live_units, prune
+from .reduce import live_units, prune, spectral_norm
 from .region import Region
 from .subject import as_system
 
@@ -38,6 +40,7 @@ UNROLLED_SIZE = 1024
 """Up to this many inputs and units each a network on images is also bounded unrolled: some 20 s."""
 
 
+@own_modes
 def lipschitz(
     model: System | ConvSystem | nn.Module,
     norm: float | str = 2,
@@ -90,7 +93,7 @@ def lipschitz(
     norm = parse_norm(norm)
     if time_limit is not None and not time_limit > 0:
         raise InvalidInput(f"time_limit is {time_limit}, but must be positive seconds.")
-    system = _described(model, input_shape)
+    system = described(model, input_shape)
     if not (system.inputs and system.outputs):
         raise InvalidInput(
             f"The system maps R^{system.inputs} to R^{system.outputs}: there is nothing to bound."
@@ -115,9 +118,10 @@ def lipschitz(
     return replace(certificate, seconds=time.perf_counter() - began)
 
 
-def _described(
+def described(
     model: System | ConvSystem | nn.Module, input_shape: Sequence[int] | None
 ) -> System | ConvSystem:
+    """What `lipschitz` bounds; arguments and errors are its own."""
     if input_shape is None or not isinstance(model, nn.Module):
         return model if isinstance(model, ConvSystem) else as_system(model)
     from ..importing import from_torch, sample_shape
@@ -143,7 +147,7 @@ class _Task:
         self.local = system if region is None else restrict(system, region)
         self.target = self.local if classes is None else difference(self.local, *classes)
         small = prune(self.target)
-        folded = fold(small)
+        folded = fold(small) if norm != 2 or folds(small) else None
         self.solved = small if folded is None else folded.system
         self.kept = np.flatnonzero(live_units(self.target))
         if folded is not None:
@@ -297,6 +301,8 @@ def norm_product(system: System, norm: float | str = 2) -> float | None:
     order = parse_norm(norm)
 
     def size(matrix: Array) -> float:
+        if order == 2:
+            return spectral_norm(matrix)
         return float(np.linalg.norm(matrix, order)) if matrix.any() else 0.0
 
     slope = np.maximum(abs(system.alpha), abs(system.beta))

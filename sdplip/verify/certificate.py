@@ -16,15 +16,16 @@ import numpy as np
 from torch import nn
 
 from .. import conditions
-from .._arrays import Array, parse_norm, write_atomically
+from .._arrays import Array, parse_norm, write_named
+from .._modes import own_modes
 from ..convolutional import ConvSystem
 from ..errors import CertificationError, InvalidInput
 from ..system import System
 from .fold import fold
-from .layered import tridiagonal
+from .layered import definite, folds
 from .reduce import live_units, prune
 from .region import Region
-from .rigorous import TINY, UNIT, Ball, positive_definite, tridiagonal_definite
+from .rigorous import LARGE, TINY, UNIT, Ball
 from .subject import subject
 
 FORMAT = "sdplip certificate 2"
@@ -50,7 +51,7 @@ class Certificate:
     norm: float
     """2.0 or inf."""
     multipliers: tuple[float, ...] = field(repr=False)
-    """Λ (norm 2) or η (norm inf), one per unit; 0 for one that cannot matter, or is linear."""
+    """Λ (norm 2) or η (norm inf), one per unit; 0 for one that cannot matter, or is substituted."""
     proven: bool
     """Whether `check` established the bound in rounding-safe arithmetic."""
     lower: float | None
@@ -78,9 +79,13 @@ class Certificate:
     """The bound as the solver left it, before the proof: evidence only."""
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON; numbers are exact (shortest text that reads back the same)."""
+        """Write as JSON; numbers are exact (shortest text that reads back the same).
+
+        Raises:
+            InvalidInput: the folder does not exist.
+        """
         content = _text(self.to_json()).encode()
-        write_atomically(Path(path), lambda scratch: scratch.write_bytes(content))
+        write_named(Path(path), lambda scratch: scratch.write_bytes(content))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document: the fields (norm as text), the format and a hash over them."""
@@ -182,6 +187,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _CHOICES = {"kind": f"{SYSTEM}|{CONVOLUTION}", "norm": "2|inf", "model": "[0-9a-f]{64}"}
 
 
+@own_modes
 def check(certificate: Certificate, model: System | ConvSystem | nn.Module) -> Certificate:
     """Establish the bound anew from the multipliers and the model alone.
 
@@ -272,7 +278,7 @@ def holds(
     """Whether bound and multipliers (n,) satisfy the condition, in rounding-safe arithmetic.
 
     Args:
-        multipliers: those of units that cannot matter, or have one slope, are not used.
+        multipliers: those of units that cannot matter, or are substituted, are not used.
         classes: (i, j) for the bound of y_i − y_j, whose rows are subtracted exactly.
     """
     return _shows(system, norm, bound, multipliers, classes)(bound)
@@ -296,26 +302,22 @@ def _shows(
         return lambda bound: 0 <= bound < math.inf
     C, D = (Ball(X, 0.0 if classes is None else UNIT * abs(X)) for X in (small.C, small.D))
     arrays = {"A": small.A, "B": small.B, "C": C, "D": D, "alpha": small.alpha, "beta": small.beta}
-    if (folded := fold(small, C, D)) is not None:
+    folded = fold(small, C, D) if norm != 2 or folds(small) else None
+    if folded is not None:
         arrays, kept = folded.arrays, kept[folded.kept]
     usable = np.isfinite(multipliers).all() and (kept > 0).all() and 0 <= size < math.inf
     if not usable:
         return lambda bound: False
     arrays, kept, exponent = _rescaled(arrays, kept, size, norm)
     if norm == 2:
-        blocks = tridiagonal(small, arrays, kept) if folded is None else None
-        inputs = np.arange(small.inputs)
+        shown = definite(None if folded else small, arrays, kept)
 
-        def rho(bound: float) -> float:
+        def at(bound: float) -> bool:
             # M is affine in ρ, which is below bound²: what is proved for √ρ holds for the bound.
             gamma = Ball(math.ldexp(bound, -exponent))
-            return float((gamma * gamma).lower)
+            return shown(float((gamma * gamma).lower))
 
-        if blocks is None:
-            M = conditions.lipschitz(**arrays, Lam=Ball(kept), rho=Ball(0.0))
-            return lambda bound: positive_definite(M.plus(inputs, rho(bound)))
-        (first, *rest), below = blocks
-        return lambda bound: tridiagonal_definite([first.plus(inputs, rho(bound)), *rest], below)
+        return at
     rows = conditions.linf(**arrays, eta=Ball(kept), c=1.0, gamma=Ball(0.0))
     split = 2 * kept.size
     top = -rows[split:].lower
@@ -359,11 +361,14 @@ def prove(
 ) -> float | None:
     """About the smallest bound that `holds`, from what a solver says is the least.
 
-    least·(1 + 10⁻ᵏ) for k = 14, 13, … up to `most`, then ten times that excess, so that other
-    checkers, whose arithmetic may be coarser, can show it, too. None where none is shown.
+    least·(1 + 10⁻ᵏ) for k = 14, 13, … up to `most`, for large systems from k = 9 on, then ten
+    times that excess, so that other checkers, whose arithmetic may be coarser, can show it, too.
+    None where none is shown.
     """
     shown = _shows(system, norm, least, multipliers, classes)
-    for excess in 10.0 ** np.arange(-14, 0):
+    # Of large matrices a decomposition takes long, and is that exact only rarely.
+    finest = -14 if system.units + system.inputs < LARGE else -9
+    for excess in 10.0 ** np.arange(finest, 0):
         if excess > most:
             break
         if shown(float(least * (1 + excess))):

@@ -1,15 +1,15 @@
 """An independent checker: `python checker.py CERTIFICATE MODEL.npz` proves a certified bound again.
 
 It needs the standard library and NumPy, nothing of sdplip, and may be copied anywhere, with the
-checker_*.py beside it for files of layers, linear units, convolutions and regions. It uses the
-claim and the multipliers, which may be any numbers: weights and slopes are the model's, and what is
-proved here, in float64 with error bounds or, for a small network, in rational arithmetic, implies
-the claim. Norm 2: if λ > 0 and M ≻ 0 (`condition`), all solutions of z = σ(Az + Bx + b),
-y = Cz + Dx + c satisfy ‖Δy‖ ≤ bound·‖Δx‖, as (Δz − αΔv)ᵀΛ(βΔv − Δz) ≥ 0 for σ with slopes in
-[α, β], and with cycles in A there is exactly one (Fazlyab et al., NeurIPS 2019, Theorem 2; Revay
-et al., arXiv 2010.01732, Theorem 2). Norm inf: all `margins` > 0 (Jafarpour et al., NeurIPS 2021,
-Theorem 3). Relied on: IEEE 754 double precision, and matrix products that are sums of products in
-some order. sdplip's own proof is other code. Exit code 0: proven, 1: not, 2: unreadable.
+checker_*.py beside it for files of layers, linear units, wide levels, convolutions and regions. It
+uses the claim and the multipliers, which may be any numbers: weights and slopes are the model's,
+and what is proved here, in float64 with error bounds or, for a small network, in rational
+arithmetic, implies the claim. Norm 2: if λ > 0 and M ≻ 0 (`condition`), all solutions of
+z = σ(Az + Bx + b), y = Cz + Dx + c satisfy ‖Δy‖ ≤ bound·‖Δx‖, as (Δz − αΔv)ᵀΛ(βΔv − Δz) ≥ 0 for σ
+with slopes in [α, β], and with cycles in A there is exactly one (Fazlyab et al., NeurIPS 2019,
+Theorem 2; Revay et al., arXiv 2010.01732, Theorem 2). Norm inf: all `margins` > 0 (Jafarpour et
+al., NeurIPS 2021, Theorem 3). Relied on: IEEE 754 double precision, matrix products that are sums
+of products in some order. sdplip's proof is other code. Exit code 0: proven, 1: not, 2: bad file.
 """
 
 # mypy: ignore-errors
@@ -236,6 +236,10 @@ def prove(net, claim, exact):
         E = beside("linear", "substitution")(*known)
         if E is None:
             return False
+    if f is condition and E is None and not exact and len(lam) >= 1500:
+        known = (R[kept][:, columns], F[:, columns], low[kept], high[kept], lam, bound)
+        if (wide := beside("wide", "reduced")(*known, levels, condition)) is not None:
+            return definite(*wide)
     for step, of, sign in ((0, np.asarray, -1), (1, abs, 1), (2, abs, 1)):
         of_all = (of(X) for X in (R[kept], F))
         rows, outputs = (X[:, columns] if E is None else X @ E[step] for X in of_all)

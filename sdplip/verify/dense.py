@@ -6,6 +6,7 @@ was there below its diagonal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -52,7 +53,7 @@ def longest(factor: Array, step: Array, accuracy: float, enough: float) -> float
     """A step a with S + a·step ⪰ 0, nearly the largest; `enough` where that is larger.
 
     Lanczos on U⁻ᵀ step U⁻¹ with the residual as the margin [Toh, SIAM J. Optim. 14 (2003)]; what
-    is factored afterwards shows whether the step was too long.
+    is factored afterwards shows whether the step was too long. 0 where that overflows.
     """
     order = len(factor)
     v = np.random.default_rng(0).standard_normal(order)
@@ -67,6 +68,8 @@ def longest(factor: Array, step: Array, accuracy: float, enough: float) -> float
         diagonal.append(float(u @ v))
         u -= diagonal[-1] * v + beta * before
         beta = float(np.linalg.norm(u))
+        if not math.isfinite(beta):
+            return 0.0
         if k % 4 == 0 or k == order or beta == 0:
             values, vectors = eigh_tridiagonal(
                 np.array(diagonal), np.array(off), select="i", select_range=(0, 0)

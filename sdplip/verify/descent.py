@@ -36,6 +36,8 @@ from .reduce import Problem
 
 Slopes = tuple[Tensor | float, Tensor | float]
 
+LINEAR = 6.0
+"""log T_k of the units of one slope at first."""
 DENSE = 1500
 """From this order on the largest eigenvalue is found by iteration."""
 
@@ -191,17 +193,18 @@ def _eliminate(
             c = (1 + margins[k].exp()) / 2 * top(E, False, 1e-3).clamp_min(least)
         logs.append(c.log()[..., None] + t + size[..., None])
         L = torch.linalg.cholesky(_plus(-E, 2 * c))
-        side = (low + high)[..., None] / root.mT
+        mean, half = (low + high)[..., None] / root.mT, (c / 2)[..., None, None]
+        spread = half.sqrt() * (high - low)[..., None] / root.mT * W
         if few:
-            spread = (high - low)[..., None] / root.mT * W
-            half = torch.linalg.solve_triangular(L, G * side.mT, upper=False) @ W
-            X = (c / 2).sqrt()[..., None, None] * torch.cat([spread, half], -2)
+            V = torch.linalg.solve_triangular(L, G * mean.mT, upper=False) @ W
+            X = torch.cat([spread, half.sqrt() * V], -2)
+        elif signed:
+            # As positive terms alone: the multipliers of units of one slope are large.
+            Z, factored = mean * W, False
+            rest = half * (E @ Z).mT @ torch.cholesky_solve(Z, L)
+            X = spread.mT @ spread + (rest + rest.mT) / 2
         else:
-            X = torch.linalg.solve_triangular(L, c[..., None, None] * side * W, upper=False)
-            factored = not signed
-        if not factored:
-            lam = c[..., None] * t.exp()
-            X = X.mT @ X - 2 * W.mT @ ((lam * low * high)[..., None] * W)
+            X, factored = torch.linalg.solve_triangular(L, 2 * half * mean * W, upper=False), True
         X, more = _scaled(X)
         size = size + (2 * more if factored else more)
     return top(X, factored, 1e-6).clamp_min(least).log() + size, logs[::-1]
@@ -259,7 +262,8 @@ def minimise(
 
     Args:
         problem: a chain (`layers`).
-        rate: of Adam at first; it falls linearly to a fiftieth, with the steps or the time.
+        rate: of Adam at first, up to four times that where time is short; it falls linearly to a
+            fiftieth, with the steps or the time.
         deadline: in `time.monotonic`; no step but the first, the closed form, is begun that would
             likely end after it.
         progress: called with the steps, ρ and −inf.
@@ -276,7 +280,10 @@ def minimise(
     weights, slopes = _tensors(chain, device)
     widths = [len(low) for low, _ in slopes]
     # log T_1 … log T_L, then a_1 … a_L.
-    free = torch.zeros(sum(widths) + len(widths), dtype=torch.float64, device=device)
+    # The best multiplier of a unit of one slope, and the margin of a layer of them, is infinite.
+    single = [low == high for low, high in slopes]
+    parts = [*single, torch.stack([own.all() for own in single])]
+    free = LINEAR * torch.cat(parts).to(dtype=torch.float64)
     first, second = torch.zeros_like(free), torch.zeros_like(free)
     best, logs, steps, stopped = math.inf, [], 0, "steps"
     start = mark = time.monotonic()
@@ -306,6 +313,9 @@ def minimise(
         done = (steps - 1) / max_steps
         if deadline is not None:
             done = max(done, (mark - start) / (deadline - start))
+            if steps == 1:
+                # Few steps must be longer ones.
+                rate *= min(max(100 * spent / (deadline - mark), 1.0), 4.0)
         length = rate * (1.02 - done) / (1 - 0.9**steps)
         spread = (second / (1 - 0.99**steps)).sqrt() + 1e-8
         free = (free - length * first / spread).detach()

@@ -57,6 +57,7 @@ def euclidean(
     warm: Array | None = None,
 ) -> Proposal:
     """The best bound that `method` leads to; `prove` has the last word."""
+    _check_time(system, deadline)
     problem = normalise(system)
     if method in ("layerwise", "product") and problem.levels is None:
         raise InvalidInput(f"method = {method!r} needs an acyclic system; use 'interior'.")
@@ -112,11 +113,26 @@ def euclidean(
             "method = 'chain' stopped where rounding hides the way on: its bound holds, but may "
             "lie above the best one. Use method = 'auto', which tries the dense method, too.",
             NotConvergedWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     solved, optimum = (problem.gain * math.sqrt(max(v, 0.0)) for v in (found.rho, found.dual))
     known = optimum if found.dual > -math.inf else None
     return _best(method, system, problem, _blends(found.lam, first), prove, solved, known)
+
+
+def _check_time(system: System, deadline: float | None) -> None:
+    """Refuse what has no bound within a minute of the deadline: a large dense M."""
+    size = system.units + system.inputs
+    if deadline is None or size < LARGE or descent.layers(system) is not None:
+        return
+    # A start, eigenvalues, and a proof, of which the search around cycles takes several.
+    seconds = (100 if system.levels is None else 10) * size**3 / (10 * PACE)
+    left = max(deadline - time.monotonic(), 0.0)
+    if seconds > left + 60:
+        raise InvalidInput(
+            f"lipschitz: time_limit leaves {left:.0f} s, but a first bound of {system.units} units "
+            f"that are no chain of layers takes about {seconds:.0f} s. Give more time, or no limit."
+        )
 
 
 def _choose(problem: Problem, deadline: float | None) -> str:
@@ -124,6 +140,9 @@ def _choose(problem: Problem, deadline: float | None) -> str:
     n, levels = len(problem.A), problem.levels or ()
     if not chain.fits(problem):
         return "interior" if n <= SECOND_ORDER_UNITS or problem.levels is None else "layerwise"
+    if (problem.alpha == problem.beta).any():
+        # Whose best multipliers are infinite: no interior point is central.
+        return "descent"
     method = "chain" if len(levels) >= DEEP or n > SECOND_ORDER_UNITS else "interior"
     sizes = np.array([problem.B.shape[1], *map(len, levels)], dtype=float)
     step = n**3 / 3 + 60 * (sizes**3).sum() if method == "chain" else 4 * sizes.sum() ** 3

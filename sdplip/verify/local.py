@@ -19,7 +19,7 @@ from ..errors import CertificationError, InvalidInput, NotWellPosed
 from ..system import UNKNOWN, System
 from .ranges import Lines, lines, slope_range, value_range
 from .region import Region, check_region
-from .rigorous import TINY, UNIT, Ball
+from .rigorous import TINY, UNIT, Ball, lengths
 
 SWEEPS = 8
 """Of interval propagation around the cycles of an equilibrium network."""
@@ -227,12 +227,6 @@ def _sum(shift: Ball, A: Array, z_low: Array, z_high: Array) -> Ball:
 
 def _apply(matrix: Array, vector: Ball) -> Ball:
     return (Ball(matrix) @ vector[:, None])[:, 0]
-
-
-def lengths(rows: Array) -> Any:
-    """At least ‖·‖₂ along the last axis, of numbers whose squares underflow, too."""
-    terms = rows.shape[-1]
-    return np.linalg.norm(rows, axis=-1) * (1 + 4 * (terms + 8) * UNIT) + terms * 1e-160
 
 
 def _interval(ball: Ball) -> tuple[Array, Array]:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from .._arrays import Array, finite
-from ..errors import ShapeError
+from .._modes import own_modes
+from ..activations import activation
+from ..errors import InvalidInput, ShapeError
 from ..system import UNKNOWN, System
 from .exact import exact_gain
 from .local import preactivations
@@ -31,6 +33,7 @@ CYCLIC_SLACK = 1e-6
 """Taken off where equilibria are only known in floating point, to 1e-12 and their conditioning."""
 
 
+@own_modes
 def lower_bound(
     system: System,
     norm: float = 2,
@@ -42,7 +45,8 @@ def lower_bound(
     seed: int = 0,
     deadline: float | None = None,
 ) -> float | None:
-    """The largest gain ‖J(x)w‖ / ‖w‖ of a Jacobian that was found; None if σ is unknown.
+    """The largest gain ‖J(x)w‖ / ‖w‖ of a Jacobian that was found; None if σ is unknown, or
+    equilibria with it cannot be computed.
 
     Random points climb the norm of their Jacobian, whose slopes are averaged over ever narrower
     intervals of pre-activations, so that kinks have a gradient, too. The best gains are then
@@ -63,7 +67,7 @@ def lower_bound(
         ShapeError: points or a region of another dimension.
         NotConverged: an equilibrium was not found.
     """
-    if (system.activation == UNKNOWN).any():
+    if not _evaluates(system):
         return None
     with np.errstate(all="ignore"):
         search = _Search(system, norm, region, seed, math.inf if deadline is None else deadline)
@@ -73,6 +77,18 @@ def lower_bound(
         if system.levels is not None and small and found < (1 - 1e-9) * gain:
             found = max(found, exact_gain(system, norm, x[0], w[0]))
         return found
+
+
+def _evaluates(system: System) -> bool:
+    if (system.activation == UNKNOWN).any():
+        return False
+    try:
+        # Around cycles it is evaluated by proximal maps, which not all have.
+        for name in np.unique(system.activation) if system.levels is None else ():
+            activation(str(name))
+    except InvalidInput:
+        return False
+    return True
 
 
 def _data(points: Any, inputs: int) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,14 +14,14 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from .._arrays import Array, finite, parse_norm
+from .._modes import own_modes
 from .._radii import COARSE, SLACK, least_quotient
 from ..convolutional import ConvSystem
 from ..errors import InvalidInput, ShapeError
 from ..system import System
 from .certificate import Certificate
-from .local import lengths
 from .region import Region
-from .rigorous import UNIT
+from .rigorous import UNIT, lengths
 from .subject import as_system
 
 
@@ -114,12 +114,14 @@ def _slack(logits: Any) -> float:
     return by_size.get(min(dtype.itemsize, 8), COARSE)
 
 
+@own_modes
 def margin_bounds(
     model: System | ConvSystem | nn.Module,
     norm: float | str = 2,
     *,
     pairs: str | int | None = None,
     region: Region | None = None,
+    input_shape: Sequence[int] | None = None,
     time_limit: float | None = None,
     progress: Callable[[int, int, Certificate], None] | None = None,
     **options: Any,
@@ -130,7 +132,7 @@ def margin_bounds(
     worst pair's multipliers serve no other pair best.
 
     Args:
-        model: as for `lipschitz`, with at least two outputs.
+        model, input_shape: as for `lipschitz`, with at least two outputs.
         norm: 2 or inf, of the input.
         pairs: "all" (None is the same), or a label: only its pairs with the others.
         region: a local bound, for inputs of this region.
@@ -142,9 +144,9 @@ def margin_bounds(
     Raises:
         InvalidInput: fewer than two outputs, or a label that is none; and as `lipschitz`.
     """
-    from .bound import lipschitz
+    from .bound import described, lipschitz
 
-    system = as_system(model)
+    system = as_system(described(model, input_shape))
     p = system.outputs
     chosen = list(_pairs(p, pairs))
     bounds = np.full((p, p), math.inf)

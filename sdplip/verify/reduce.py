@@ -65,7 +65,7 @@ def _fed(levels: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 _NOTHING = -(2**20)
-ITERATED = 1500
+ITERATED = 400
 """From this order on the largest eigenvalue is found by Lanczos iterations."""
 
 
@@ -115,7 +115,7 @@ def normalise(system: System) -> Problem:
     levels = system.levels
     if levels is None:
         unit = scipy.linalg.matrix_balance(A, permute=False, separate=True)[1][0]
-        unit = unit * (_norm(B / unit[:, None]) or 1.0)
+        unit = unit * (spectral_norm(B / unit[:, None]) or 1.0)
         A, B = A * unit / unit[:, None], B / unit[:, None]
     else:
         # All that is not zero feeds a later level.
@@ -124,19 +124,21 @@ def normalise(system: System) -> Problem:
     for level in levels or []:
         # By powers of two first: products of large weights overflow.
         block = whole[np.ix_(level, before)]
-        exponents = np.hstack([_exponents(B[level]), _exponents(block) + power[before]])
+        met = block.any(axis=0)
+        block, fed = block[:, met], before[met]
+        exponents = np.hstack([_exponents(B[level]), _exponents(block) + power[fed]])
         top = _top(exponents)
         rows = np.ldexp(B[level], -top)
-        block = np.ldexp(block * unit[before], power[before] - top)
-        size = _norm(np.hstack([rows, block])) or 1.0
+        block = np.ldexp(block * unit[fed], power[fed] - top)
+        size = spectral_norm(np.hstack([rows, block])) or 1.0
         B[level] = rows / size
-        A[np.ix_(level, before)] = block / size
+        A[np.ix_(level, fed)] = block / size
         unit[level], power[level] = size, top
         before = np.append(before, level)
     exponents = np.hstack([_exponents(D), _exponents(C) + power])
     top = _top(exponents)
     C, D = np.ldexp(C * unit, power - top), np.ldexp(D, -top)
-    size = _norm(np.hstack([D, C])) or 1.0
+    size = spectral_norm(np.hstack([D, C])) or 1.0
     gain = float(np.ldexp(size, top))
     return Problem(A, B, C / size, D / size, system.alpha, system.beta, levels, unit, power, gain)
 
@@ -244,10 +246,10 @@ def _wellposed(problem: Problem) -> Array:
                 "found: the network may have no equilibrium, or several, and has no bound."
             )
     margin = np.linalg.eigvalsh(part(0.0, lam))[0]
-    return lam * 2 * max(_norm(problem.C) ** 2, 1e-6) / margin
+    return lam * 2 * max(spectral_norm(problem.C) ** 2, 1e-6) / margin
 
 
-def _norm(matrix: Array) -> float:
+def spectral_norm(matrix: Array) -> float:
     """The spectral norm, whatever the scale of the entries."""
     # Of wide and of deep networks most rows or columns are zero.
     matrix = matrix[matrix.any(axis=1)][:, matrix.any(axis=0)]

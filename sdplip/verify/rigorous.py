@@ -22,6 +22,8 @@ UNIT = 2.0**-53
 TINY = 1e-300
 GRID = 2.0**25
 """Products of two multiples of 1/GRID, and sums of them below 8, are exact in float64."""
+LARGE = 3000
+"""From this order on the cheap criterion alone is tried."""
 
 
 class Ball:
@@ -60,7 +62,7 @@ class Ball:
     def __add__(self, other: Any) -> Ball:
         other = _ball(other)
         mid = self.mid + other.mid
-        return Ball(mid, _up(self.rad + other.rad + UNIT * abs(mid), 2))
+        return Ball(mid, up(self.rad + other.rad + UNIT * abs(mid), 2))
 
     def __mul__(self, other: Any) -> Ball:
         other = _ball(other)
@@ -72,7 +74,7 @@ class Ball:
             spread += abs(self.mid) * other.rad
         if self.rad.any():
             spread += self.rad * (abs(other.mid) + other.rad)
-        return Ball(mid, _up(spread, 4) + TINY)
+        return Ball(mid, up(spread, 4) + TINY)
 
     def __matmul__(self, other: Any) -> Ball:
         if isinstance(other, _Diagonal):
@@ -87,12 +89,12 @@ class Ball:
             x, dx, y, dy = x[:, inner], dx[:, inner], y[inner], dy[inner]
         size, other_size, terms = abs(x), abs(y), int(inner.sum())
         rounded = min((x != 0).sum(axis=1).max(initial=0), (y != 0).sum(axis=0).max(initial=0))
-        spread = _gamma(int(rounded)) * (size @ other_size)
+        spread = gamma(int(rounded)) * (size @ other_size)
         if dy.any():
             spread = spread + size @ dy
         if dx.any():
             spread = spread + dx @ (other_size + dy)
-        return Ball(x @ y, _up(spread, terms) + terms * TINY)
+        return Ball(x @ y, up(spread, terms) + terms * TINY)
 
     def __rmatmul__(self, other: Any) -> Ball:
         return _ball(other) @ self
@@ -190,13 +192,19 @@ class _BallOps(NumpyOps):
         )
 
 
+def lengths(rows: Array) -> Any:
+    """At least ‖·‖₂ along the last axis, of numbers whose squares underflow, too."""
+    terms = rows.shape[-1]
+    return np.linalg.norm(rows, axis=-1) * (1 + 4 * (terms + 8) * UNIT) + terms * 1e-160
+
+
 def positive_definite(matrix: Ball) -> bool:
     """Whether every symmetric matrix in the ball is positive definite; False means 'not shown'.
 
     First the cheap criterion, [RUMP]: if the floating-point Cholesky decomposition of S − cI runs
     to completion, then S is positive definite, where c is the worst that rounding can do. Where
-    the margin is thinner than that, what rounding did do: S − LLᵀ for the computed L, with an
-    error far below it, must be diagonally dominant.
+    the margin is thinner than that, and the order below `LARGE`, what rounding did do: S − LLᵀ for
+    the computed L, with an error far below it, must be diagonally dominant.
 
     Source: [RUMP] Verification of positive definiteness, BIT 2006, Theorem 2.3.
     """
@@ -209,7 +217,8 @@ def positive_definite(matrix: Ball) -> bool:
     (mid,), _, (distance,) = scaled
     bands = _bands(mid)
     if bands is None:
-        return _by_rump(mid, float(distance.max())) or _by_residual([mid], [], [distance])
+        cheap = _by_rump(mid, float(distance.max()))
+        return cheap or (n < LARGE and _by_residual([mid], [], [distance]))
     order, width = bands
     return _by_residual(
         *_blocks(mid, order, width), np.split(distance[order], range(width, n, width))
@@ -253,14 +262,14 @@ def _scaled(
         sums[k + 1] += rad.sum(axis=1)
         sums[k] += rad.sum(axis=0)
     terms = 3 * max(map(len, mids))
-    return mids, lower, [_up(s, terms + 10) + terms * 1e-150 for s in sums]
+    return mids, lower, [up(s, terms + 10) + terms * 1e-150 for s in sums]
 
 
 def _by_rump(S: Array, distance: float) -> bool:
     n = len(S)
-    trace = _up(S.diagonal().sum(), n)
-    gamma = _gamma(n + 1)
-    shift = _up(gamma / (1 - gamma) * trace + distance + 2 * UNIT * S.diagonal().max(), 8)
+    trace = up(S.diagonal().sum(), n)
+    unit = gamma(n + 1)
+    shift = up(unit / (1 - unit) * trace + distance + 2 * UNIT * S.diagonal().max(), 8)
     shift += 4 * n * n * TINY
     try:
         scipy.linalg.cholesky(S - shift * np.eye(n), lower=True, check_finite=False)
@@ -312,7 +321,7 @@ def _by_residual(diagonal: list[Array], below: list[Array], distance: list[Array
         except scipy.linalg.LinAlgError:
             return False
         left, others = _remainder(diagonal, below, L, M)
-        others = [_up(o + d, 4 * len(d)) for o, d in zip(others, distance, strict=True)]
+        others = [up(o + d, 4 * len(d)) for o, d in zip(others, distance, strict=True)]
         if all((a > b).all() for a, b in zip(left, others, strict=True)):
             return True
         if not all(np.isfinite(o).all() for o in others):
@@ -357,21 +366,22 @@ def _minus_product(S: Array, X: Array, Y: Array) -> tuple[Array, float]:
     first = S - X1 @ Y1.T
     second = X1 @ Y2.T + X2 @ Y.T
     small = max(float(np.linalg.norm(Z, axis=1).max()) for Z in (X2, Y2))
-    entry = 2 * _gamma(terms + 2) * size * small + terms * TINY
+    entry = 2 * gamma(terms + 2) * size * small + terms * TINY
     sums = abs(first) + 2 * abs(second)
     rounding = 2 * UNIT * max(float(sums.sum(axis=axis).max()) for axis in (0, 1))
-    return first - second, float(_up(2 * (max(S.shape) * entry + rounding), terms))
+    return first - second, float(up(2 * (max(S.shape) * entry + rounding), terms))
 
 
 def _ball(value: Any) -> Ball:
     return value if isinstance(value, Ball) else Ball(value)
 
 
-def _gamma(terms: int) -> float:
+def gamma(terms: int) -> float:
+    """How far a sum of so many products may be off, relative to that of the magnitudes."""
     return (terms + 2) * UNIT / (1 - (terms + 2) * UNIT)
 
 
-def _up(value: Any, operations: int) -> Any:
+def up(value: Any, operations: int) -> Any:
     """At least the exact value of what `operations` non-negative roundings gave."""
     return value * (1 + 2 * (operations + 4) * UNIT)
 

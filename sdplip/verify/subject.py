@@ -25,7 +25,7 @@ def as_system(model: Any) -> System:
         return System.from_module(model)
     raise InvalidInput(
         f"{type(model).__name__} is neither a System or ConvSystem nor a torch module; build one "
-        "with System.feedforward, System.equilibrium or System.load."
+        "with System.feedforward or System.equilibrium, or read a file with sdplip.load."
     )
 
 

@@ -232,3 +232,38 @@ FORGED = {
 SLL = document("sll")
 FORGED["slopes that the condition does not cover"] = sealed({**SLL, "slopes": ["-1", "1"]})
 FORGED["a changed file"] = {**SLL, "claim": "2-Lipschitz"}
+
+REASONS = {
+    "rows that are none, for any condition": "Not a proof object: KeyError 'blocks'",
+    "rows of no condition": "neither the ansatz nor the free symbols give A, c, eta",
+    "a kind of its own": "Not a proof object: KeyError 'x'",
+    "identities of its own": "Not a proof object: KeyError 'condition'",
+    "blocks of its own": "not the library's conditions (linear)",
+    "no signed multipliers": "not the library's conditions (residual)",
+    "one symbol defined twice": "'T' is no name, or is declared twice",
+    "a free symbol defined": "'W' is no name, or is declared twice",
+    "a circular definition": "T is defined by T, not known yet",
+    "a scaling of any sign": "is not a positive free vector",
+    "dominance of what is not symmetric": "what it is to dominate is not symmetric",
+    "a root of order −1": "the power -1 is not a power of two",
+    "a power of what is not ⪰ 0": "not seen ⪰ 0",
+    "the inverse of what may be singular": "not seen to be positive definite",
+    "a matrix for ρ": "rho is a scalar",
+    "one stacked matrix twice": "'stacked orthogonality', which concludes nothing",
+    "a weight by nobody": "Not a proof object: ValueError",
+    "a negative weight": "weight 1 is not seen to be ⪰ 0 (positive)",
+    "a constant that is not positive": "weight 1 is not seen to be ⪰ 0 (positive)",
+    "an undeclared constant": "Not an expression of a proof: ['var', 't']",
+    "well-posed by a weight of zero": "no square is positive definite",
+    "well-posed without being strict": "no square is positive definite",
+    "an equilibrium without well-posedness": "the library's conditions (equilibrium, wellposed)",
+    "well-posedness for other slopes": "beta does not go with the slopes",
+    "a condition for other slopes": "the ansatz gives beta = 0, but slopes = (0.0, 1.0)",
+    "an unproved lemma": "Not a proof object: IndexError",
+    "another norm": "norm = inf, but linear is a condition for norm 2",
+    "no goal": "there is no goal",
+    "status undecided": "says 'undecided', not 'proved'",
+    "slopes that the condition does not cover": "residual is stated for slopes in [0, 1]",
+    "a changed file": "its hash does not fit",
+}
+"""What the check says that rejects each."""

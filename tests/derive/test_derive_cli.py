@@ -188,7 +188,12 @@ def test_scripts_take_the_same_options(cli, tmp_path):
         (["proved.py", "--report", "r.pdf"], ".html or .md"),
         (["proved.py", "--emit", "layer.txt"], ".py"),
         (["proved.py", "--out", "none/p.json"], "no directory"),
-        (["proved.py", "--class", "1st"], "1st"),
+        (["proved.py", "--emit", "x.py", "--class", "1st"], "1st"),
+        (["proved.py", "--emit", "x.py", "--class", "class"], "'class'"),
+        (["proved.py", "--class", "X"], "--emit"),
+        (["proved.py", "--convolution"], "--convolution is about the layer that --emit writes"),
+        (["proved.py", "--list"], "--list shows all derivations"),
+        (["--list", "--emit", "x.py"], "--list shows all derivations"),
         (["proved.py", "--only", "other"], "right"),
         (["both.py", "--out", "p.json"], "--only"),
         (["both.py", "--counterexample", "c.json"], "--only"),
@@ -385,7 +390,7 @@ def test_a_convolution_is_emitted_on_request(tmp_path):
     wish = ["--emit", str(tmp_path / "layer.py"), "--convolution"]
     done = CliRunner().invoke(app, ["derive", "sll", *wish])
     assert done.exit_code == 0
-    assert "class SllLayer(ClosedFormConv2d)" in (tmp_path / "layer.py").read_text()
+    assert "class SllLayer(ClosedFormResidualConv2d)" in (tmp_path / "layer.py").read_text()
     done = CliRunner().invoke(app, ["derive", "cpl", *wish])
     assert done.exit_code == 2
     assert "no convolutional form" in done.output

@@ -17,15 +17,7 @@ def leaves(A: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return A.clone().requires_grad_(), v.clone().requires_grad_()
 
 
-PAIRS = [
-    *((method, "relu") for method in METHODS),
-    *(
-        (method, name)
-        for method in ("auto", "newton")
-        for name in (*ACTIVATIONS, "leaky_relu(0.4)")
-    ),
-    *((method, "tanh") for method in ("adaptive", "average", "peaceman_rachford+anderson")),
-]
+UNITS = ["tanh", "leaky_relu(0.1)", "elu"]
 
 
 def unrolled(A: Tensor, v: Tensor, name: str, steps: int = 4000) -> Tensor:
@@ -37,9 +29,10 @@ def unrolled(A: Tensor, v: Tensor, name: str, steps: int = 4000) -> Tensor:
     return z
 
 
-@pytest.mark.parametrize(("method", "name"), PAIRS)
-def test_gradcheck(name: str, method: str) -> None:
-    A, Lam = lben(3, 3.0, eps=1.0, spread=0.3)
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "leaky_relu(0.4)", UNITS], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_gradcheck(name: str | list[str], method: str) -> None:
+    A, Lam = lben(3, 3.0, eps=3.0, spread=0.2)
     v = drive(2, 3)
     exact = solve(A, v, name, method="newton").z
     assert (exact @ A.mT + v).abs().min() > 1e-3
@@ -47,20 +40,8 @@ def test_gradcheck(name: str, method: str) -> None:
     def function(A: Tensor, v: Tensor) -> Tensor:
         return implicit(A, v, name, method=method, metric=Lam, tol=1e-10, max_steps=5000)
 
-    assert torch.autograd.gradcheck(function, leaves(A, v), atol=1e-5, rtol=1e-3)
-
-
-@pytest.mark.parametrize("method", ["auto", "newton", "average+anderson"])
-def test_gradcheck_with_an_activation_per_unit(method: str) -> None:
-    A, Lam = lben(4, 3.0, eps=1.0, spread=0.3)
-    names = ["relu", "tanh", "leaky_relu(0.1)", "sigmoid"]
-    inputs = leaves(A, drive(1, 4))
-    assert torch.autograd.gradcheck(
-        lambda A, v: implicit(A, v, names, method=method, metric=Lam, tol=1e-10, max_steps=5000),
-        inputs,
-        atol=1e-5,
-        rtol=1e-3,
-    )
+    torch.testing.assert_close(function(A, v), exact, atol=1e-7, rtol=1e-7)
+    assert torch.autograd.gradcheck(function, leaves(A, v), atol=1e-5, rtol=1e-3, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["relu", "tanh"])
@@ -229,8 +210,9 @@ def test_failures_are_raised_warned_or_ignored() -> None:
     hasty = {"metric": Lam, "max_steps": 2, "tol": 1e-9, "fallback": None}
     with pytest.raises(NotConverged, match="second block: 6 of 6"):
         implicit(A, v, **hasty, layer_name="second block")
-    with pytest.warns(NotConvergedWarning, match="second block"):
+    with pytest.warns(NotConvergedWarning, match="second block") as said:
         implicit(A, v, **hasty, layer_name="second block", on_failure="warn")
+    assert said[0].filename == __file__, "the line of the caller, not one of ours"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         implicit(A, v, **hasty, on_failure="ignore")

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from sdplip import System, importing  # noqa: E402
 from sdplip.errors import InvalidInput, SdplipError, UncheckedWarning  # noqa: E402
+from sdplip.importing import onnx_file  # noqa: E402
 
 NEW = {"opset": 18, "dynamo": True}
 WAYS = [pytest.param(NEW, marks=pytest.mark.slow), {"opset": 13}, {"opset": 17}]
@@ -252,6 +253,29 @@ def test_an_operator_of_others_needs_declared_slopes(tmp_path):
         importing.load(path, slopes=(0, 1))
 
 
+def test_what_is_around_a_declared_operator_is_compared(tmp_path, monkeypatch):
+    nodes = [node("Swirl", "x", out="t", domain="else"), node("MatMul", "t", "w")]
+    path = write(tmp_path / "net.onnx", nodes, {"w": W}, domains=[("else", 1)])
+    matmul = onnx_file.OPERATORS["MatMul"]
+    monkeypatch.setitem(onnx_file.OPERATORS, "MatMul", lambda x, y: matmul(x, 1.001 * y))
+    with pytest.raises(InvalidInput, match="apart"):
+        importing.load(path, slopes={"Swirl": (-0.5, 2.0)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "slopes", "match"),
+    [
+        ("Softmax", (0.0, 1.0), "elementwise, which it is not"),
+        ("Sinh", (1.0, 2.0), "but one of"),
+        ("Floor", (0.0, 1.0), "but one of"),
+    ],
+)
+def test_declarations_that_samples_contradict_are_refused(tmp_path, kind, slopes, match):
+    path = write(tmp_path / "net.onnx", [node(kind, "x")])
+    with pytest.raises(InvalidInput, match=match):
+        importing.load(path, slopes={kind: slopes})
+
+
 def test_declared_slopes_are_of_functions_of_one_tensor(tmp_path):
     nodes = [node("Neg", "x", out="t"), node("Swirl", "x", "t", domain="else")]
     path = write(tmp_path / "net.onnx", nodes, domains=[("else", 1)])
@@ -267,9 +291,30 @@ def test_defaults_are_the_single_precision_numbers_of_the_standard(tmp_path, kin
     assert alpha in slopes and alpha not in (0.2, 0.01)
 
 
+@pytest.mark.parametrize(("domain", "name"), [("own", "Twice"), ("own", "Relu"), ("", "Relu")])
+def test_functions_of_a_model(tmp_path, domain, name):
+    """Runtimes take the standard's operator for one of its name, whatever the model defines."""
+    standard = helper.make_opsetid("", 18)
+    twice = helper.make_node("Add", ["a", "a"], ["b"])
+    function = helper.make_function(domain, name, ["a"], ["b"], [twice], [standard])
+    sides = [helper.make_tensor_value_info(k, TensorProto.FLOAT, (1, 4)) for k in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node(name, ["x"], ["y"], domain=domain)], "g", sides[:1], sides[1:]
+    )
+    domains = [standard, helper.make_opsetid("own", 1)]
+    model = helper.make_model(graph, functions=[function], opset_imports=domains, ir_version=9)
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path)
+    if domain:
+        assert np.array_equal(importing.load(path).D, 2 * np.eye(4))
+    else:
+        with pytest.raises(InvalidInput, match="in its own way"):
+            importing.load(path)
+
+
 def test_a_translation_that_is_wrong_is_noticed(tmp_path, monkeypatch):
     """The defects found in published bounds, each put into the importer."""
-    from sdplip.importing import onnx_file, operations
+    from sdplip.importing import operations
 
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 12), nn.ReLU())
     path = export(net, torch.zeros(1, 2, 4, 4), tmp_path / "net.onnx")
@@ -292,8 +337,6 @@ def test_a_translation_that_is_wrong_is_noticed(tmp_path, monkeypatch):
 
 
 def test_an_original_that_nothing_can_run_is_refused(tmp_path, monkeypatch):
-    from sdplip.importing import onnx_file
-
     for way in ("_reference", "_runtime"):
         monkeypatch.setattr(onnx_file, way, lambda *_: lambda x: None)
     path = write(tmp_path / "net.onnx", [node("MatMul", "x", "w")], {"w": W})

@@ -6,12 +6,13 @@ import torch
 from networks import Dense, Images
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import sdplip
 from sdplip import System
 from sdplip.convolutional import Activate, Add, Convolve, ConvSystem, Head, Pool
 from sdplip.errors import InvalidInput, UncheckedWarning
-from sdplip.importing import TooLarge, convolutions, from_torch
+from sdplip.importing import TooLarge, convolutions, from_torch, torch_graph
 
 ACTS = [
     (nn.ReLU(inplace=True), "relu"),
@@ -79,6 +80,9 @@ FUNCTIONS = {
     "mutation": lambda m, x: m.b(F.relu_(m.a(x)).mul_(2).add_(1)),
     "slices": lambda m, x: m.a(x)[:, 1:7:2].relu() + x[:, :3] / 4,
     "constants": lambda m, x: m.b(m.a(x).relu() * torch.arange(8.0) + m.a.bias.exp()),
+    "sum of products": lambda m, x: torch.einsum("bi,oi->bo", m.a(x).relu(), m.b.weight),
+    "places": lambda m, x: m.a(x).relu()[:, [7, 0, 0]].repeat(1, 2).cumsum(1)[:, 2:5],
+    "triangle": lambda m, x: m.a(x).view(-1, 2, 4).tril().relu().sum(1)[:, :3],
 }
 
 
@@ -121,8 +125,9 @@ def test_what_has_no_translation_is_refused(name):
         lambda m, x: m.b(m.a(x - x.mean(0, keepdim=True))),
         lambda m, x: m.a(x + 5 * (x - x.roll(1, 0))),
         lambda m, x: m.a(x) if len(x) == 1 else 100 * m.a(x),
+        lambda m, x: m.a(x) if len(x) < 3 else 100 * m.a(x),
     ],
-    ids=["mean", "roll", "branch"],
+    ids=["mean", "roll", "branch", "branch at three"],
 )
 def test_what_mixes_the_samples_of_a_batch_is_not_one_of_a_single_sample(f):
     net = Function(f)
@@ -205,11 +210,27 @@ def test_declared_slopes_are_taken_where_samples_agree():
     assert (system.beta == 1.4).all()
 
 
+@pytest.mark.parametrize("comfortable", [6000, 1])
+def test_what_is_around_a_declared_function_is_compared(comfortable, monkeypatch):
+    monkeypatch.setattr(convolutions, "COMFORTABLE", comfortable)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), Function(lambda m, x: torch.sinc(x)),
+                        nn.Conv2d(2, 1, 1))  # fmt: skip
+    slopes, example = {"sinc": (-1.4, 1.4)}, torch.zeros(1, 1, 3, 3)
+    with pytest.warns(UncheckedWarning, match="tanh in its place the system agrees"):
+        assert from_torch(net, example, slopes=slopes).units == 18
+    conv2d = torch_graph.OPERATORS["conv2d"]
+    monkeypatch.setitem(
+        torch_graph.OPERATORS, "conv2d", lambda x, w, *more: conv2d(x, 1.001 * w, *more)
+    )
+    with pytest.raises(InvalidInput, match="apart"):
+        from_torch(net, example, slopes=slopes)
+
+
 @pytest.mark.parametrize(
     ("f", "name", "slopes"),
     [
         (lambda m, x: m.a(x).softmax(1), "softmax", (0.0, 1.0)),
-        (lambda m, x: m.a(x).cumsum(1), "cumsum", (-9.0, 9.0)),
+        (lambda m, x: m.a(x).logcumsumexp(1), "logcumsumexp", (-9.0, 9.0)),
         (lambda m, x: torch.sinh(m.a(x)), "sinh", (1.0, 2.0)),
         (lambda m, x: torch.round(m.a(x)), "round", (0.0, 1.0)),
     ],
@@ -217,6 +238,38 @@ def test_declared_slopes_are_taken_where_samples_agree():
 def test_declarations_that_samples_contradict_are_refused(f, name, slopes):
     with pytest.raises(InvalidInput, match=rf"{name}.* declared"):
         from_torch(Function(f), torch.zeros(1, 6), slopes={name: slopes})
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda m, x: m.a(x) * (10 if x.dtype == torch.float32 else 1),
+        lambda m, x: m.a(x) * torch.finfo(m.a.weight.dtype).bits / 64,
+    ],
+)
+def test_what_a_module_is_in_its_own_precision_counts(f):
+    """The bound of the float64 copy would be 10 times too small."""
+    with pytest.raises(InvalidInput, match="in float32, on random inputs"):
+        from_torch(Function(f), torch.zeros(1, 6))
+    assert from_torch(Function(f).double(), torch.zeros(1, 6).double()).outputs == 8
+
+
+def pruned():
+    return prune.l1_unstructured(nn.Linear(4, 3), "weight", 0.5)
+
+
+def doubled():
+    layer = nn.Linear(4, 3)
+    layer.twice = 2 * layer.weight
+    return layer
+
+
+@pytest.mark.parametrize("make", [pruned, doubled, lambda: nn.Linear(4, 3, device="meta")])
+def test_what_cannot_be_copied_says_so(make):
+    with pytest.raises(InvalidInput, match="cannot be copied"):
+        from_torch(make(), torch.zeros(1, 4))
+    with pytest.raises(InvalidInput, match="cannot be copied"):
+        System.from_module(make())
 
 
 def test_layers_with_constraints_are_evaluated():

@@ -1,6 +1,8 @@
 """LBEN and NEMON layers."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import torch
 from layer_cases import EXTREMES, make, put
 
 from sdplip import conditions
+from sdplip.activations import per_unit
 from sdplip.equilibrium import monotonicity
-from sdplip.errors import InvalidInput, NotConverged, NotConvergedWarning
-from sdplip.layers import ROUNDING, LBENLinear, NEMONLinear
+from sdplip.errors import InvalidInput, NotConverged, NotConvergedWarning, ShapeError
+from sdplip.layers import ROUNDING, LBENConv2d, LBENLinear, NEMONLinear, fold
 from sdplip.layers.lben import witness as lben
 from sdplip.layers.nemon import linf_bound
 from sdplip.layers.nemon import witness as nemon
@@ -311,3 +314,58 @@ def test_nemon_promises_what_its_weights_give(units, dead):
         layer.B[: round(dead * units)] = 0
         exact = float(layer.linf_bound())
     assert exact <= layer.lipschitz <= exact * (1 + 1e-6) + 1e-12
+
+
+@pytest.mark.parametrize("cls", EQUILIBRIUM)
+def test_every_unit_may_have_an_activation_of_its_own(cls):
+    names = ["relu", "tanh", "sigmoid", "leaky_relu(0.2)"]
+    layer = cls(5, 4, 3, activation=per_unit(names), dtype=torch.float64, tol=1e-12)
+    x = draw(6, 5)
+    y, system = layer(x), layer.system()
+    assert list(system.activation) == names
+    torch.testing.assert_close(y, system(x), rtol=1e-9, atol=1e-10)
+    folded = fold(torch.nn.Sequential(layer).eval(), samples=x, tol=1e-10)
+    torch.testing.assert_close(folded(x), y, rtol=1e-7, atol=1e-8)
+    twin = pickle.loads(pickle.dumps(layer))
+    twin.load_state_dict(copy.deepcopy(layer).state_dict())
+    assert torch.equal(twin.train()(x), layer.train()(x))
+    with pytest.raises(InvalidInput, match="it would compute another map"):
+        cls(5, 4, 3, activation=per_unit(names[::-1])).load_state_dict(layer.state_dict())
+    with pytest.raises(ShapeError, match="4 units"):
+        cls(5, 7, 3, activation=per_unit(names))(torch.ones(1, 5))
+
+
+class Around(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(2 * torch.relu(x)).tanh()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(lambda: LBENLinear(5, 8, 3), (6, 5)), (lambda: LBENConv2d(2, 3, 2, 3), (2, 2, 4, 6))],
+    ids=["dense", "convolution"],
+)
+def test_what_is_around_it_is_compiled(make, shape):
+    """The solver itself is not: that took minutes, a graph for every number of iterations."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    network, x, graphs = Around(make()), torch.randn(shape), []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(copy.deepcopy(network), backend=count)
+    for size in (1, 5, 20):
+        y, expected = compiled(size * x), network(size * x)
+        assert torch.equal(y, expected)
+        y.square().sum().backward()
+        expected.square().sum().backward()
+    for p, q in zip(network.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    assert len(graphs) == 2, "before it and after it"

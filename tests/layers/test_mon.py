@@ -1,6 +1,7 @@
 """MON layers: what they have beyond LBEN's, which they are, with Λ = I."""
 
 import copy
+import inspect
 import math
 import pickle
 
@@ -15,6 +16,7 @@ from sdplip.errors import InvalidInput
 from sdplip.layers import (
     CONVOLUTIONS,
     LAYERS,
+    ImplicitLinear,
     LBENConv2d,
     LBENLinear,
     MONConv2d,
@@ -127,3 +129,14 @@ def test_gamma_is_checked_and_none_is_learned_from_infinity():
     with pytest.raises(InvalidInput, match="MONLinear: gamma = inf"):
         MONLinear(2, 3, 2, learn_gamma=True)
     assert MONLinear not in LAYERS.values() and MONConv2d not in CONVOLUTIONS.values()
+
+
+@pytest.mark.parametrize("cls", [MONLinear, MONConv2d, MultiscaleMON, ImplicitLinear])
+def test_its_signature_tells_all_options(cls):
+    ours, theirs = (inspect.signature(c).parameters for c in (cls, cls.__bases__[-1]))
+    assert list(ours) == list(theirs)
+    changed = {name: p.default for name, p in ours.items() if p.default != theirs[name].default}
+    assert changed == ({"c": 0.99} if cls is ImplicitLinear else {"gamma": math.inf})
+    sizes = (2, 3, 2) if cls in (MONLinear, ImplicitLinear) else (2, (3,), 2, 3)
+    with pytest.raises(TypeError, match="gama"):
+        cls(*sizes, gama=1.0)

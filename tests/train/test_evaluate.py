@@ -109,6 +109,26 @@ def test_every_pair_of_classes_has_its_own_bound(splits):
     assert not alone[0].violations() and not alone[8].violations()
 
 
+def test_verification_ends_in_time_and_says_so(splits):
+    model, config = trained("unconstrained", splits)
+    config = override(config, pair_units=8)
+    rows = [
+        evaluate(model, override(config, time_limit=limit), splits)[0]
+        for limit in (None, 1e3, 1e-4)
+    ]
+    free, ample, short = rows
+    assert ample.certified == free.certified and "time" not in ample.note
+    assert ample.verified == free.verified <= short.verified and short.proven
+    assert all(a <= b for a, b in zip(short.certified, free.certified, strict=True))
+    assert "pairs/2-0-1.json" in ample.certificates and len(short.certificates) == 1
+    for said in (
+        "no time to bound pairs of classes",
+        "the search for the bound ended after 0.0001",
+    ):
+        assert said in short.note and any(said in line for line in notes([short]))
+    assert short.violations() == []
+
+
 @pytest.mark.parametrize("layer", ["unconstrained", "nemon"])
 def test_local_certificates_stand_beside_global_ones(layer, splits):
     model, config = trained(layer, splits)

@@ -14,6 +14,7 @@ from sdplip.cli import app
 from sdplip.errors import InvalidInput
 from sdplip.train import Splits, build, load, override
 from sdplip.train.checkpoint import read_json, write_json
+from sdplip.train.directory import folder_name
 from sdplip.train.evaluation.measure import shortened
 from sdplip.train.evaluation.row import Row
 from sdplip.train.experiments.budget import Budget, settled, shrink
@@ -31,7 +32,7 @@ from sdplip.train.reporting.captions import (
 from sdplip.train.reporting.curves import tightness_figure
 from sdplip.train.reporting.figures import cost_figure
 from sdplip.train.reporting.plots import plot, tradeoff_figure
-from sdplip.train.runs import compare, folder_name, run
+from sdplip.train.runs import compare, run
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,9 @@ def test_what_is_asked_for_shorter_or_otherwise_is_not_taken_for_the_published()
     for changes in ({}, {"epochs": 40}, {"seed": 7}):
         configs = experiment.configs(images, **changes).values()
         assert not any(map(shortened, configs))
+    for name, changes in (("lben-mnist", {"gamma": 2.0}), ("lben-mnist-widths", {"width": 9})):
+        with pytest.raises(InvalidInput, match="of the comparison has"):
+            EXPERIMENTS[name].configs(images, **changes)
     assert experiment.published(epochs=3, width=None) == experiment.published()
     assert experiment.published(width=8) == {}
 
@@ -176,10 +180,14 @@ def test_a_budget_takes_epochs_then_images_and_never_adds_any(splits):
 def test_a_budget_limits_what_is_measured_too(splits):
     config = override(quick("aol", splits), images=len(splits.test[0]), steps=50_000, restarts=9)
     (short,) = Budget({"aol": config}, splits, 1.0, "cpu").plan().values()
-    # Two images of every class are left.
-    assert short == override(config, attack_images=20)
+    # Two images of every class are left, and 35 % of a minute for verification.
+    assert short == override(config, attack_images=20, time_limit=short.evaluate.time_limit)
+    assert 0.3 * 60 < short.evaluate.time_limit <= 0.35 * 60
     (short,) = Budget({"aol": config}, splits, 1e-5, "cpu").plan().values()
-    assert short.evaluate.images == 100
+    assert short.evaluate.images == 100 and short.evaluate.time_limit == 1.0
+    unverified = {"aol": override(config, verify=False)}
+    (short,) = Budget(unverified, splits, 1e-5, "cpu").plan().values()
+    assert short.evaluate.time_limit is None
 
 
 @pytest.fixture
@@ -413,6 +421,26 @@ def test_presets_of_comparisons_on_the_command_line(splits, tmp_path, monkeypatc
     assert named >= {*PRESETS, "tiny/lben-gamma-1", "1lc-cifar10/aol-xs"}
     for wrong in ("tiny/lben", "tiny", "nothing/at-all"):
         assert CliRunner().invoke(app, ["train", "--preset", wrong]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("compare --layers sll --gamma 2", "--gamma does nothing for sll, only for lben, mon"),
+        ("compare --cpus 2", "--cpus is 2, but needs --engine ray"),
+        ("compare --gpus 1", "--gpus is 1, but needs --engine ray"),
+        ("compare --engine ray --cpus -1", "--cpus"),
+        ("train --layer sll --loss lipschitz_margin", "layer unconstrained"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(arguments, message):
+    done = CliRunner().invoke(app, arguments.split())
+    assert done.exit_code == 2 and message in done.output.replace("\n", " ")
+
+
+def test_the_models_of_a_comparison_stand_in_one_line_of_the_table():
+    shown = CliRunner().invoke(app, ["train", "--list-presets"], env={"COLUMNS": "200"}).stdout
+    assert shown.count("models stored with the code") < 5 < shown.count("lben-mnist/")
 
 
 def test_lipschitz_margin_training_counts_the_product_of_norms(splits):

@@ -137,6 +137,15 @@ def test_what_fails_is_said_at_the_top(folder, changed):
     assert 'class="broken"' not in report([folder])
 
 
+def test_a_family_that_is_not_known_here_is_reported_too(changed):
+    path = changed(
+        metrics=lambda m: m["rows"][0].update(layer="mine"),
+        config=lambda c: c["model"].update(layer="mine"),
+    )
+    text = "".join(parsed(report([path])).itertext())
+    assert "mine" in text and "sll" not in text
+
+
 def test_unfinished_runs_are_named(changed, tmp_path):
     changed()
     (changed(into="sll-later") / "metrics.json").unlink()

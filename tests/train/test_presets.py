@@ -73,7 +73,9 @@ def test_images_of_64_pixels_start_from_half_as_many_channels():
     [
         ("convnet-xs", None, "needs a family"),
         ("convnet-xs", "lben", "convnet-xs-lben.*not known"),
-        ("resnet", None, "resnet.*sll-small.*convnet-xs"),
+        ("resnet", None, r"resnet' is not known\. .*sll-small.*convnet-xs.*lben-mnist/"),
+        ("sll-smal", None, "similar: sll-small"),
+        ("lben-mnst/lben-gamma-1", None, "similar: lben-mnist/lben-gamma-1,"),
     ],
 )
 def test_unknown_presets_list_the_known(name, layer, message):

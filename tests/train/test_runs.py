@@ -2,13 +2,16 @@
 
 import json
 import os
+from itertools import combinations
 
 import pytest
 from small_runs import quick
 
+from sdplip.cli._verify import certified
 from sdplip.errors import InvalidInput, NotConverged
 from sdplip.train import load
-from sdplip.train.runs import GUARD, LOCK, compare, run
+from sdplip.train.directory import GUARD, LOCK, prepare
+from sdplip.train.runs import _gathered, compare, run
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,40 @@ def test_a_run_leaves_its_files_and_is_read_back(splits, tmp_path):
     assert again.already and again.rows == first.rows
     assert (out / "model.safetensors").stat().st_mtime_ns == stamp
     assert not run(quick("sll", splits), splits, out, force=True).already
+
+
+def test_every_certificate_of_a_run_is_proved_by_its_model(splits, tmp_path):
+    changes = {"radii": (0.3, 0.5), "linf_radii": (0.015, 0.03), "pair_units": 8, "lr": 2e-2}
+    config = quick("nemon", splits, local_images=18, **changes)
+    norms = ("2", "inf")
+    # Of an earlier measurement that was cut short.
+    (tmp_path / "pairs").mkdir()
+    tmp_path.joinpath("config.json").write_text(json.dumps(config.to_dict()))
+    tmp_path.joinpath("pairs", "2-3-99.json").write_text("stale")
+    rows = run(config, splits, tmp_path).rows
+    pairs = {f"{norm}-{i}-{j}.json" for norm in norms for i, j in combinations(range(10), 2)}
+    assert {p.name for p in (tmp_path / "pairs").iterdir()} == pairs
+    _, labels = splits.test
+    local = sorted((tmp_path / "local").iterdir())
+    assert {p.name.split("-")[0] for p in local} == set(norms)
+    for path in [*local, *(tmp_path / "pairs" / f"{norm}-0-1.json" for norm in norms)]:
+        norm, *image, i, j = path.stem.split("-")
+        found, _ = certified(path, tmp_path)
+        assert found["holds"] and found["norm"] == norm
+        assert found["classes"] == [int(i), int(j)]
+        assert (found["region"] is None) == (not image)
+        assert not image or labels[int(image[0])] == int(i)
+    other = run(quick("nemon", splits, seed=1), splits, tmp_path / "other")
+    assert not certified(local[0], other.path)[0]["holds"]
+    # What a worker elsewhere sends is all of it.
+    _, files = _gathered(splits, config, tmp_path, "cpu", True, "", None, "", threads=1)
+    there = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert set(files) == {p for p in there if not p.startswith("other") and p != GUARD}
+    assert sorted(k for row in rows for k in row.certificates) == sorted(
+        k for k in files if k.startswith(("pairs", "local", "certificate"))
+    )
+    prepare(config, tmp_path, force=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"other", GUARD}
 
 
 def test_another_configuration_is_refused_with_the_difference(splits, tmp_path):

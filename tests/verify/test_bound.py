@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_systems import mlp
 from torch import nn
 
 from sdplip import Region, System, check, conditions, lipschitz
@@ -20,15 +21,6 @@ from sdplip.verify.interior import minimise
 from sdplip.verify.reduce import normalise, start
 
 SEEDS = st.integers(0, 10**6)
-
-
-def mlp(rng, *sizes, activation="relu", change=lambda W, k: W):
-    weights = [
-        change(rng.normal(size=(b, a)) / np.sqrt(a), k)
-        for k, (a, b) in enumerate(itertools.pairwise(sizes))
-    ]
-    biases = [0.3 * rng.normal(size=W.shape[0]) for W in weights]
-    return System.feedforward(weights, biases, activation)
 
 
 def wellposed(rng, n, m, p, gain=0.9):

@@ -32,6 +32,14 @@ def test_round_trip_is_exact(case, tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["net.cert.json"]
 
 
+def test_no_folder_is_made_for_a_file(case, tmp_path):
+    system, certificate = case
+    for save in (system.save, certificate.save):
+        with pytest.raises(InvalidInput, match="Create it first"):
+            save(tmp_path / "no" / "file")
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_ulp_in_the_model_is_noticed(case):
     system, certificate = case
     for name in ("A", "B", "C", "b", "beta"):

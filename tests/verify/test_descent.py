@@ -1,5 +1,8 @@
 """The first-order form: never below the optimum, never above its start, and differentiable."""
 
+import itertools
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from sdplip import System
 from sdplip.errors import InvalidInput, ShapeError
 from sdplip.verify import descent
 from sdplip.verify.interior import minimise
-from sdplip.verify.reduce import least_rho, normalise, start
+from sdplip.verify.reduce import least_rho, normalise, prune, start
 
 SLOPES = [(0.0, 1.0), (0.2, 1.0), (-0.3, 1.1), (-1.0, -0.2), (0.5, 0.5)]
 
@@ -61,6 +64,30 @@ def test_slopes_may_differ_between_units_and_layers(rng):
     found = descent.minimise(problem, max_steps=0)
     # Scaled layers: the closed form does not depend on the weights' scale.
     assert problem.gain * found.rho**0.5 == pytest.approx(bound, rel=1e-8)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3, 3, 3), (2, 5, 3, 4, 1), (4, 1, 3, 3, 2)])
+@pytest.mark.parametrize("signs", list(itertools.product([-0.5, 0.0], repeat=3)))
+def test_layers_with_and_without_negative_slopes_mix(rng, sizes, signs):
+    weights, _ = draw(rng, *sizes)
+    ones = [torch.ones(n, dtype=torch.float64) for n in sizes[1:-1]]
+    slopes = [(low * one, one) for low, one in zip(signs, ones, strict=True)]
+    bound = float(descent.chain_bound(tensors(weights), slopes=slopes))
+    # By the way for negative slopes all along.
+    signed = [(low - 1e-12, high) for low, high in slopes]
+    other = float(descent.chain_bound(tensors(weights), slopes=signed))
+    assert other == pytest.approx(bound, rel=1e-6)
+    patterns = rng.random((300, sum(sizes[1:-1]))) < 0.5
+    largest, product = 0.0, 1.0
+    for pattern in patterns:
+        J, left = weights[0], pattern
+        for low, W in zip(signs, weights[1:], strict=True):
+            J = W @ (np.where(left[: len(J)], low, 1.0)[:, None] * J)
+            left = left[W.shape[1] :]
+        largest = max(largest, np.linalg.norm(J, 2))
+    for W in weights:
+        product *= np.linalg.norm(W, 2)
+    assert largest <= bound <= 2 * product
 
 
 def test_the_gradient_is_the_derivative(rng):
@@ -134,3 +161,64 @@ def test_a_passed_deadline_returns_the_closed_form(rng):
     assert found.stopped == "time"
     assert found.rho >= minimise(problem.form(), *start(problem)).dual
     assert [s[0] for s in seen] == [0]
+
+
+SHAPES = [
+    (3, 12, 2),
+    (9, 4, 3, 12, 5, 1),
+    (12, 3, 3, 3, 20, 3, 3, 2),
+    (6, 6, 6, 6, 6),
+    (4, 30, 20, 2),
+]
+
+
+@pytest.mark.parametrize("slopes", SLOPES[:-1])
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_the_least_rho_is_that_of_the_dense_matrix(rng, sizes, slopes):
+    weights, _ = draw(rng, *sizes)
+    weights[0][0] = 0.0
+    weights[-1][:] = np.outer(rng.normal(size=sizes[-1]), weights[-1][0])
+    weights[1][:, 1] = weights[1][:, 0]
+    weights[0], weights[1] = 1e150 * weights[0], 1e-150 * weights[1]
+    system = System.feedforward(weights)
+    n = system.units
+    low = np.where(rng.random(n) < 0.3, slopes[0], (slopes[0] + slopes[1]) / 2)
+    arrays = (system.A, system.B, system.C, system.D)
+    system = prune(System(*arrays, alpha=low, beta=slopes[1], activation="unknown"))
+    problem = normalise(system)
+    found = descent.minimise(problem, max_steps=3)
+    chain = descent.layers(problem)
+    dense = least_rho(problem.form(), found.lam)
+    assert descent.least_rho(chain, found.lam) == pytest.approx(dense, rel=1e-9)
+    assert found.rho == pytest.approx(dense, rel=1e-9)
+    assert descent.least_rho(chain, 0.3 * found.lam) == least_rho(problem.form(), 0.3 * found.lam)
+
+
+def test_the_iterated_eigenvalue_is_the_computed_one(rng, monkeypatch):
+    _, system = draw(rng, 9, 20, 30, 20, 2, slopes=(-0.3, 1.1))
+    problem = normalise(system)
+    expected = descent.minimise(problem, max_steps=20)
+    monkeypatch.setattr(descent, "DENSE", 5)
+    found = descent.minimise(problem, max_steps=20)
+    assert found.rho == pytest.approx(expected.rho, rel=1e-3)
+    assert least_rho(problem.form(), found.lam) == pytest.approx(found.rho, rel=1e-9)
+
+
+def test_every_tensor_is_on_the_device(rng):
+    """Under another default device, what does not follow `device` meets what does, and fails."""
+    _, system = draw(rng, 9, 20, 30, 20, 2, slopes=(-0.3, 1.1))
+    problem = normalise(system)
+    expected = descent.minimise(problem, max_steps=3)
+    with torch.device("meta"):
+        found = descent.minimise(problem, max_steps=3, device="cpu")
+    assert found.rho == expected.rho
+    assert (found.lam == expected.lam).all()
+
+
+def test_a_rate_falls_with_the_time_as_with_the_steps(rng):
+    _, system = draw(rng, 3, 5, 4, 2)
+    problem = normalise(system)
+    limited = descent.minimise(problem, deadline=time.monotonic() + 0.3, max_steps=10**6)
+    assert limited.stopped == "time"
+    assert limited.rho <= descent.minimise(problem, max_steps=0).rho
+    assert least_rho(problem.form(), limited.lam) <= limited.rho * (1 + 1e-8)

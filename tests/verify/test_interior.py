@@ -137,6 +137,13 @@ def test_dense_algebra(rng, order):
         assert 0.9 * exact <= dense.longest(factor, step, 0.02, 5.0) <= 1.001 * exact
 
 
+def test_there_is_no_step_along_what_overflows():
+    for size in (1e200, 1e308, np.inf, np.nan):
+        step = np.full((20, 20), size)
+        with np.errstate(all="ignore"):
+            assert dense.longest(np.asfortranarray(np.eye(20)), step, 0.02, 5.0) == 0.0
+
+
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 6))
 @settings(max_examples=20)
 def test_planted_constants_are_reached_and_never_undercut(seed, depth, width):

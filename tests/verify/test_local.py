@@ -1,6 +1,6 @@
 """Regions: intervals, slopes and lines against samples; local bounds against brute force."""
 
-import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,14 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import iv, mp
+from random_systems import mlp
 
 from sdplip import System
 from sdplip.activations import ACTIVATIONS, elementwise
-from sdplip.errors import InvalidInput, NotWellPosed, ShapeError
-from sdplip.verify import lipschitz, lower_bound
+from sdplip.errors import CertificationError, InvalidInput, NotWellPosed, ShapeError
+from sdplip.verify import check, layered, lipschitz, lower_bound
 from sdplip.verify.fold import fold
 from sdplip.verify.local import preactivations, restrict
 from sdplip.verify.ranges import CURVATURE, lines, slope_range, value_range
+from sdplip.verify.reduce import live_units
 from sdplip.verify.region import Region
 from sdplip.verify.rigorous import Ball
 
@@ -26,11 +28,6 @@ NAMES = sorted({
     "leaky_relu(1.7)", "leaky_relu(-0.4)", "elu(0.5)", "elu(-0.7)", "celu(0.6)", "softplus(3.0)",
     "hardtanh(-0.3,0.8)", "softshrink(0.25)",
 })  # fmt: skip
-
-
-def mlp(rng, *sizes, activation="relu"):
-    weights = [rng.normal(size=(b, a)) / np.sqrt(a) for a, b in itertools.pairwise(sizes)]
-    return System.feedforward(weights, [0.3 * rng.normal(size=len(W)) for W in weights], activation)
 
 
 def draw_region(rng, m):
@@ -431,3 +428,30 @@ def test_folding_encloses_with_integers():
     assert isinstance(D, Ball)
     assert abs(int(D.mid[0, 0]) - (2**30 + 1) * (2**30 + 3)) <= D.rad[0, 0]
     assert D.rad[0, 0] < 1e4
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu(0.2)"])
+def test_a_large_chain_keeps_its_linear_units_and_its_blocks(rng, monkeypatch, activation):
+    sizes = (6, 30, 25, 20, 4)
+    pairs = zip(sizes[1:], sizes, strict=False)
+    weights = [rng.normal(size=s) / s[1] ** 0.5 for s in pairs]
+    system = System.feedforward(
+        weights, [0.3 * rng.normal(size=len(W)) for W in weights], activation
+    )
+    region = Region.box(-0.1 * np.ones(6), 0.1 * np.ones(6))
+    local = restrict(system, region)
+    assert 5 < (local.alpha == local.beta).sum() < system.units - 5
+    folded = lipschitz(system, region=region)
+    monkeypatch.setattr(layered, "MANY", 5)
+    found = lipschitz(system, region=region, lower=False)
+    assert found.solver == "descent"
+    linear = (local.alpha == local.beta) & live_units(local)
+    assert (np.array(found.multipliers)[linear] > 0).all()
+    assert folded.optimum * (1 - 1e-9) <= found.bound <= 1.01 * folded.bound
+    assert folded.lower <= found.bound
+    assert check(found, system) is found
+    with pytest.raises(CertificationError):
+        check(replace(found, bound=folded.optimum * (1 - 1e-6)), system)
+    # Substituted, the same multipliers prove it as well.
+    monkeypatch.undo()
+    assert check(found, system) is found

@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_systems import mlp
 
 from sdplip import System, lipschitz
+from sdplip.activations import elementwise
 from sdplip.errors import ShapeError
 from sdplip.verify import norm_product
 from sdplip.verify.exact import exact_gain
@@ -20,11 +22,6 @@ from sdplip.verify.region import Region
 
 SEEDS = st.integers(0, 10**6)
 NORMS = st.sampled_from([2.0, np.inf])
-
-
-def mlp(rng, *sizes, activation="relu"):
-    weights = [rng.normal(size=(b, a)) / np.sqrt(a) for a, b in itertools.pairwise(sizes)]
-    return System.feedforward(weights, [0.3 * rng.normal(size=len(W)) for W in weights], activation)
 
 
 def orthogonal(rng, n):
@@ -163,6 +160,23 @@ def test_equilibria_have_lower_bounds_below_their_bounds(seed):
     )  # fmt: skip
     found, bound = lower_bound(system), lipschitz(system, lower=False).bound
     assert 0.3 * bound <= found <= bound
+
+
+@pytest.mark.parametrize("activation", ["silu", "sin", "hardswish"])
+@pytest.mark.parametrize("norm", [2, np.inf])
+def test_equilibria_that_no_proximal_map_finds_have_a_bound(activation, norm):
+    rng = np.random.default_rng(0)
+    A, B, C = 0.1 * rng.normal(size=(5, 5)), rng.normal(size=(5, 2)), rng.normal(size=(2, 5))
+    system = System.equilibrium(A, B, C, activation=activation)
+    found = lipschitz(system, norm)
+    assert found.lower is None
+    x = torch.tensor(rng.normal(size=(200, 2)))
+    z, sigma = torch.zeros(200, 5).double(), elementwise(activation)
+    for _ in range(200):
+        z = sigma(z @ torch.tensor(A).mT + x @ torch.tensor(B).mT)
+    dx, dy = (v[:100] - v[100:] for v in (x.numpy(), z.numpy() @ C.T))
+    gains = np.linalg.norm(dy, norm, axis=1) / np.linalg.norm(dx, norm, axis=1)
+    assert 0.1 * found.bound < gains.max() <= found.bound
 
 
 @given(SEEDS, NORMS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_systems import mlp
 
 from sdplip import System, check, lipschitz
 from sdplip.errors import InvalidInput, ShapeError
@@ -15,11 +16,6 @@ from sdplip.verify.region import Region
 
 SEEDS = st.integers(0, 10**6)
 NORMS = [2, np.inf]
-
-
-def mlp(rng, *sizes, activation="relu"):
-    weights = [rng.normal(size=(b, a)) / np.sqrt(a) for a, b in itertools.pairwise(sizes)]
-    return System.feedforward(weights, [0.3 * rng.normal(size=len(W)) for W in weights], activation)
 
 
 def test_the_difference_is_that_of_the_outputs(rng):
@@ -205,3 +201,16 @@ def test_a_time_limit_leaves_valid_bounds(rng):
     assert (quick.bounds >= full.bounds * (1 - 1e-6)).all()
     for certificate in quick.certificates.values():
         check(certificate, system)
+
+
+def test_a_module_of_any_structure_needs_its_input_shape():
+    torch.manual_seed(0)
+    body = [torch.nn.Conv2d(1, 2, 3, stride=2, padding=1), torch.nn.ReLU(), torch.nn.Flatten()]
+    network = torch.nn.Sequential(*body, torch.nn.Linear(8, 3)).double().eval()
+    bounds = margin_bounds(network, input_shape=(1, 4, 4)).bounds
+    x = torch.rand(1, 1, 4, 4, dtype=torch.float64)
+    jacobian = torch.func.jacrev(network)(x).detach().reshape(3, 16)
+    for i, j in itertools.combinations(range(3), 2):
+        assert float((jacobian[i] - jacobian[j]).norm()) <= bounds[i, j]
+    with pytest.raises(InvalidInput, match="input_shape"):
+        margin_bounds(network)

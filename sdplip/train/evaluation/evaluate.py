@@ -16,14 +16,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...equilibrium import solve
-from ...errors import CertificationError, NotWellPosed
 from ...layers import lipschitz_bound
-from ...layers.head import last_layer_pairs
 from ...system import UNKNOWN, System
 from ..config import EvalConfig, RunConfig
 from ..data import Splits, pixels
@@ -47,6 +44,7 @@ from .measure import (
     shortened,
 )
 from .row import Row
+from .verified import Verified, by_file, too_large, verify
 
 if TYPE_CHECKING:
     from ...verify import Certificate
@@ -58,10 +56,6 @@ AFFORDABLE = 5_000_000
 
 PROBED = 16
 """Images on which the rounding of float32 is looked at."""
-
-PAIRED, PAIRED_INPUTS = 10, 1024
-"""With more classes or inputs than these, pairs of classes are not bounded one by one: a proof is
-about a matrix of all inputs and units."""
 
 JACOBIANS = (4, 10)
 """At how many images, and of how many logits, a Jacobian bounds the constant from below."""
@@ -123,13 +117,10 @@ def _dense_rows(
         promised, pairs = _promised(exact, config, norm)
         if promised is not None and norm != 2:
             pairs = torch.minimum(pairs, linf_pairs(system))
-        certificate, verified, note, undecided = _verify(system, norm, config)
-        row = _row(
-            # Every entry of either matrix is a bound, so the smaller of the two is one.
-            measured, torch.minimum(pairs, verified), norm, promised, certificate=certificate,
-            note=note, undecided=undecided, residual=residual, system=system,
-        )  # fmt: skip
-        rows.append(row)
+        verified = verify(system, norm, config)
+        # Every entry of either matrix is a bound, so the smaller of the two is one.
+        verified = replace(verified, pairs=torch.minimum(pairs, verified.pairs))
+        rows.append(_row(measured, verified, norm, promised, residual=residual, system=system))
     return rows
 
 
@@ -141,11 +132,9 @@ def _image_rows(
     rows = []
     for norm in _norms(config):
         promised, pairs = _promised(exact, config, norm)
-        row = _row(
-            measured, pairs, norm, promised, sampled=_steepest(exact, x, norm),
-            note="not verified: a semidefinite program of a convolutional network is too large",
-        )  # fmt: skip
-        rows.append(row)
+        note = "not verified: a semidefinite program of a convolutional network is too large"
+        sampled = _steepest(exact, x, norm)
+        rows.append(_row(measured, Verified(pairs, note=note), norm, promised, sampled=sampled))
     return rows
 
 
@@ -195,19 +184,16 @@ def _steepest(exact: nn.Sequential, x: Tensor, norm: float) -> float:
 
 def _row(
     m: _Measured,
-    pairs: Tensor,
+    verified: Verified,
     norm: float,
     promised: float | None,
     *,
-    certificate: Certificate | None = None,
     sampled: float | None = None,
-    note: str = "",
-    undecided: bool = False,
     residual: float = 0.0,
     system: System | None = None,
 ) -> Row:
-    config, settings = m.config, m.config.evaluate
-    found = certified_radii(m.logits, m.labels, pairs, m.slack, m.left_open)
+    config, settings, certificate = m.config, m.config.evaluate, verified.certificate
+    found = certified_radii(m.logits, m.labels, verified.pairs, m.slack, m.left_open)
     correct = correctly(m.logits, m.labels)
     clean = float(correct.double().mean())
     radii = settings.radii if norm == 2 else settings.linf_radii
@@ -222,9 +208,9 @@ def _row(
     once = replace(settings, attack="pgd", steps=1, restarts=1)
     stands_fgsm = standing(once) if settings.fgsm else stands
     proved = found[:first, None] > torch.tensor(radii, dtype=found.dtype, device=found.device)
-    local, without = _local(m, pairs, norm, radii, system, proved, stands)
+    local, around, without = _local(m, verified.pairs, norm, radii, system, proved, stands)
     unsound = int((proved & ~(stands & stands_fgsm)).any(1).sum())
-    remarks = shortened(config), note, without, collapsed(clean, m.labels)
+    remarks = shortened(config), verified.note, without, collapsed(clean, m.labels)
     grid = torch.linspace(0, 1.5 * max(radii, default=1.0), CURVE_POINTS).tolist()
     return Row(
         layer=config.model.layer,
@@ -247,9 +233,9 @@ def _row(
         residual=residual,
         scale=config.model.scale,
         unsound=unsound,
-        undecided=undecided,
+        undecided=verified.undecided,
         note="; ".join(filter(None, remarks)),
-        certificate=certificate,
+        certificates=by_file(norm, verified, around),
         curve={"radius": grid, "certified": [certified_accuracy(found[:first], r) for r in grid]},
         **local,
         attack_images=first,
@@ -269,21 +255,22 @@ def _local(
     system: System | None,
     proved: Tensor,
     stands: Tensor,
-) -> tuple[dict[str, Any], str]:
-    """A row's entries about local certificates, which `proved` (N, len(radii)) takes over; or why
-    there are none."""
+) -> tuple[dict[str, Any], dict[tuple[int, int, int], Certificate], str]:
+    """A row's entries about local certificates, which `proved` (N, len(radii)) takes over, and
+    these; or why there are none."""
     settings = m.config.evaluate
     if settings.local_images is None:
-        return {}, ""
+        return {}, {}, ""
     without = _no_local(system, settings)
     if system is None or without:
-        return {}, without
+        return {}, {}, without
     n = min(settings.local_images, len(proved))
     began = time.perf_counter()
     x = pixels(m.x[:n], torch.float64).flatten(1)
-    inside = certified_locally(
+    inside, around = certified_locally(
         system, x, m.labels[:n], m.logits[:n], pairs, radii, norm, m.slack, m.left_open[:n]
-    ).to(proved.device)
+    )
+    inside = inside.to(proved.device)
     shares = {"certified": proved[:n], "local": inside, "attacked": stands[:n]}
     entries = {
         "local_seconds": time.perf_counter() - began,
@@ -291,60 +278,12 @@ def _local(
         "local": {name: _shares(values) for name, values in shares.items()},
     }
     proved[:n] |= inside
-    return entries, ""
+    return entries, around, ""
 
 
 def _shares(of: Tensor) -> list[float]:
     """The share of images (rows) at every radius."""
     return of.double().mean(0).tolist()
-
-
-def _verify(
-    system: System, norm: float, config: RunConfig
-) -> tuple[Certificate | None, Tensor, str, bool]:
-    """The certificate, bounds of all pairs of classes, a note, and whether it stays undecided."""
-    settings, classes = config.evaluate, config.model.num_classes
-    pairs = global_pairs(math.inf, classes)
-    if not settings.verify:
-        return None, pairs, "not verified: switched off", False
-    if norm == 2 and (note := _too_large(system, settings)):
-        return None, pairs, f"not verified: {note}", False
-    from ...verify import lipschitz
-
-    try:
-        certificate = lipschitz(system, norm=norm)
-    except NotWellPosed as error:
-        return None, pairs, f"no bound: {error}", False
-    except CertificationError as error:
-        return None, pairs, f"undecided: {error}", True
-    pairs = global_pairs(certificate.bound, classes, norm)
-    try:
-        return certificate, torch.minimum(pairs, _verified_pairs(system, norm, settings)), "", False
-    except (NotWellPosed, CertificationError) as error:
-        return certificate, pairs, f"pairs of classes undecided: {error}", False
-
-
-def _verified_pairs(system: System, norm: float, settings: EvalConfig) -> Tensor:
-    """Bounds of the differences of outputs: each by itself, or by the last layer's rows."""
-    from ...verify import lipschitz, margin_bounds
-
-    classes = system.outputs
-    few = system.units <= settings.pair_units and system.inputs <= PAIRED_INPUTS
-    if classes <= PAIRED and (norm != 2 or few):
-        return torch.as_tensor(margin_bounds(system, norm).bounds)
-    if norm != 2:
-        return linf_pairs(system)
-    read = np.flatnonzero(system.C.any(axis=0))
-    if system.D.any() or not read.size:
-        return global_pairs(math.inf, classes)
-    # y = Cz + c: the units that C reads are the body, in one more bound.
-    body = replace(
-        system,
-        C=np.eye(system.units)[read],
-        D=np.zeros((len(read), system.inputs)),
-        c=np.zeros(len(read)),
-    )
-    return last_layer_pairs(lipschitz(body, lower=False).bound, torch.tensor(system.C[:, read]))
 
 
 def _no_local(system: System | None, settings: EvalConfig) -> str:
@@ -354,14 +293,8 @@ def _no_local(system: System | None, settings: EvalConfig) -> str:
     elif UNKNOWN in system.activation:
         why = "some activations are known by their slopes only"
     else:
-        why = _too_large(system, settings)
+        why = too_large(system, settings)
     return f"no local certificates: {why}" if why else ""
-
-
-def _too_large(system: System, settings: EvalConfig) -> str:
-    if system.units <= settings.verify_units:
-        return ""
-    return f"{system.units} units, more than verify_units = {settings.verify_units}"
 
 
 def _residual(system: System, x: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from ..._arrays import Array
 from ...errors import CertificationError, NotConverged, NotWellPosed
 from ...system import System
 from .certify import margins
+
+if TYPE_CHECKING:
+    from ...verify import Certificate
 
 
 def certified_locally(
@@ -25,32 +29,37 @@ def certified_locally(
     norm: float = 2,
     slack: float | None = None,
     error: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, dict[tuple[int, int, int], Certificate]]:
     """At which radii each prediction is proved constant, by `pairs` or by bounds of its own ball.
 
     An image of class t keeps it on the ball of radius r (norm 2 or inf) if there every difference
     z_t − z_j stays positive. One that `pairs` leaves open is bounded from below by intervals and
-    linear bounds; if that is not enough, by its Lipschitz bound L with the slopes that the same
-    intervals leave the units, as L·r below the margin (`verify.restrict`). Balls contain smaller
-    ones, so the first radius that fails ends the search.
+    linear bounds; if that is not enough, by its Lipschitz bound L on the ball, as L·r below the
+    margin. Balls contain smaller ones, so the first radius that fails ends the search.
 
     `x` (N, m) float64 are inputs of `system` and `logits` (N, K) what it makes of them; the others
-    as in `certified_radii`. Returns (N, len(radii)) bool, on the CPU.
+    as in `certified_radii`. Returns (N, len(radii)) bool, on the CPU; and by image and classes
+    (i, t, j) the certificates of the bounds L on the largest ball that is proved, where neither
+    `pairs` nor intervals decide.
 
     Raises:
-        ShapeError, InvalidInput: as `verify.restrict`.
+        ShapeError, InvalidInput: as `verify.lipschitz` in a region.
     """
     certain = margins(logits, labels, slack, error)
     taken = (margins(logits, labels, slack=0) - certain).nan_to_num(0).amax(-1).tolist()
     proved = torch.zeros(len(x), len(radii), dtype=torch.bool)
+    certificates = {}
     for i, image in enumerate(x.cpu().numpy()):
         t = int(labels[i])
         margin, known = certain[i].cpu().numpy(), pairs[t].cpu().numpy()
+        largest: dict[int, Certificate] = {}
         for k in np.argsort(radii):
-            if not _certified(system, image, float(radii[k]), norm, t, margin, taken[i], known):
+            found = _certified(system, image, float(radii[k]), norm, t, margin, taken[i], known)
+            if found is None:
                 break
-            proved[i, k] = True
-    return proved
+            proved[i, k], largest = True, found
+        certificates.update({(i, t, j): certificate for j, certificate in largest.items()})
+    return proved, certificates
 
 
 def _certified(
@@ -62,18 +71,19 @@ def _certified(
     margin: Array,
     taken: float,
     known: Array,
-) -> bool:
-    from ...verify import Region, lipschitz, restrict
+) -> dict[int, Certificate] | None:
+    """The bounds that were needed, by the other class; None where the ball is not proved."""
+    from ...verify import Region, lipschitz
     from ...verify.local import preactivations
 
     if not (margin > 0).all():
-        return False
+        return None
     # A constant difference (0) lasts for ever; NaN and an infinite bound prove nothing.
     reach = np.divide(margin, known, out=np.full(len(margin), np.inf), where=known != 0)
     order = np.argsort(reach)
     left = order[(order != label) & ~(reach[order] > radius)]
     if not left.size:
-        return True
+        return {}
     if norm == 2:
         region = Region.ball(image, radius)
     else:
@@ -81,12 +91,14 @@ def _certified(
         region = Region.box(low, high)
     try:
         least, _ = preactivations(_with_differences(system, label, left), region)
-        left = left[~(least[system.units :] > taken)]
-        inside = restrict(system, region) if left.size else system
-        bounds = (lipschitz(inside, norm, classes=(label, int(j)), lower=False) for j in left)
-        return all(b.bound * radius < margin[j] for j, b in zip(left, bounds, strict=True))
+        found = {}
+        for j in map(int, left[~(least[system.units :] > taken)]):
+            found[j] = lipschitz(system, norm, classes=(label, j), region=region, lower=False)
+            if not found[j].bound * radius < margin[j]:
+                return None
+        return found
     except (CertificationError, NotConverged, NotWellPosed):
-        return False
+        return None
 
 
 def _with_differences(system: System, label: int, others: NDArray[np.intp]) -> System:

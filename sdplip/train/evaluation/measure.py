@@ -20,6 +20,7 @@ from ..data import pixels
 from .attack import correctly, pgd, project
 from .autopgd import apgd
 from .certify import global_pairs
+from .row import SHORTER
 
 ATTACK_TOL = 1e-5
 BATCH = 1000
@@ -145,7 +146,7 @@ def shortened(config: RunConfig) -> str:
     if train.of_epochs is None:
         return ""
     limit = "" if train.train_images is None else f" on {train.train_images:,} images"
-    return f"scaled down: {train.epochs} of {train.of_epochs} epochs{limit}"
+    return f"{SHORTER}: {train.epochs} of {train.of_epochs} epochs{limit}"
 
 
 def collapsed(clean: float, labels: Tensor) -> str:

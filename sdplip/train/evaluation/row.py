@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 LOCAL = ("certified", "local", "attacked")
 """The entries of `Row.local`, from the least to the largest."""
+SHORTER = "scaled down"
+"""How a remark that a run was shortened begins."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Row:
     `fgsm` are the accuracies of the attacked images under one step of the radius, where asked for.
     `published` has figures of a `source` for the same model: test `error` and `clean` in %,
     constants for the normalised input, and others as `captions` says.
+    `certificates`, each by the name of a file, prove `verified`, and the bounds of pairs of classes
+    and around images that were found one by one.
     """
 
     layer: str
@@ -69,7 +73,7 @@ class Row:
     local_images: int | None = None
     local: dict[str, list[float]] = field(default_factory=dict)
     local_seconds: float | None = None
-    certificate: Certificate | None = field(default=None, repr=False, compare=False)
+    certificates: dict[str, Certificate] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -135,7 +139,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the norm as 2 or "inf"."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "certificate"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "certificates"}
         norm = 2 if self.norm == 2 else "inf"
         return values | {"norm": norm, "violations": self.violations()}
 

@@ -27,9 +27,11 @@ LEAST = 0.25
 """The share of a budget that is left for training, however long measuring took so far."""
 PROBING = 0.05
 """The share of a budget after which no further step is timed."""
+LONG = 600.0
+"""Seconds that the verification of one network does not take."""
 LENGTHS = {
     "train": ("epochs", "of_epochs", "train_images"),
-    "evaluate": ("images", "attack_images"),
+    "evaluate": ("images", "attack_images", "time_limit"),
 }
 
 
@@ -51,8 +53,9 @@ class Budget:
     Every run gets the same time; what one leaves over goes to the others. With `each`, `minutes`
     are those of the training of each. A run that cannot finish one epoch gets fewer images, evenly
     from all classes; where measuring would take longer than its share, fewer test images are
-    measured, or attacked. Before every run the time left is shared anew, by what those before have
-    taken. Runs that were begun in their `folders` keep their length.
+    measured, or attacked, and verification ends in time, with looser bounds. Before every run the
+    time left is shared anew, by what those before have taken. Runs that were begun in their
+    `folders` keep their length.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ def _measured_within(
     config: RunConfig, splits: Splits, seconds: float, per_image: float
 ) -> RunConfig:
     """With so few test images that half of `seconds` are for accuracies, half for attacks, when
-    an image of training takes `per_image`."""
+    an image of training takes `per_image`; and no more than `seconds` for verification."""
     settings, there = config.evaluate, len(splits.test[0])
     images = min(settings.images or there, there)
     affordable = max(
@@ -157,6 +160,7 @@ def _measured_within(
         config,
         images=affordable if affordable < images else None,
         attack_images=attackable if attackable < attacked else None,
+        time_limit=max(1.0, round(seconds, 1)) if settings.verify and seconds < LONG else None,
     )
 
 

@@ -16,8 +16,8 @@ from ...errors import InvalidInput
 from .. import convnets
 from ..config import RunConfig, override, preset
 from ..data import FOLDER, Splits
+from ..directory import folder_name
 from ..models import ModelConfig
-from ..runs import folder_name
 from . import published
 from .presets import CIFAR10_SHAPE, find_preset
 
@@ -61,7 +61,7 @@ class Experiment:
 
         What trains on fewer images or epochs is marked as shorter than its recipe.
 
-        Raises InvalidInput for another data set.
+        Raises InvalidInput for another data set, and for what a variant, by its name, sets itself.
         """
         fits = (splits.num_classes, splits.input_shape) == (self.classes, self.shape)
         if splits.name not in self.data and not (splits.name.startswith(FOLDER) and fits):
@@ -75,6 +75,12 @@ class Experiment:
             )
         found = {}
         for variant in self.variants:
+            for name in variant.changes:
+                if changes.get(name) is not None:
+                    raise InvalidInput(
+                        f"{name} = {changes[name]!r}, but the model {variant.name!r} of the "
+                        f"comparison has {name} = {variant.changes[name]!r}. Leave it out."
+                    )
             recipe = self._config(variant, splits)
             config = found[variant.name] = override(recipe, **changes)
             full, images = recipe.train.epochs, config.train.train_images or math.inf
@@ -111,6 +117,11 @@ class Experiment:
                 )
         kept = tuple(v for v in self.variants if any(_goes_by(v, name) for name in wanted))
         return replace(self, variants=kept)
+
+    @property
+    def models(self) -> dict[str, Variant]:
+        """The variants by their names in `sdplip train --preset COMPARISON/MODEL`."""
+        return {folder_name(variant.name): variant for variant in self.variants}
 
     def published(self, **changes: Any) -> dict[str, dict[str, float]]:
         """What was published, by the variants' names; nothing where `changes` make other models."""
@@ -363,11 +374,10 @@ def one_model(name: str) -> Experiment | None:
     if experiment not in EXPERIMENTS:
         return None
     whole = EXPERIMENTS[experiment]
-    names = {folder_name(variant.name): variant for variant in whole.variants}
-    if model not in names:
+    if model not in whole.models:
         raise InvalidInput(
             f"preset {name!r} is no model of the comparison {experiment}. Give one of "
-            f"{', '.join(f'{experiment}/{known}' for known in names)}, or train them all with "
-            f"sdplip compare --preset {experiment}."
+            f"{', '.join(f'{experiment}/{known}' for known in whole.models)}, or train them all "
+            f"with sdplip compare --preset {experiment}."
         )
-    return replace(whole, variants=(names[model],))
+    return replace(whole, variants=(whole.models[model],))

@@ -20,6 +20,7 @@ networks (ICML 2022). [1LLC]: Prach, Brau, Buttazzo, Lampert, 1-Lipschitz layers
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from ...errors import InvalidInput
@@ -197,10 +198,21 @@ def find_preset(name: str, layer: str | None = None) -> Preset:
             )
         name = f"{name}-{layer}"
     if name not in PRESETS:
-        others = [key for key in PRESETS if not key.startswith("convnet-")]
-        raise InvalidInput(
-            f"preset {name!r} is not known. The presets are {', '.join(others)}, and "
-            f"{', '.join(sizes)} with one of the families {', '.join(convnets.families())} or "
-            f"{convnets.UNCONSTRAINED}, as in convnet-xs-aol."
-        )
+        raise InvalidInput(_unknown(name, sizes))
     return PRESETS[name]
+
+
+def _unknown(name: str, sizes: list[str]) -> str:
+    from .comparisons import EXPERIMENTS
+
+    models = [f"{key}/{model}" for key, found in EXPERIMENTS.items() for model in found.models]
+    close = get_close_matches(name, [*PRESETS, *sizes, *EXPERIMENTS, *models])
+    similar = f"; similar: {', '.join(close)}" if close else ""
+    others = [key for key in PRESETS if not key.startswith("convnet-")]
+    return (
+        f"preset {name!r} is not known{similar}. The "
+        f"networks are {', '.join(others)}, and {', '.join(sizes)} with one of the families "
+        f"{', '.join(convnets.families())} or {convnets.UNCONSTRAINED}, as in convnet-xs-aol; the "
+        f"comparisons are {', '.join(EXPERIMENTS)}, and their models as {models[0]}: see "
+        "--list-presets."
+    )

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from ..evaluation.row import Row
+from ..evaluation.row import SHORTER, Row
 
-SHORTER = "scaled down"
-"""How a row's remark that its run was shortened begins."""
 CERTIFIED, ATTACKED = "certified ", "attacked "
 """Published accuracies at a radius are named by it, as in "certified 36/255"; what follows in
 brackets tells settings apart, as in "certified 36/255 (2 h)". "attacked 0.39" is an error, at a

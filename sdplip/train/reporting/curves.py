@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.row import Row
-from .captions import bound_of, published_bound, published_errors
-from .plots import COLOURS, OTHER, Name, blank, has_place, named, ticked
+from .captions import bound_of, published_bound, published_errors, symbol
+from .plots import COLOURS, OTHER, Name, blank, colour_of, has_place, named, ticked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def tightness_figure(rows: Sequence[Row]) -> Figure:
     ends, names = [], list[Name]()
     for row in filter(tested, rows):
         bound, found = bound_of(row) or 0.0, (row.sampled or 0.0) * row.scale
-        colour = COLOURS.get(row.layer, OTHER)
+        colour = colour_of(row)
         axis.plot(bound, found, "o", color=colour, markersize=5)
         names.append((row.label, (bound, found), colour))
         ends += [bound, found]
@@ -64,10 +64,9 @@ def attack_figure(rows: Sequence[Row]) -> Figure:
                 _attack_curve(axis, row, getattr(row, attack), styles[row.layer, row.variant])
             if norm == 2 and attack == attacks[-1]:
                 _published_errors(axis, group)
-            symbol = "ℓ₂" if norm == 2 else "ℓ∞"
             name = "one step (FGSM)" if attack == "fgsm" else "many steps"
-            axis.set_title(f"{symbol}, {name}", loc="left", fontsize=9)
-            axis.set_xlabel(f"{symbol} radius, pixels in [0, 1]")
+            axis.set_title(f"{symbol(norm)}, {name}", loc="left", fontsize=9)
+            axis.set_xlabel(f"{symbol(norm)} radius, pixels in [0, 1]")
             axis.set_ylim(0, 102)
         line[0].set_ylabel("test error under attack (%)")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -80,15 +79,15 @@ def _attack_curve(axis: Any, row: Row, accuracies: Sequence[float], style: tuple
     at = sorted(zip((0.0, *row.radii), (clean, *accuracies), strict=True))
     axis.plot(
         [radius for radius, _ in at], [100 * (1 - share) for _, share in at],
-        color=COLOURS.get(row.layer, OTHER), linestyle=style[0], marker=style[1], markersize=3.5,
-        linewidth=1.1, label=f"{row.layer} {row.variant}".rstrip(),
+        color=colour_of(row), linestyle=style[0], marker=style[1], markersize=3.5,
+        linewidth=1.1, label=row.name,
     )  # fmt: skip
 
 
 def _published_errors(axis: Any, rows: Sequence[Row]) -> None:
     crosses = [(row, *point) for row in rows for point in published_errors(row)]
     for row, radius, error in crosses:
-        axis.plot(radius, error, "x", color=COLOURS.get(row.layer, OTHER), markersize=6)
+        axis.plot(radius, error, "x", color=colour_of(row), markersize=6)
     if crosses:
         text = "crosses: published, one step,\nother test images"
         axis.text(0.98, 0.03, text, transform=axis.transAxes, ha="right", fontsize=7)

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..evaluation.row import Row
 from .captions import symbol
-from .markup import colour, tones
-from .plots import blank, named, plain
+from .markup import tones
+from .plots import blank, colour_of, named, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,13 +41,13 @@ def cost_figure(rows: Sequence[Row]) -> Figure:
         points = [(100 * r.certified[compared_radius(r)], 100 * r.clean) for r in group]
         for row, (x, y) in zip(group, points, strict=True):
             share = row.train_seconds / longest if math.isfinite(row.train_seconds) else 0.0
-            axis.scatter(x, y, s=18 + 260 * share, color=colour(row), alpha=0.4, linewidth=0)
-            axis.plot(x, y, ".", color=colour(row), markersize=3)
+            axis.scatter(x, y, s=18 + 260 * share, color=colour_of(row), alpha=0.4, linewidth=0)
+            axis.plot(x, y, ".", color=colour_of(row), markersize=3)
         axis.margins(0.1)
         axis.autoscale_view()
         axis.set(xlim=within(*axis.get_xlim()), ylim=within(*axis.get_ylim()))
         called = [f"{row.label}, {seconds(row.train_seconds)}" for row in group]
-        named(axis, list(zip(called, points, map(colour, group), strict=True)))
+        named(axis, list(zip(called, points, map(colour_of, group), strict=True)))
         radii = [r.radii[compared_radius(r)] for r in group]
         at = ", ".join(f"{radius:.3g}" for radius in dict.fromkeys(radii))
         axis.set_xlabel(f"certified accuracy at the {symbol(norm)} radius {at} (%)")
@@ -89,11 +89,11 @@ def spectra_figure(models: Insights) -> Figure:
             style = ("-", "--", "-.", ":")[k % 4]
             mark = "." if len(values) == 1 else ""
             axis.plot(
-                place, values, linestyle=style, marker=mark, color=colour(row),
+                place, values, linestyle=style, marker=mark, color=colour_of(row),
                 alpha=1 - 0.6 * k / count, label=layer["layer"] if k in named else None,
             )  # fmt: skip
         axis.set_ylim(bottom=0)
-        axis.set_title(row.label, loc="left", color=colour(row), fontweight="bold", fontsize=9)
+        axis.set_title(row.label, loc="left", color=colour_of(row), fontweight="bold", fontsize=9)
         axis.set_xlabel("share of the singular values", labelpad=1)
         axis.legend(frameon=False, fontsize=6.5, handlelength=2.2)
     for axis in axes.flat[len(models) :]:

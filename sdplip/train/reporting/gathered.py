@@ -12,9 +12,10 @@ from typing import Any
 from ...errors import InvalidInput
 from ..checkpoint import read_json
 from ..config import RunConfig
+from ..convnets import UNCONSTRAINED
+from ..directory import FORMAT, read_rows
 from ..evaluation.row import LOCAL, Row
 from ..models import BASELINES, FAMILIES
-from ..runs import FORMAT, read_rows
 
 MADE = ("device", "device_name", "threads", "commit", "data_sha256")
 VERSIONS = ("sdplip", "torch", "python")
@@ -70,7 +71,7 @@ def _read(folder: Path) -> Run:
     metrics = read_json(file)
     if not isinstance(metrics, dict) or metrics.get("format") != FORMAT:
         raise InvalidInput(f"{file} is not of the format {FORMAT!r}.")
-    config = RunConfig.from_dict(read_json(folder / "config.json"))
+    config = RunConfig.from_dict(_known(read_json(folder / "config.json")))
     rows = read_rows(folder)
     try:
         for row in rows:
@@ -91,6 +92,15 @@ def _read(folder: Path) -> Run:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InvalidInput(f"{file} is no run's metrics: {error!r}. Train again.") from error
     return Run(folder, rows, config, history, inside, made)
+
+
+def _known(config: Any) -> Any:
+    """The configuration as this process can read it: a family that was added by whoever trained it
+    is known there only, and nothing but its name, which rows have, is looked at here."""
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or model.get("layer") in (*FAMILIES, *BASELINES):
+        return config
+    return config | {"model": model | {"layer": UNCONSTRAINED}}
 
 
 def _check(row: Row) -> None:

@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.row import Row
-from .plots import COLOURS, OTHER
+from .plots import colour_of
 from .tables import DASH
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], best: Sequence[int
 
     def cell(k: int, value: Any) -> str:
         if isinstance(value, Row):
-            dot = f'<span class="swatch" style="background:{colour(value)}"></span>'
+            dot = f'<span class="swatch" style="background:{colour_of(value)}"></span>'
             return f"<td>{dot}{escape(value.label)}</td>"
         text = escape(str(value))
         if k in top and len(rows) > 1 and _leading(text) == top[k] > 0:
@@ -80,11 +80,6 @@ def _leading(text: str) -> float:
     return float(found[0]) if found else -1.0
 
 
-def colour(row: Row) -> str:
-    """The family's, in every picture and table."""
-    return COLOURS.get(row.layer, OTHER)
-
-
 def tones(rows: Sequence[Row]) -> list[str]:
     """Colours of rows in one picture: their families', the lighter the later within a family."""
     from matplotlib.colors import to_hex, to_rgb
@@ -93,7 +88,7 @@ def tones(rows: Sequence[Row]) -> list[str]:
     for k, row in enumerate(rows):
         before, alike = (sum(r.layer == row.layer for r in some) for some in (rows[:k], rows))
         light = 0.65 * before / alike
-        found.append(to_hex([light + (1 - light) * part for part in to_rgb(colour(row))]))
+        found.append(to_hex([light + (1 - light) * part for part in to_rgb(colour_of(row))]))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..._arrays import write_atomically
 from ..evaluation.row import Row
-from .captions import bound_of, published_bound, scaled_down
+from .captions import bound_of, published_bound, scaled_down, symbol
 from .tables import number
 
 if TYPE_CHECKING:
@@ -98,16 +99,14 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
         axis.set_axis_off()
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy (%)")
-    figure.suptitle(
-        "Certified and attacked accuracy against radius, pixels in [0, 1] (grey: the others)",
-        x=0.02,
-        ha="left",
-    )
+    title = "Certified and attacked accuracy against radius, pixels in [0, 1]"
+    others = " (grey: the others)" if len(rows) > 1 else ""
+    figure.suptitle(textwrap.fill(title + others, 32 * columns), x=0.02, ha="left")
     return figure
 
 
 def _accuracy_panel(axis: Any, row: Row, background: Sequence[Row]) -> None:
-    colour = COLOURS.get(row.layer, OTHER)
+    colour = colour_of(row)
     for other in background:
         axis.plot(
             other.curve["radius"],
@@ -130,9 +129,8 @@ def _accuracy_panel(axis: Any, row: Row, background: Sequence[Row]) -> None:
     inside = sorted({*at, *(r for r in radius if r < at[-1])})
     lower, upper = np.interp(inside, radius, certified), np.interp(inside, at, attacked)
     axis.fill_between(inside, lower, upper, color=colour, alpha=0.12, linewidth=0)
-    symbol = "ℓ₂" if row.norm == 2 else "ℓ∞"
     axis.set_title(row.label, loc="left", color=colour, fontweight="bold", fontsize=9)
-    axis.set_xlabel(f"{symbol} radius", labelpad=1)
+    axis.set_xlabel(f"{symbol(row.norm)} radius", labelpad=1)
     axis.set_xlim(0, 1.08 * at[-1])
     axis.set_ylim(0, 102)
     axis.legend(frameon=False, fontsize=7, loc="upper right", handlelength=1.8)
@@ -167,7 +165,7 @@ def tradeoff_figure(rows: Sequence[Row]) -> Figure:
         if row.norm != 2 or found is None or not has_place(found):
             continue
         ends += [found, found if bound is None else bound]
-        colour, error = COLOURS.get(row.layer, OTHER), 100 * (1 - row.clean)
+        colour, error = colour_of(row), 100 * (1 - row.clean)
         if bound is not None:
             axis.plot([found, bound], [error] * 2, color=colour, alpha=0.35, linewidth=3)
             axis.plot(bound, error, "o", color=colour, markersize=5)
@@ -217,7 +215,7 @@ def _mark(name: str, colour: str) -> dict[str, Any]:
 
 
 def _constants(axis: Any, place: int, row: Row) -> None:
-    colour = COLOURS.get(row.layer, OTHER)
+    colour = colour_of(row)
     values = {name: v for name in MARKS if has_place(v := getattr(row, name))}
     if values:
         ends = [min(values.values()), max(values.values())]
@@ -259,8 +257,8 @@ def _decorate(axis: Any, group: Sequence[Row]) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.grid(axis="x", color="#E8E8E8", zorder=0)
     axis.tick_params(axis="y", length=0)
-    symbol = "ℓ₂ → ℓ₂" if group[0].norm == 2 else "ℓ∞ → ℓ∞"
-    axis.set_xlabel(f"Lipschitz constant {symbol}, per raw pixel", labelpad=2)
+    both = " → ".join([symbol(group[0].norm)] * 2)
+    axis.set_xlabel(f"Lipschitz constant {both}, per raw pixel", labelpad=2)
 
 
 def plain(axis: Any) -> None:
@@ -278,6 +276,11 @@ def ticked(axis: Any, values: Sequence[float]) -> None:
     if values and max(values) < 30 * min(values):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     plain(axis)
+
+
+def colour_of(row: Row) -> str:
+    """The family's, in every picture and table."""
+    return COLOURS.get(row.layer, OTHER)
 
 
 def blank(width: float, height: float) -> Figure:
