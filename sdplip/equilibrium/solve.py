@@ -98,8 +98,9 @@ def solve(
     most 2·eps·‖ |z| + |A| |z| + |v| ‖₂ / (1 + ‖z‖₂), what its own sums can lose, and at most 1e-6
     (1e-3 in float32). No step size and no other row enters the test, and a row that has converged
     changes no more: its result depends on the rest of the batch only by the rounding of batched
-    products: the last bits, or what hundreds of accelerated iterations make of them. A row of v with NaN or Inf has z = NaN and is not converged. Never
-    raises for lack of convergence, see `announce`. Not differentiable, see `implicit`.
+    products: the last bits, or what hundreds of accelerated iterations make of them. A row of v
+    with NaN or Inf has z = NaN and is not converged. Never raises for lack of convergence, see
+    `announce`. Not differentiable, see `implicit`.
 
     Args:
         A: (n, n) float32 or float64; half precision is solved in float32 or better. Or an

@@ -14,7 +14,7 @@ import numpy as np
 from .._arrays import Array
 from ..errors import CertificationError, InvalidInput, NotConvergedWarning
 from ..system import System
-from . import chain, convex, descent
+from . import chain, convex, descent, equations
 from .interior import Optimum, minimise
 from .reduce import Problem, least_rho, normalise, start
 from .rigorous import LARGE
@@ -103,15 +103,17 @@ def euclidean(
     found = run[method]()
     small = len(problem.A) <= SECOND_ORDER_UNITS
     early = method == "chain" and found.stopped in ("rounding", "steps")
-    if early and chosen and small:
+    loose = found.rho - found.dual > LOOSE * found.rho
+    if early and loose and chosen and small:
         # Degenerate blocks end it early; the dense method goes on where it can.
         other = run["interior"]()
         if other.rho < found.rho or other.dual > found.dual:
             found, method = other, "interior"
-    elif early and found.rho - found.dual > LOOSE * found.rho:
+    elif early and loose:
+        dense = " Use method = 'auto', which tries the dense method, too." if small else ""
         warnings.warn(
             "method = 'chain' stopped where rounding hides the way on: its bound holds, but may "
-            "lie above the best one. Use method = 'auto', which tries the dense method, too.",
+            f"lie above the best one.{dense}",
             NotConvergedWarning,
             stacklevel=5,
         )
@@ -145,11 +147,12 @@ def _choose(problem: Problem, deadline: float | None) -> str:
         return "descent"
     method = "chain" if len(levels) >= DEEP or n > SECOND_ORDER_UNITS else "interior"
     sizes = np.array([problem.B.shape[1], *map(len, levels)], dtype=float)
-    step = n**3 / 3 + 60 * (sizes**3).sum() if method == "chain" else 4 * sizes.sum() ** 3
-    slow = n > 2 * SECOND_ORDER_UNITS or step > LONGEST_STEP
+    step = 4 * sizes.sum() ** 3
+    if method == "chain":
+        step = equations.cost(n, int(sizes[1:].max())) + 60 * (sizes**3).sum()
     # Stopped halfway, it is looser than a first-order search.
     late = deadline is not None and step > 2 * PACE * (deadline - time.monotonic())
-    return "descent" if slow or late else method
+    return "descent" if step > LONGEST_STEP or late else method
 
 
 def _start(problem: Problem, warm: Array | None) -> tuple[float, Array]:
@@ -180,7 +183,7 @@ def _best(
         if not (least < best and (lam > 0).all()):
             continue
         first = least if first is None else first
-        bound = prove(max(least, 1e-30 * problem.gain), lam)
+        bound = prove(max(least, 1e-140 * problem.gain), lam)
         if bound is not None and bound < best:
             best, multipliers = bound, lam
         # The next blends are looser by more than their proofs can save, or take too long.
