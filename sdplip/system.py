@@ -134,20 +134,28 @@ class System:
         biases = [None] * len(weights) if biases is None else biases
         if len(biases) != len(weights):
             raise ShapeError(f"{len(weights)} weights, but {len(biases)} biases.")
-        system = None
-        for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            W = _matrix(f"W{k}", weight)
-            b = vector(f"b{k}", finite(f"b{k}", 0.0 if bias is None else bias), len(W))
-            if system is None:
-                system = cls.linear(W, b)
-                continue
-            if W.shape[1] != system.outputs:
+        W = [_matrix(f"W{k}", weight) for k, weight in enumerate(weights)]
+        b = [
+            vector(f"b{k}", finite(f"b{k}", 0.0 if bias is None else bias), len(W[k]))
+            for k, bias in enumerate(biases)
+        ]
+        for k in range(1, len(W)):
+            if W[k].shape[1] != len(W[k - 1]):
                 raise ShapeError(
-                    f"W{k} has shape {W.shape}, but W{k - 1} has {system.outputs} rows."
+                    f"W{k} has shape {W[k].shape}, but W{k - 1} has {len(W[k - 1])} rows."
                 )
-            system = cls.linear(W, b) @ cls.elementwise(activation, system.outputs) @ system
-        assert system is not None
-        return system
+        if len(W) == 1:
+            return cls.linear(W[0], b[0])
+        ends = np.cumsum([len(V) for V in W[:-1]])
+        n, m, p = int(ends[-1]), W[0].shape[1], len(W[-1])
+        A, B, C = np.zeros((n, n)), np.zeros((n, m)), np.zeros((p, n))
+        # Sums with 0 make zeros positive, as the products in `@` do: the digest tells them apart.
+        B[: ends[0]] += W[0]
+        C[:, n - W[-1].shape[1] :] += W[-1]
+        for V, end in zip(W[1:-1], ends, strict=False):
+            A[end : end + len(V), end - V.shape[1] : end] += V
+        inner, outer = np.concatenate(b[:-1]) + 0.0, b[-1] + 0.0
+        return cls(A, B, C, np.zeros((p, m)), inner, outer, activation=activation)  # type: ignore[arg-type]
 
     @classmethod
     def equilibrium(
@@ -249,7 +257,8 @@ class System:
         h = hashlib.sha256(b"sdplip system 1")
         for name in ("A", "B", "C", "D", "b", "c", "alpha", "beta"):
             array = np.ascontiguousarray(getattr(self, name), dtype="<f8")
-            h.update(f"{name}{array.shape}".encode() + array.tobytes())
+            h.update(f"{name}{array.shape}".encode())
+            h.update(array.data)
         h.update("\0".join(self.activation.tolist()).encode())
         return h.hexdigest()
 

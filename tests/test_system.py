@@ -41,6 +41,18 @@ def test_feedforward_is_the_perceptron(seed, depth, activation):
     torch.testing.assert_close(System.from_module(net)(x), net(x))
 
 
+@pytest.mark.parametrize("sizes", [(3, 4), (5, 1, 7, 2), (2, 3, 3, 3, 1), (0, 3, 2), (3, 4, 0)])
+def test_feedforward_is_the_composition_bit_for_bit(rng, sizes):
+    weights = [rng.normal(size=(b, a)) for a, b in itertools.pairwise(sizes)]
+    biases = [rng.normal(size=len(W)) for W in weights]
+    for W in weights:
+        W.flat[:1] = -0.0
+    composed = System.linear(weights[0], biases[0])
+    for W, b in zip(weights[1:], biases[1:], strict=True):
+        composed = System.linear(W, b) @ System.elementwise("tanh", len(W.T)) @ composed
+    assert System.feedforward(weights, biases, "tanh").digest() == composed.digest()
+
+
 @given(SEEDS)
 def test_series_and_sum(seed):
     rng = np.random.default_rng(seed)
