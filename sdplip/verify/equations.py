@@ -19,7 +19,7 @@ FINEST = 1e-13
 PATIENCE = 4
 """Iterations; more of them cost more than a finer cut-off."""
 ROUNDS = 3
-"""How often the residual is taken anew, for what rounding has hidden."""
+"""How often they begin anew, for what rounding has hidden."""
 
 Solve = Callable[[Array], Array]
 
@@ -103,12 +103,13 @@ def _iterate(
             y = y + length[:, None] * step
             r = r - length[:, None] * product
             taken += turn == 0
+            if error(y, r) <= enough:
+                break
             z = near(r)
             size, last = (r * z).sum(axis=1), size
-            if error(y, r) <= enough or (size <= 1e-20 * first).all():
+            if (size <= 1e-20 * first).all():
                 break
             step = z + (size / np.maximum(last, 1e-300))[:, None] * step
-        r = b - hessian.product(y)
         now = error(y, r)
         if not now < before / 2:
             break
