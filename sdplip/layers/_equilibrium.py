@@ -32,6 +32,7 @@ from ._base import (
     fill_uniform,
     numpy,
     slopes_in_unit_interval,
+    undefined,
     wide,
 )
 from ._plain import linear
@@ -149,7 +150,7 @@ class Equilibrium(Layer):
             `norm`, from Cz* + Dx + c at the exact equilibrium z* of the same A, B, C, D: what the
             solver left open and what was rounded, but for products in float64.
         """
-        raise NotImplementedError
+        raise undefined(self, "solve_output", "the output and a bound of its distance")
 
     def _left_open(
         self,
@@ -316,7 +317,7 @@ class EquilibriumLayer(Equilibrium):
 
     def _metric(self, w: dict[str, Tensor]) -> Tensor:
         """The diagonal Λ (n,) in which I - A is strongly monotone."""
-        raise NotImplementedError
+        raise undefined(self, "_metric", "the diagonal Λ (n,) in which I - A is strongly monotone")
 
     def _kept_metric(self, w: dict[str, Any]) -> Tensor:
         if "metric" not in w:

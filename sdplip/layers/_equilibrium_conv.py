@@ -18,7 +18,7 @@ from ..equilibrium import Circulant, Solution
 from ..equilibrium.operators import from_spectrum, spectrum
 from ..errors import InvalidInput
 from ..system import System
-from ._base import check_size, fill_uniform, numpy, wide
+from ._base import check_size, fill_uniform, numpy, undefined, wide
 from ._conv import ConvLayer
 from ._equilibrium import Equilibrium, doubles, untraced
 from ._geometry import Geometry, Pair
@@ -169,7 +169,7 @@ class EquilibriumConv2d(Equilibrium, ConvLayer):
 
     def _symbols(self, size: Pair) -> dict[str, Tensor]:
         """What forward applies on a torus, and the metric (n,) in which I - A is monotone."""
-        raise NotImplementedError
+        raise undefined(self, "_symbols", "what forward applies on a torus, and the metric")
 
     def _at(self, image: Pair) -> dict[str, Any]:
         """The symbols, kept in evaluation with the step and the resolvents that they lead to."""

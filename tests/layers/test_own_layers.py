@@ -136,3 +136,17 @@ def test_no_hook_of_a_base_is_missed_silently():
     for refused in (lipschitz_bound, fold):
         with pytest.raises(InvalidInput, match=r"Fivefold|not known"):
             refused(nn.Sequential(layer))
+
+
+def test_an_equilibrium_layer_names_the_method_that_it_lacks():
+    from sdplip.layers._equilibrium import EquilibriumLayer
+    from sdplip.layers._equilibrium_conv import EquilibriumConv2d
+
+    for base, method, arguments in (
+        (EquilibriumLayer, "_metric", ({},)),
+        (EquilibriumLayer.__mro__[1], "solve_output", (None,)),
+        (EquilibriumConv2d, "_symbols", ((4, 4),)),
+    ):
+        bare = type("Mine", (base,), {}).__new__(type("Mine", (base,), {}))
+        with pytest.raises(InvalidInput, match=f"{method} is not defined"):
+            getattr(base, method)(bare, *arguments)
