@@ -6,6 +6,8 @@
     python benchmarks/equilibrium.py --only "LBEN 2000*"           # named rows only, also "* ch *"
     python benchmarks/equilibrium.py --device cuda --batch 1024 --only "* [25]00*"
     python benchmarks/equilibrium.py --check                       # is the textbook right?
+    pip install numba                                              # which ours uses if it is there
+    NUMBA_DISABLE_JIT=1 python benchmarks/equilibrium.py           # but not here
     pip install --no-deps torchdeq                                 # for its rows
 
 Every method solves the same batch of smooth random images. Its tolerance is lowered until the worst
@@ -36,6 +38,7 @@ import json
 import math
 import statistics
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,7 @@ from equilibrium_textbook import (
 from layers import _memory, machine
 
 from sdplip.equilibrium import Circulant
+from sdplip.equilibrium.compiled import serves
 from sdplip.layers import NEMONLinear
 
 
@@ -232,7 +236,7 @@ def main() -> int:
     device = torch.device(arguments.device)
     print(
         f"torch {torch.__version__}, {machine(device)}, batch {arguments.batch}, "
-        f"{arguments.rounds} rounds\n"
+        f"{arguments.rounds} rounds, {engine()}\n"
     )
     print("| case | target | method | ms | steps | worst | gradient | MB | ours / it | limit |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -250,6 +254,13 @@ def main() -> int:
         document = {"torch": torch.__version__, "machine": machine(device), "rows": plain}
         arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return int(any(row["missed"] for row in rows))
+
+
+def engine() -> str:
+    """What may compute 'ours' of up to 128 units."""
+    if serves(1, [torch.zeros(1)]):
+        return f"small layers compiled by numba {version('numba')}"
+    return "nothing compiled"
 
 
 def line(row: dict) -> str:

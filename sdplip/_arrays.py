@@ -6,6 +6,8 @@ import math
 import os
 import zipfile
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,23 @@ def finite(name: str, value: Any) -> Array:
     return array
 
 
+def matrix(name: str, value: Any) -> Array:
+    array = finite(name, value)
+    if array.ndim != 2:
+        raise ShapeError(f"{name} has shape {array.shape}, but must be a matrix.")
+    return array
+
+
 def vector(name: str, array: Any, length: int) -> Any:
     if array.shape not in ((), (length,)):
         raise ShapeError(f"{name} has shape {array.shape}, but must be ({length},) or a scalar.")
     return np.broadcast_to(array, (length,)).copy()
+
+
+def read_at_most(path: Path, size: int) -> bytes:
+    """The first `size` bytes of a file, of which as many are set aside as it has."""
+    with path.open("rb") as file:
+        return b"".join(islice(iter(partial(file.read, 1 << 20), b""), size >> 20))
 
 
 def read_npz(path: Path) -> dict[str, Any]:

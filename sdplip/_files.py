@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ def _system(arrays: dict[str, Any]) -> System:
         names = np.asarray([_guess(a, b) for a, b in zip(alpha, beta, strict=True)], np.str_)
     elif names.dtype.kind != "U":
         raise InvalidInput(f"activation has dtype {names.dtype}, but must be text.")
-    return replace(system, alpha=alpha, beta=beta, activation=names)
+    return system.replaced(alpha=alpha, beta=beta, activation=names)
 
 
 def _guess(alpha: float, beta: float) -> str:

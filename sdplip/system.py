@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ._arrays import Array, finite, vector, write_named
+from ._arrays import Array, finite, matrix, vector, write_named
+from ._coupling import Coupling, Feed, below, dense, feeds, held, joined, levels, pieces
 from ._modes import own_modes
 from .activations import elementwise
 from .equilibrium import implicit
@@ -32,7 +33,9 @@ class System:
     where A is acyclic, at the equilibrium otherwise.
 
     Args:
-        A, B, C, D: (n, n), (n, m), (p, n), (p, m); float64, finite.
+        A, B, C, D: (n, n), (n, m), (p, n), (p, m); float64, finite. A may be a `scipy.sparse`
+            array; the attribute is a NumPy array, which of a large sparse A is formed when asked
+            for (`coupling`, `feeds` and `block` do without).
         b, c: (n,), (p,); None is zero.
         activation: one name or one per unit; "unknown" where only the slopes are known (such a
             system can be verified, not evaluated).
@@ -52,26 +55,31 @@ class System:
     alpha: Array = None  # type: ignore[assignment]
     beta: Array = None  # type: ignore[assignment]
     activation: NDArray[np.str_] = "relu"  # type: ignore[assignment]
+    coupling: Coupling = field(init=False)
+    """A as it is held: an array, or sparse."""
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        for name in "ABCD":
-            put(self, name, _matrix(name, getattr(self, name)))
+        coupling = held(self.A)
+        for name in "BCD":
+            put(self, name, matrix(name, getattr(self, name)))
         (n, m), p = self.B.shape, self.C.shape[0]
+        found = {"A": coupling.shape, "C": self.C.shape, "D": self.D.shape}
         for name, shape in {"A": (n, n), "C": (p, n), "D": (p, m)}.items():
-            if getattr(self, name).shape != shape:
+            if found[name] != shape:
                 raise ShapeError(
-                    f"{name} has shape {getattr(self, name).shape}, but with B {self.B.shape} "
+                    f"{name} has shape {found[name]}, but with B {self.B.shape} "
                     f"and C {self.C.shape} it must be {shape}."
                 )
         names = np.asarray(self.activation, dtype=np.str_)
         put(self, "activation", vector("activation", names, n))
-        own = {name: _slopes(str(name)) for name in np.unique(self.activation)}
+        kinds, kind = np.unique(self.activation, return_inverse=True)
+        low, high = np.array([_slopes(str(name)) for name in kinds]).reshape(-1, 2)[kind].T
         for name, length, default in (
             ("b", n, 0.0),
             ("c", p, 0.0),
-            ("alpha", n, [own[a][0] for a in self.activation]),
-            ("beta", n, [own[a][1] for a in self.activation]),
+            ("alpha", n, low),
+            ("beta", n, high),
         ):
             value = getattr(self, name)
             array = finite(name, default if value is None else value)
@@ -81,23 +89,36 @@ class System:
                 f"Unit {i} has slopes ({self.alpha[i]:g}, {self.beta[i]:g}), which is no range; "
                 "give alpha <= beta."
             )
-        for i, name in enumerate(self.activation):
-            low, high = own[name]
-            if name != UNKNOWN and (low < self.alpha[i] or high > self.beta[i]):
-                raise InvalidInput(
-                    f"Unit {i} is {name} with slopes [{low:g}, {high:g}], outside the declared "
-                    f"[{self.alpha[i]:g}, {self.beta[i]:g}]: bounds would be wrong. "
-                    "Declare a range that contains them."
-                )
-        for name in ("A", "B", "C", "D", "b", "c", "alpha", "beta", "activation"):
+        narrow = (low < self.alpha) | (high > self.beta)
+        for i in np.flatnonzero(narrow & (self.activation != UNKNOWN))[:1]:
+            raise InvalidInput(
+                f"Unit {i} is {self.activation[i]} with slopes [{low[i]:g}, {high[i]:g}], outside "
+                f"the declared [{self.alpha[i]:g}, {self.beta[i]:g}]: bounds would be wrong. "
+                "Declare a range that contains them."
+            )
+        put(self, "coupling", coupling)
+        if isinstance(coupling, np.ndarray):
+            put(self, "A", coupling)
+        else:
+            object.__delattr__(self, "A")
+        for name in ("B", "C", "D", "b", "c", "alpha", "beta", "activation"):
             getattr(self, name).flags.writeable = False
+
+    def __getattr__(self, name: str) -> Any:
+        # Only a sparse A is missing, until somebody asks for it.
+        if name != "A" or "coupling" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        A = dense(self.coupling)
+        A.flags.writeable = False
+        object.__setattr__(self, "A", A)
+        return A
 
     # --- constructors ---
 
     @classmethod
     def linear(cls, W: ArrayLike, b: ArrayLike | None = None) -> System:
         """x ↦ Wx + b with W (p, m): no hidden units."""
-        D = _matrix("W", W)
+        D = matrix("W", W)
         p, m = D.shape
         return cls(np.zeros((0, 0)), np.zeros((0, m)), np.zeros((p, 0)), D, c=b)  # type: ignore[arg-type]
 
@@ -112,7 +133,7 @@ class System:
         activation: str | Sequence[str] = "relu",
     ) -> System:
         """x ↦ Hx + Gσ(Wᵀx + b) + c with H (p, m), G (p, n), W (m, n)."""
-        H, G, W = _matrix("H", H), _matrix("G", G), _matrix("W", W)
+        H, G, W = matrix("H", H), matrix("G", G), matrix("W", W)
         m, n = W.shape
         if H.shape[1] != m or G.shape != (H.shape[0], n):
             raise ShapeError(
@@ -134,7 +155,7 @@ class System:
         biases = [None] * len(weights) if biases is None else biases
         if len(biases) != len(weights):
             raise ShapeError(f"{len(weights)} weights, but {len(biases)} biases.")
-        W = [_matrix(f"W{k}", weight) for k, weight in enumerate(weights)]
+        W = [matrix(f"W{k}", weight) for k, weight in enumerate(weights)]
         b = [
             vector(f"b{k}", finite(f"b{k}", 0.0 if bias is None else bias), len(W[k]))
             for k, bias in enumerate(biases)
@@ -146,16 +167,13 @@ class System:
                 )
         if len(W) == 1:
             return cls.linear(W[0], b[0])
-        ends = np.cumsum([len(V) for V in W[:-1]])
-        n, m, p = int(ends[-1]), W[0].shape[1], len(W[-1])
-        A, B, C = np.zeros((n, n)), np.zeros((n, m)), np.zeros((p, n))
+        n, m, p = sum(map(len, W[:-1])), W[0].shape[1], len(W[-1])
+        B, C = np.zeros((n, m)), np.zeros((p, n))
         # Sums with 0 make zeros positive, as the products in `@` do: the digest tells them apart.
-        B[: ends[0]] += W[0]
+        B[: len(W[0])] += W[0]
         C[:, n - W[-1].shape[1] :] += W[-1]
-        for V, end in zip(W[1:-1], ends, strict=False):
-            A[end : end + len(V), end - V.shape[1] : end] += V
         inner, outer = np.concatenate(b[:-1]) + 0.0, b[-1] + 0.0
-        return cls(A, B, C, np.zeros((p, m)), inner, outer, activation=activation)  # type: ignore[arg-type]
+        return cls(below(W[:-1]), B, C, np.zeros((p, m)), inner, outer, activation=activation)  # type: ignore[arg-type]
 
     @classmethod
     def equilibrium(
@@ -225,7 +243,7 @@ class System:
 
     @property
     def units(self) -> int:
-        return self.A.shape[0]
+        return self.B.shape[0]
 
     @property
     def outputs(self) -> int:
@@ -234,18 +252,16 @@ class System:
     @cached_property
     def levels(self) -> list[NDArray[np.intp]] | None:
         """Units in groups that depend on earlier groups only; None where A has a cycle."""
-        depends = self.A != 0
-        waiting = depends.sum(axis=1)
-        remaining = np.ones(self.units, dtype=bool)
-        levels = []
-        while remaining.any():
-            ready = np.flatnonzero(remaining & (waiting == 0))
-            if not ready.size:
-                return None
-            levels.append(ready)
-            remaining[ready] = False
-            waiting -= depends[:, ready].sum(axis=1)
-        return levels
+        return levels(self.coupling)
+
+    @cached_property
+    def feeds(self) -> list[Feed] | None:
+        """What each of the `levels` reads of earlier ones; None where A has a cycle."""
+        return None if self.levels is None else feeds(self.coupling, self.levels)
+
+    def block(self, rows: NDArray[Any], columns: NDArray[Any]) -> Array:
+        """A[np.ix_(rows, columns)], which of a sparse A is all that is formed."""
+        return dense(self.coupling[rows][:, columns])
 
     @property
     def is_feedforward(self) -> bool:
@@ -254,13 +270,23 @@ class System:
 
     def digest(self) -> str:
         """SHA-256 over every array, bit for bit: what a certificate is tied to."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         h = hashlib.sha256(b"sdplip system 1")
         for name in ("A", "B", "C", "D", "b", "c", "alpha", "beta"):
-            array = np.ascontiguousarray(getattr(self, name), dtype="<f8")
+            array = self.coupling if name == "A" else getattr(self, name)
             h.update(f"{name}{array.shape}".encode())
-            h.update(array.data)
+            for rows in pieces(array):
+                h.update(np.ascontiguousarray(rows, dtype="<f8").data)
         h.update("\0".join(self.activation.tolist()).encode())
         return h.hexdigest()
+
+    def replaced(self, **arrays: Any) -> System:
+        """The system with these arrays in place of its own, without forming a sparse A."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "A"}
+        return System(**{"A": self.coupling, **own, **arrays})
 
     # --- composition ---
 
@@ -270,15 +296,14 @@ class System:
             raise ShapeError(
                 f"g @ f: f has {first.outputs} outputs, but g takes {self.inputs} inputs."
             )
-        corner = np.zeros((first.units, self.units))
         return System(
-            np.block([[first.A, corner], [self.B @ first.C, self.A]]),
+            joined(first.coupling, self.B @ first.C, self.coupling),
             np.vstack([first.B, self.B @ first.D]),
             np.hstack([self.D @ first.C, self.C]),
             self.D @ first.D,
             np.concatenate([first.b, self.b + self.B @ first.c]),
             self.D @ first.c + self.c,
-            *self._joined(first),
+            *self._units_after(first),
         )
 
     def __add__(self, other: System) -> System:
@@ -288,18 +313,17 @@ class System:
                 f"f + g: f maps R^{self.inputs} to R^{self.outputs}, "
                 f"but g maps R^{other.inputs} to R^{other.outputs}."
             )
-        corner = np.zeros((other.units, self.units))
         return System(
-            np.block([[other.A, corner], [corner.T, self.A]]),
+            joined(other.coupling, None, self.coupling),
             np.vstack([other.B, self.B]),
             np.hstack([other.C, self.C]),
             other.D + self.D,
             np.concatenate([other.b, self.b]),
             other.c + self.c,
-            *self._joined(other),
+            *self._units_after(other),
         )
 
-    def _joined(self, first: System) -> tuple[Array, Array, NDArray[np.str_]]:
+    def _units_after(self, first: System) -> tuple[Array, Array, NDArray[np.str_]]:
         return (
             np.concatenate([first.alpha, self.alpha]),
             np.concatenate([first.beta, self.beta]),
@@ -335,25 +359,27 @@ class System:
                 "This system's activation is unknown (only its slopes are), so it has no value "
                 "to compute. Give System(..., activation=NAME)."
             )
-        A, B, b = (torch.as_tensor(a.copy()).to(x) for a in (self.A, self.B, self.b))
+        B, b = (torch.as_tensor(a.copy()).to(x) for a in (self.B, self.b))
         v = x @ B.mT + b
-        if self.levels is None:
+        if self.feeds is None:
+            A = torch.as_tensor(self.A.copy()).to(x)
             tol = 1e-12 if x.dtype == torch.float64 else 1e-6
             names = [str(a) for a in self.activation]
             return implicit(A, v, names, method="newton", tol=tol, on_failure="raise")
-        order = np.concatenate([np.zeros(0, dtype=np.intp), *self.levels])
-        z = v[..., :0]
-        for level in self.levels:
-            u = v[..., level] + z @ A[np.ix_(level, order[: z.shape[-1]])].mT
+        order = np.concatenate([np.zeros(0, dtype=np.intp), *(feed.units for feed in self.feeds)])
+        place, z = np.argsort(order), v[..., :0]
+        for level, fed, block in self.feeds:
+            u = v[..., level] + z[..., place[fed]] @ torch.as_tensor(block.copy()).to(x).mT
             z = torch.cat([z, self._sigma(u, level)], dim=-1)
-        return z[..., np.argsort(order)]
+        return z[..., place]
 
     def _sigma(self, u: Tensor, units: NDArray[np.intp]) -> Tensor:
         names = self.activation[units]
-        out = torch.empty_like(u) if len(set(names)) > 1 else elementwise(str(names[0]))(u)
-        if len(set(names)) > 1:
-            for name in np.unique(names):
-                out[..., names == name] = elementwise(str(name))(u[..., names == name])
+        if len(kinds := np.unique(names)) == 1:
+            return elementwise(str(names[0]))(u)
+        out = torch.empty_like(u)
+        for name in kinds:
+            out[..., names == name] = elementwise(str(name))(u[..., names == name])
         return out
 
     # --- files ---
@@ -382,13 +408,6 @@ class System:
         from ._files import read_system
 
         return read_system(Path(path))
-
-
-def _matrix(name: str, value: Any) -> Array:
-    array = finite(name, value)
-    if array.ndim != 2:
-        raise ShapeError(f"{name} has shape {array.shape}, but must be a matrix.")
-    return array
 
 
 def _slopes(name: str) -> tuple[float, float]:

@@ -21,7 +21,7 @@ ORDER = [
     {"lmi"},
     {"conditions", "activations"},
     {"equilibrium"},
-    {"system", "_modules", "_files", "_stages", "convolutional"},
+    {"_coupling", "system", "_modules", "_files", "_stages", "convolutional"},
     {"importing"},
     {"verify"},
     {"layers"},

@@ -47,7 +47,8 @@ def test_a_region_gives_a_smaller_bound_that_checks(call, net):
         assert "region" in call("check", "local.json", "net.npz").stdout
         other = json.loads((call("check", "local.json", "net.npz", "--json")).stdout)
         assert other["holds"] and other["bound"] == here["bound"]
-        assert other["region"] == here["region"] == ("ball of radius 0.05" if shape else "box")
+        kind = "ball of radius" if shape else "box of half-width"
+        assert other["region"] == here["region"] == f"{kind} 0.05 around (0, 0, 0, …)"
         assert f"region       {here['region']}" in call(*words).stdout
     assert call("verify", "net.npz", "--radius", "1").exit_code == 2
     assert call("verify", "net.npz", "--local", "x.npy").exit_code == 2
@@ -114,7 +115,9 @@ def test_a_table_says_what_its_bounds_are_about(call, net):
     words = ["verify", "net.npz", "second.npz"]
     assert "in norm inf, everywhere" in call(*words, "--norm", "inf").stdout
     local = [*words, "--local", "x.npy", "--radius", "0.5", "--ball"]
-    assert "in norm 2, in the ball of radius 0.5: nothing is said" in call(*local).stdout
+    assert (
+        "in norm 2, in the ball of radius 0.5 around (0, 0, 0, …): nothing" in call(*local).stdout
+    )
     assert "in norm" not in call("verify", "nowhere.npz", "nor-here.npz").stdout
 
 
@@ -174,6 +177,11 @@ def test_the_certificates_of_runs_keep_their_dots(call, tmp_path):
     # Both are empty: what matters is that their names do not clash.
     result = call("verify", "lr-0.1", "lr-0.2", "--certificate", "certs")
     assert result.exit_code == 2 and "one by one" not in result.stderr
+
+
+def test_a_method_that_is_none_is_named_as_it_was_typed(call, net):
+    result = call("verify", "net.npz", "--method", "Magic")
+    assert result.exit_code == 2 and "method = 'Magic' is not known" in result.stderr
 
 
 @pytest.mark.parametrize("method", ["interior", "chain", "descent", "layerwise", "clarabel"])

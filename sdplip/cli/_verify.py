@@ -310,11 +310,15 @@ def _file(out: Path | None, path: Path, pair: tuple[int, int] | None, several: b
 
 
 def _solver(method: str) -> str:
-    """CVXPY names its solvers in capitals."""
+    """CVXPY names its solvers in capitals; what is no method stays as it was typed."""
     from ..verify.bound import FREQUENCY
     from ..verify.euclidean import OWN
 
-    return method if method in (*OWN, FREQUENCY, "closed form") else method.upper()
+    if method in (*OWN, FREQUENCY, "closed form"):
+        return method
+    import cvxpy
+
+    return method.upper() if method.upper() in cvxpy.installed_solvers() else method
 
 
 def _region(path: Path | None, radius: float | None, ball: bool) -> Region | None:

@@ -303,8 +303,8 @@ def iterate(
         whole = whole and finite
         stay = None if worst <= tol else problem.unsolved(point, error, tol)
         if stay is None or (finite and not len(stay)):
-            needed = _needed(last, done, before, worst, tol)
-            return points, residual, steps, pre, whole, needed
+            enough = needed(last, done, before, worst, tol)
+            return points, residual, steps, pre, whole, enough
         if done == max_steps or not len(stay):
             return points, residual, steps, pre, False, done
         if live is None:
@@ -315,7 +315,7 @@ def iterate(
             problem, live, state, drive = problem.rows(stay), live[stay], state[stay], drive[stay]
 
 
-def _needed(last: int, done: int, before: float, worst: float, tol: float) -> int:
+def needed(last: int, done: int, before: float, worst: float, tol: float) -> int:
     """When the worst residual, `before` after `last` sweeps, passed tol at a constant rate."""
     if not (last and tol < before < math.inf and 0 < worst < tol):
         return done

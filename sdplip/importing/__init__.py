@@ -23,6 +23,7 @@ from .._modes import own_modes
 from ..convolutional import ConvSystem
 from ..errors import InvalidInput, ShapeError
 from ..system import System
+from .batches import one_sample
 from .checking import Normalisation, Source, checked
 from .convolutions import image
 from .values import Network, Slopes, TooLarge
@@ -55,13 +56,15 @@ def load(
     """Read a network from a file, by its ending.
 
     `.npz` is our own format (`System.load`). `.onnx` is evaluated against the reference
-    implementation in float64 and onnxruntime. `.safetensors`, `.pt` and `.pth` are state dicts of
+    implementation in float64 and onnxruntime; where it has a fixed batch of independent samples,
+    the system is that of one of them. `.safetensors`, `.pt` and `.pth` are state dicts of
     linear layers, `.mat` the cells `weights` and `biases` of LipSDP: these say nothing of what is
     between the layers, nor can they be run, so a warning asks for a sample.
 
     Args:
         path: the file. Pickles that hold anything but tensors are refused.
-        input_shape: of one sample, where an ONNX file leaves it open.
+        input_shape: of one sample, where an ONNX file leaves it open; or with its fixed batch, for
+            the network on all of it.
         normalize: (mean, std), for x ↦ network((x - mean) / std): a number each, one per channel,
             or one per entry.
         activation: between the layers of a state dict or `.mat` file.
@@ -89,8 +92,11 @@ def load(
     if kind == ".onnx":
         from .onnx_file import read_onnx
 
-        declared = _by_operator(slopes)
-        return checked(read_onnx(path, input_shape, normalisation, declared), normalisation, sample)
+        source = read_onnx(path, input_shape, normalisation, _by_operator(slopes))
+        found, shape = checked(source, normalisation, sample), source.shape
+        if not isinstance(found, System) or len(shape) == 1 or len(input_shape or ()) == len(shape):
+            return found
+        return one_sample(found, shape[0])
     system: System | ConvSystem
     if kind == ".npz":
         size = (input_shape or ())[-2:]

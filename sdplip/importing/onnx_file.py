@@ -19,7 +19,7 @@ from . import operations as op
 from .checking import SINGLE_PRECISION, STAND_IN, Normalisation, Original, Source
 from .convolutions import build
 from .onnx_operators import OPERATORS
-from .values import Slopes, Value
+from .values import Slopes, TooLarge, Value
 
 SINGLE, DOUBLE, HALF, BRAIN = 1, 11, 10, 16
 STANDARD = ("", "ai.onnx")
@@ -64,7 +64,9 @@ def read_onnx(
 
         system = build(shape, follow)
     except InvalidInput as error:
-        raise type(error)(f"{path}: {error}") from error
+        many = isinstance(error, TooLarge) and shape[0] > 1
+        hint = f" Its batch is fixed at {shape[0]}; export it with a batch of 1." if many else ""
+        raise type(error)(f"{path}: {error}{hint}") from error
     original = _stood_in(inlined, stands) if stands else model
     return Source(str(path), system, tuple(shape), _originals(original, inputs[0], tuple(shape)))
 
@@ -166,7 +168,7 @@ def _shape(proto: Any, given: Sequence[int] | None) -> list[int]:
         raise InvalidInput(f"its input {proto.name} does not hold floating-point numbers.")
     sizes = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
     if given is not None and kind.HasField("shape"):
-        whole = [1, *given] if len(sizes) == len(given) + 1 else list(given)
+        whole = [sizes[0] or 1, *given] if len(sizes) == len(given) + 1 else list(given)
         fits = len(whole) == len(sizes) and all(
             have in (0, want) for have, want in zip(sizes, whole, strict=True)
         )

@@ -98,7 +98,9 @@ def _gather(x: Term, index: Tensor, *, axis: int = 0) -> Term:
     return op.linear(op.select(x, axis, [i % size for i in flat]), lambda t: t.reshape(shape))
 
 
-def _reduce(mean: bool) -> Callable[..., Term]:
+def reducing(f: Callable[[Term, list[int], bool], Term]) -> Callable[..., Term]:
+    """An operator that reduces axes, by f(x, axes, whether they are kept)."""
+
     def reduce(
         x: Term,
         where: Tensor | None = None,
@@ -111,11 +113,13 @@ def _reduce(mean: bool) -> Callable[..., Term]:
         places = [] if given is None else _integers(given, "axes")
         if not places and noop_with_empty_axes:
             return x
-        places = places or list(range(len(x.shape)))
-        f = torch.mean if mean else torch.sum
-        return op.linear(x, lambda t: f(t, dim=places, keepdim=bool(keepdims)))
+        return f(x, places or list(range(len(x.shape))), bool(keepdims))
 
     return reduce
+
+
+def _summed(f: Callable[..., Tensor]) -> Callable[..., Term]:
+    return reducing(lambda x, axes, keep: op.linear(x, lambda t: f(t, dim=axes, keepdim=keep)))
 
 
 def _global_average(x: Term) -> Term:
@@ -202,8 +206,8 @@ LAYOUT: dict[str, Callable[..., Term | list[Term]]] = {
     "GlobalAveragePool": _global_average,
     "Identity": lambda x: x,
     "Pad": _pad,
-    "ReduceMean": _reduce(mean=True),
-    "ReduceSum": _reduce(mean=False),
+    "ReduceMean": _summed(torch.mean),
+    "ReduceSum": _summed(torch.sum),
     "Reshape": _reshape,
     "Shape": _shape,
     "Slice": _slice,

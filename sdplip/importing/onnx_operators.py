@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .._elementwise import parametrised
 from ..errors import InvalidInput
+from . import maxima
 from . import operations as op
-from .onnx_layout import LAYOUT
+from .onnx_layout import LAYOUT, reducing
 from .values import Term
 
 
@@ -124,6 +125,24 @@ def _average_pool(
     strides = strides or ones
     around = _pads(tuple(x.shape), kernel_shape, strides, ones, pads, auto_pad)
     return op.average(x, kernel_shape, strides, around, bool(count_include_pad))
+
+
+def _max_pool(
+    x: Term,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    storage_order: int = 0,
+    strides: Sequence[int] | None = None,
+) -> Term:
+    """Without the second output, the indices."""
+    ones = [1] * len(kernel_shape)
+    strides, dilations = strides or ones, dilations or ones
+    around = _pads(tuple(x.shape), kernel_shape, strides, dilations, pads, auto_pad)
+    return maxima.pool(x, kernel_shape, strides, around, dilations, bool(ceil_mode))
 
 
 def _batch_norm(
@@ -258,12 +277,16 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "HardSwish": _named("hardswish"),
     "LeakyRelu": _leaky_relu,
     "MatMul": op.matmul,
-    "Max": lambda *parts: reduce(op.greatest, parts),
-    "Min": lambda *parts: reduce(op.least, parts),
+    "GlobalMaxPool": lambda x: maxima.adaptive_pool(x, 1, len(x.shape) - 2),
+    "Max": maxima.greatest,
+    "MaxPool": _max_pool,
+    "Min": maxima.least,
     "Mul": op.multiply,
     "Neg": op.negative,
     "PRelu": op.prelu,
     "Pow": _power,
+    "ReduceMax": reducing(maxima.along),
+    "ReduceMin": reducing(maxima.least_along),
     "Reciprocal": _same(torch.reciprocal, "reciprocal"),
     "Selu": _selu,
     "Shrink": _shrink,

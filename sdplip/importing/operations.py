@@ -164,15 +164,6 @@ def clip(x: Term, low: float | None, high: float | None) -> Term:
     return x
 
 
-def greatest(x: Term, y: Term) -> Term:
-    """max(x, y) = y + relu(x - y)."""
-    return add(activate(add(x, negative(y)), "relu"), y)
-
-
-def least(x: Term, y: Term) -> Term:
-    return negative(greatest(negative(x), negative(y)))
-
-
 def softplus(x: Term, sharpness: float = 1.0) -> Term:
     return activate(x, "softplus" if sharpness == 1 else parametrised("softplus", sharpness))
 

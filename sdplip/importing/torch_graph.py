@@ -179,11 +179,13 @@ def _run(
     node: Any, values: Any, where: str, slopes: Mapping[str, Slopes], stands: dict[str, str]
 ) -> Any:
     def value(argument: Any) -> Any:
-        return torch.fx.node.map_arg(argument, lambda other: values[other])
+        return torch.fx.node.map_arg(argument, lambda other: values.get(other, other))
 
     args, kwargs = value(node.args), value(node.kwargs)
     target = node.target
     if target is operator.getitem:
+        if args[1] >= len(args[0]):
+            raise InvalidInput(f"{where}: indices of a maximum jump, and have no bounded slopes.")
         return args[0][args[1]]
     tags = getattr(target, "tags", ())
     name = target.name().removeprefix("aten::").split(".")[0] if tags else str(target)
@@ -198,7 +200,7 @@ def _run(
         if name in OPERATORS:
             return OPERATORS[name](*args, **options)
         if name in LINEAR and isinstance(first, Value):
-            return first.linear(lambda t: target(t, *args[1:], **kwargs))
+            return first.linear(lambda t: target(t, *args[1:], **options))
         if name in LISTS and isinstance(first, Value):
             count = len(target(torch.zeros(first.shape).double(), *args[1:], **kwargs))
             return [first.linear(_part(target, i, args[1:], kwargs)) for i in range(count)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .._elementwise import THRESHOLD, parametrised
 from ..errors import InvalidInput
+from . import maxima
 from . import operations as op
 from .values import Term, Value, join
 
@@ -71,6 +72,39 @@ def _pool(axes: int) -> Callable[..., Term]:
         return op.average(x, size, steps, _pairs(padding, axes), count_include_pad)
 
     return pool
+
+
+def _max_pool(axes: int) -> Callable[..., Term]:
+    def pool(
+        x: Term,
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int] = (),
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        ceil_mode: bool = False,
+    ) -> Term:
+        size = _each(kernel, axes)
+        steps = _each(stride, axes) if stride not in ((), []) else size
+        spread = _each(dilation, axes)
+        return maxima.pool(x, size, steps, _pairs(padding, axes), spread, ceil_mode)
+
+    return pool
+
+
+def _first(f: Callable[..., Term]) -> Callable[..., list[Term]]:
+    """Values without the indices."""
+    return lambda *args: [f(*args)]
+
+
+def _extreme(of_two: Callable[..., Term], along: Callable[..., Term]) -> Callable[..., Any]:
+    """torch.max or torch.min: of a tensor, along an axis with the indices, or of two tensors."""
+
+    def extreme(x: Term, other: Any = None, keepdim: bool = False) -> Any:
+        if other is None:
+            return along(x)
+        return [along(x, other, keepdim)] if isinstance(other, int) else of_two(x, other)
+
+    return extreme
 
 
 def _converted(x: Term, *, dtype: torch.dtype | None = None, **others: Any) -> Term:
@@ -140,6 +174,28 @@ def _add(x: Term, y: Any, *, alpha: float = 1) -> Term:
     return op.add(x, op.scaled(y, alpha))
 
 
+def _filled(x: Term, y: Term | float = 0.0, *_: Any, **options: Any) -> Term:
+    """y as a tensor of the shape of x."""
+    return op.add(torch.zeros(tuple(x.shape), dtype=torch.float64), y)
+
+
+def _written(x: Term, y: Term, dim: int, places: Sequence[int]) -> Term:
+    """y written over these places along an axis of x."""
+    where = torch.tensor(list(places))
+    return join([x, y], lambda both: both[0].index_copy(dim, where, both[1]))
+
+
+def _slice_written(
+    x: Term, y: Term, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Term:
+    return _written(x, y, dim, range(x.shape[dim])[start:end:step])
+
+
+def _select_written(x: Term, y: Term, dim: int, index: int) -> Term:
+    place = range(x.shape[dim])[index]
+    return _written(x, op.linear(y, lambda t: t.unsqueeze(dim)), dim, [place])
+
+
 def _power(x: Value, exponent: float) -> Value:
     if exponent not in (1, 2, 3):
         raise InvalidInput(f"the power {exponent:g} has no bounded slopes.")
@@ -160,8 +216,13 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "adaptive_avg_pool1d": lambda x, size: op.linear(
         x, lambda t: nn.functional.adaptive_avg_pool1d(t, size)
     ),
+    "adaptive_max_pool1d": _first(lambda x, size: maxima.adaptive_pool(x, size, 1)),
+    "adaptive_max_pool2d": _first(lambda x, size: maxima.adaptive_pool(x, size, 2)),
+    "adaptive_max_pool3d": _first(lambda x, size: maxima.adaptive_pool(x, size, 3)),
     "add": _add,
     "addmm": lambda bias, x, y: op.add(op.matmul(x, y), bias),
+    "amax": maxima.along,
+    "amin": maxima.least_along,
     "avg_pool1d": _pool(1),
     "avg_pool2d": _pool(2),
     "avg_pool3d": _pool(3),
@@ -169,6 +230,7 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "cat": lambda parts, dim=0: join(parts, lambda tensors: torch.cat(tensors, dim)),
     "celu": _parametrised("celu", 1.0),
     "clamp": lambda x, low=None, high=None: op.clip(x, low, high),
+    "clip": lambda x, low=None, high=None: op.clip(x, low, high),
     "clamp_max": lambda x, high: op.clip(x, None, high),
     "clamp_min": lambda x, low: op.clip(x, low, None),
     "conv1d": _conv,
@@ -177,11 +239,15 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "conv_transpose1d": _conv_transpose,
     "conv_transpose2d": _conv_transpose,
     "conv_transpose3d": _conv_transpose,
+    "copy": _filled,
     "div": op.divide,
     "dropout": _dropout,
     "einsum": _einsum,
     "elu": op.elu,
     "feature_dropout": _dropout,
+    "fill": _filled,
+    "fmax": maxima.greatest,
+    "fmin": maxima.least,
     "gelu": lambda x, approximate="none": op.activate(
         x, "gelu" if approximate == "none" else "gelu_tanh"
     ),
@@ -190,21 +256,31 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "linear": op.dense,
     "log_sigmoid": _named("logsigmoid"),
     "matmul": op.matmul,
-    "maximum": op.greatest,
+    "max": _extreme(maxima.greatest, maxima.along),
+    **{f"max_pool{k}d": _max_pool(k) for k in (1, 2, 3)},
+    **{f"max_pool{k}d_with_indices": _first(_max_pool(k)) for k in (1, 2, 3)},
+    "maximum": maxima.greatest,
     "mean": _sum(torch.mean),
-    "minimum": op.least,
+    "min": _extreme(maxima.least, maxima.least_along),
+    "minimum": maxima.least,
     "mm": op.matmul,
     "mul": op.multiply,
     "neg": op.negative,
+    "full_like": _filled,
+    "ones_like": lambda x, **_: _filled(x, 1.0),
     "pad": lambda x, sides, mode="constant", value=None: op.pad(x, sides, mode, value),
     "pow": _power,
     "prelu": _prelu,
     "relu6": _named("hardtanh(0.0,6.0)"),
     "rsub": lambda x, y, alpha=1: op.add(y, op.negative(op.scaled(x, alpha))),
+    "select_scatter": _select_written,
+    "slice_scatter": _slice_written,
     "softplus": _softplus,
+    "special_expit": _named("sigmoid"),
     "stack": lambda parts, dim=0: join(parts, lambda tensors: torch.stack(tensors, dim)),
     "sub": lambda x, y, alpha=1: op.add(x, op.negative(op.scaled(y, alpha))),
     "sum": _sum(torch.sum),
+    "zeros_like": _filled,
     **{
         name: _named(name)
         for name in (
@@ -217,11 +293,12 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
 
 LINEAR = {
     *("_unsafe_view", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "alias", "clone", "contiguous"),
-    *("cumsum", "detach", "expand", "expand_as", "flatten", "flip", "gather", "im2col", "index"),
-    *("index_select", "movedim", "narrow", "permute", "pixel_shuffle", "pixel_unshuffle", "repeat"),
-    *("repeat_interleave", "reshape", "roll", "select", "slice", "squeeze", "swapaxes", "t"),
-    *("tile", "transpose", "tril", "triu", "unflatten", "unfold", "unsqueeze"),
-    *("upsample_bilinear2d", "upsample_nearest2d", "view", "view_as"),
+    *("cumsum", "detach", "diagonal", "expand", "expand_as", "flatten", "flip", "gather", "im2col"),
+    *("index", "index_select", "movedim", "narrow", "permute", "pixel_shuffle", "pixel_unshuffle"),
+    *("repeat", "repeat_interleave", "reshape", "roll", "rot90", "select", "slice", "squeeze"),
+    *("swapaxes", "t", "tile", "transpose", "tril", "triu", "unflatten", "unfold", "unsqueeze"),
+    *("upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest1d"),
+    *("upsample_nearest2d", "view", "view_as"),
 }
 """Operators that are exactly linear in their first argument, whatever the others are."""
 

@@ -12,6 +12,7 @@ from .._tensors import certainly_at_most, only_recorded
 from ..activations import Activation
 from ..equilibrium.operators import frobenius
 from ..errors import InvalidInput
+from . import _fused
 from ._base import LIMIT, fill_uniform, saturate, shown, soft_bound, wide
 from ._equilibrium import Equilibrium, EquilibriumLayer, contracted
 from ._state import Constant, coarse, pack, unpack
@@ -307,6 +308,7 @@ class LBENLinear(Bounded, EquilibriumLayer):
     Source: Revay, Wang, Manchester, Lipschitz bounded equilibrium networks (arXiv 2010.01732).
     """
 
+    fusible = True  # not so what subclasses make of it
     contraction = Constant(
         lambda rate: 0.1 <= rate <= 1,
         "must be in [0.1, 1]. Use e.g. 0.9, or 1 for no bound on the number of iterations.",
@@ -369,6 +371,10 @@ class LBENLinear(Bounded, EquilibriumLayer):
             m = self.eps * (1 if unbounded(gamma) else gamma) / w["Lam"].amax()
             w["A"] = contracted(w["A"], w["Lam"], m, self.contraction)
         return w
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        plain = self.D is None and self.contraction == 1 and not hasattr(self, "log_gamma")
+        return _fused.output(self, x) if plain and "fusible" in vars(type(self)) else None
 
     def extra_repr(self) -> str:
         limit = f", contraction={self.contraction:g}" if self.contraction < 1 else ""

@@ -38,6 +38,8 @@ class MONLinear(Plain, LBENLinear):
     Source: Winston, Kolter, Monotone operator equilibrium networks (NeurIPS 2020).
     """
 
+    fusible = True
+
     @options_of(LBENLinear.__init__)
     def __init__(
         self,

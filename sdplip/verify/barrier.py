@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.linalg import blas, lapack
 
 from .._arrays import Array
 from .descent import Layers
+
+STACK = 2**17
+"""Entries up to which the matrices of layers are stacked; larger ones need no common call."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ class Barrier:
 class Hessian:
     """The barrier's Hessian at x, and its gradient times −1, `traces`, from `eliminate`.
 
+    What the rounding of M may change in tr(MZ) is about `rounding`.
+
     In coordinates of layer k in which Z_kk is the identity, without which the large Z and the small
     A(d)Z of a point near the optimum lose each other's digits: how they pass on to the next
     layer's, what a unit's p_i and q_i read of them, and what they leave in its own layer's.
@@ -116,15 +123,15 @@ class Hessian:
         Z, root = inverses[0], _root(inverses[0])
         self.first, self.traces[0], self.corner = root.T, Z.trace(), float(np.vdot(Z, Z))
         """The inputs' unit vectors; H_00."""
+        condition = x[0] * self.traces[0]
         self.passes: list[Array] = []
         self.reads: list[tuple[Array, Array]] = []
         self.leaves: list[tuple[Array, Array]] = []
         self.blocks: list[Array] = []
         """Each layer's own block of H."""
         layers = zip(barrier.weights, barrier.alpha, barrier.beta, gains, inverses[1:], strict=True)
-        for (W, low, high, G, own), traces in zip(
-            layers, barrier.layered(self.traces), strict=True
-        ):
+        parts = barrier.layered(self.traces), barrier.layered(x)
+        for (W, low, high, G, own), traces, lam in zip(layers, *parts, strict=True):
             P, Q = G - low[:, None] * W, G - high[:, None] * W
             ZP, ZQ = Z @ P.T, Z @ Q.T
             pp, pq, qq = own + P @ ZP, own + P @ ZQ, own + Q @ ZQ
@@ -132,39 +139,48 @@ class Hessian:
             traces[:] = 2 * pq.diagonal()
             cross, before = G @ Z, root
             Z = own + cross @ G.T
+            condition += 2 * float(lam @ Z.diagonal())
             root = _root(Z)
             self.passes.append(blas.dtrsm(1.0, root, G @ before, lower=1))
             self.reads.append((P @ before, Q @ before))
             left = blas.dtrsm(1.0, root, cross @ W.T, lower=1)
             self.leaves.append((root.T - left * low, root.T - left * high))
+        # As |δM_ij| ≤ wε√(M_ii M_jj) for w entries in a row of M, by Cauchy and Schwarz.
+        self.rounding = np.finfo(float).eps * 3 * max(map(len, halves)) * condition
         if not barrier.implied:
             self.traces[1:] += 1 / x[1:]
             for block, lam in zip(self.blocks, barrier.layered(x), strict=True):
                 block.ravel()[:: len(block) + 1] += lam**-2
 
+    @cached_property
+    def runs(self) -> list[_Run]:
+        found: list[list[int]] = []
+        for k, K in enumerate(self.passes):
+            last = found[-1] if found else [k]
+            fits = K.shape == self.passes[last[0]].shape and (len(last) + 1) * K.size <= STACK
+            if found and fits:
+                last.append(k)
+            else:
+                found.append([k])
+        ends = np.cumsum([0] + [len(block) for block in self.blocks])
+        return [_Run.of(self, run[0], run[-1] + 1, ends) for run in found]
+
     def product(self, d: Array) -> Array:
         """H d, row by row of d (c, 1 + units)."""
-        parts, out = self.barrier.layered(d), np.empty_like(d)
-        results, first = self.barrier.layered(out), self.first @ self.first.T
+        out, first = np.empty_like(d), self.first @ self.first.T
         state = d[:, 0, None, None] * first
-        for k, (by_p, by_q) in enumerate(self.reads):
-            results[k][:] = parts[k] @ self.blocks[k]
-            results[k] += 2 * ((by_p @ state) * by_q).sum(axis=-1)
-            p, q = self.leaves[k]
-            state = self.passes[k] @ state @ self.passes[k].T + _twice(p * parts[k][:, None] @ q.T)
+        for run in self.runs:
+            state = run.forth(state, d, out)
         state = np.zeros_like(state)
-        for k in range(len(parts) - 1, -1, -1):
-            p, q = self.leaves[k]
-            results[k] += 2 * ((p.T @ state) * q.T).sum(axis=-1)
-            p, q = self.reads[k]
-            state = self.passes[k].T @ state @ self.passes[k] + _twice(p.T * parts[k][:, None] @ q)
+        for run in reversed(self.runs):
+            state = run.back(state, d, out)
         out[:, 0] = self.corner * d[:, 0] + (state * first).sum(axis=(1, 2))
         return out
 
     def dense(self) -> Array:
         """The lower triangle, (1 + units, 1 + units)."""
         size = 1 + self.barrier.units
-        out, rows, place = np.zeros((size, size)), Rows(self), 1
+        out, rows, place = np.zeros((size, size)), Rows(self, np.ones(size - 1)), 1
         out[0, 0] = self.corner
         for block in self.blocks:
             own = slice(place, place + len(block))
@@ -173,28 +189,95 @@ class Hessian:
         return out
 
 
-class Rows:
-    """The Hessian's rows, a layer at a time, for columns that can be left out on the way."""
+@dataclass(frozen=True)
+class _Run:
+    """Consecutive layers of one shape, stacked, for what does not pass from one to the next."""
 
-    def __init__(self, hessian: Hessian) -> None:
-        self.hessian, self.done = hessian, 0
+    units: slice
+    blocks: Array
+    passes: Array
+    by_p: Array
+    by_q: Array
+    p: Array
+    q: Array
+    """Row by row of the units, as `by_p` and `by_q`."""
+
+    @classmethod
+    def of(cls, hessian: Hessian, start: int, stop: int, ends: np.ndarray) -> _Run:
+        own = slice(start, stop)
+        reads = zip(*hessian.reads[own], strict=True)
+        leaves = ([K.T for K in part] for part in zip(*hessian.leaves[own], strict=True))
+        stacks = (hessian.blocks[own], hessian.passes[own], *reads, *leaves)
+        return cls(slice(1 + ends[start], 1 + ends[stop]), *map(np.stack, stacks))
+
+    def part(self, d: Array) -> Array:
+        """(c, layers, units), a view."""
+        return d[:, self.units].reshape(len(d), *self.blocks.shape[:2])
+
+    def forth(self, state: Array, d: Array, out: Array) -> Array:
+        """What these layers' units read of the layers before, and the state that they pass on."""
+        part = self.part(d)
+        enter = _pairs(self.p, part, self.q)
+        states = np.empty((len(d), len(self.passes), *state.shape[1:]))
+        for k, K in enumerate(self.passes):
+            states[:, k] = state
+            state = K @ state @ K.T + enter[:, k]
+        read = 2 * np.vecdot(self.by_p @ states, self.by_q)
+        self.part(out)[:] = (part[:, :, None] @ self.blocks)[:, :, 0] + read
+        return state
+
+    def back(self, state: Array, d: Array, out: Array) -> Array:
+        """The same for the layers after them, added."""
+        part = self.part(d)
+        enter = _pairs(self.by_p, part, self.by_q)
+        states = np.empty((len(d), len(self.passes), *state.shape[1:]))
+        for k in range(len(self.passes) - 1, -1, -1):
+            K = self.passes[k]
+            states[:, k] = state
+            state = K.T @ state @ K + enter[:, k]
+        self.part(out)[:] += 2 * np.vecdot(self.p @ states, self.q)
+        return state
+
+
+class Rows:
+    """The Hessian's rows, a layer at a time, for columns that can be left out on the way.
+
+    Scaled by roots_i² roots_j², which keeps them in the range of a shorter `kind`.
+    """
+
+    def __init__(self, hessian: Hessian, roots: Array, kind: Any = np.float64) -> None:
+        self.inputs, self.done = hessian.barrier.inputs, 0
+        parts = np.split(roots, np.cumsum([len(block) for block in hessian.blocks])[:-1])
+        self.passes: list[Array] = [K.astype(kind) for K in hessian.passes]
+        self.reads: list[Array] = [
+            (np.tile(root, 2)[:, None] * np.concatenate(pair)).astype(kind)
+            for root, pair in zip(parts, hessian.reads, strict=True)
+        ]
+        self.leaves: list[Array] = [
+            (np.stack(pair) * root).astype(kind)
+            for root, pair in zip(parts, hessian.leaves, strict=True)
+        ]
         # What the inputs' unit vectors, and the p_j and the q_j of the units kept, have left.
-        self.left = np.stack([hessian.first] * 2)
+        self.left: Array = np.stack([hessian.first] * 2).astype(kind)
+
+    @property
+    def kept(self) -> int:
+        return self.left.shape[2] - self.inputs
 
     def layer(self) -> tuple[Array, Array]:
         """Of the next layer: the column of ρ, and those of the units kept."""
-        hessian, k, inputs = self.hessian, self.done, self.hessian.barrier.inputs
-        (by_p, by_q), (p, q) = self.left, hessian.reads[k]
-        pair = (q @ by_p) * (p @ by_q)
-        pair += (p @ by_p) * (q @ by_q)
-        passed = hessian.passes[k] @ self.left
-        self.left, self.done = np.concatenate([passed, hessian.leaves[k]], axis=2), k + 1
-        return pair[:, :inputs].sum(axis=1), 2 * pair[:, inputs:]
+        both = self.reads[self.done] @ self.left
+        (pp, qp), (pq, qq) = both.reshape(2, 2, -1, both.shape[2])
+        pair = qp * pq
+        pair += pp * qq
+        passed = self.passes[self.done] @ self.left
+        self.left = np.concatenate([passed, self.leaves[self.done]], axis=2)
+        self.done += 1
+        return pair[:, : self.inputs].sum(axis=1), 2 * pair[:, self.inputs :]
 
     def keep(self, units: np.ndarray) -> None:
         """Go on with these of the units kept so far."""
-        inputs = self.hessian.barrier.inputs
-        self.left = self.left[:, :, np.concatenate([np.arange(inputs), inputs + units])]
+        self.left = self.left[:, :, np.concatenate([np.arange(self.inputs), self.inputs + units])]
 
 
 def _root(K: Array) -> Array:
@@ -202,6 +285,8 @@ def _root(K: Array) -> Array:
     return np.asarray(lapack.dpotrf(K, lower=1, clean=1)[0])
 
 
-def _twice(K: Array) -> Array:
-    """K + Kᵀ over a batch."""
-    return K + K.swapaxes(-1, -2)
+def _pairs(p: Array, d: Array, q: Array) -> Array:
+    """Σ d_i (p_i q_iᵀ + q_i p_iᵀ) over the rows of p and q, for a batch of d."""
+    # Products with transposed stacks take twice as long.
+    half = (np.ascontiguousarray(p.swapaxes(-1, -2)) * d[:, :, None]) @ q
+    return half + half.swapaxes(-1, -2)

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -21,6 +20,7 @@ from ..convolutional import ConvSystem
 from ..errors import CertificationError, InvalidInput, NotConverged
 from ..system import System
 from .certificate import CONVOLUTION, Certificate, holds, prove
+from .descent import layers
 from .euclidean import Progress, Proposal, euclidean
 from .fold import fold
 from .frequency import lipschitz_conv
@@ -32,9 +32,11 @@ from .margins import difference
 from .maximum import maximum
 from .reduce import live_units, prune, spectral_norm
 from .region import Region
-from .subject import as_system
+from .rigorous import LARGE
+from .subject import as_system, described
 
 THREADED_ORDER = 1500
+THREADED_WIDTH = 128
 FREQUENCY = "frequency"
 UNROLLED_SIZE = 1024
 """Up to this many inputs and units each a network on images is also bounded unrolled: some 20 s."""
@@ -78,9 +80,9 @@ def lipschitz(
         lower: whether to search for a lower bound, too.
         seed: of that search.
         start: the certificate of a similar network, whose multipliers to begin with.
-        time_limit: seconds after which the search ends; the best point so far, which is valid, is
-            then proven. What comes before and after takes about as long as a few steps: half a
-            minute for 10,000 units in layers of 1,000.
+        time_limit: seconds. The search ends so early that its best point so far, which is valid, is
+            proven by then; where time is too short for a search, the product of norms is proven.
+            Estimates may be off by some seconds; what would take 10 s more is refused.
         progress: called with the iteration, the bound so far and a lower bound of the optimum.
 
     Raises:
@@ -99,7 +101,8 @@ def lipschitz(
             f"The system maps R^{system.inputs} to R^{system.outputs}: there is nothing to bound."
         )
     # BLAS threads cost more than they give on small matrices, and far more on a busy machine.
-    threads = 1 if system.units + system.inputs < THREADED_ORDER else None
+    small = system.units + system.inputs < THREADED_ORDER or _narrow(system)
+    threads = 1 if small else None
     # What overflows or underflows is found out by the proof, which then fails.
     with threadpool_limits(threads), np.errstate(all="ignore"):
         deadline = None if time_limit is None else time.monotonic() + time_limit
@@ -118,15 +121,10 @@ def lipschitz(
     return replace(certificate, seconds=time.perf_counter() - began)
 
 
-def described(
-    model: System | ConvSystem | nn.Module, input_shape: Sequence[int] | None
-) -> System | ConvSystem:
-    """What `lipschitz` bounds; arguments and errors are its own."""
-    if input_shape is None or not isinstance(model, nn.Module):
-        return model if isinstance(model, ConvSystem) else as_system(model)
-    from ..importing import from_torch, sample_shape
-
-    return from_torch(model, torch.zeros(1, *(sample_shape(input_shape) or ())))
+def _narrow(system: System | ConvSystem) -> bool:
+    """Whether it is a chain of small layers, whose matrices are all small."""
+    chain = layers(system) if isinstance(system, System) else None
+    return chain is not None and max(max(W.shape) for W in chain.weights) < THREADED_WIDTH
 
 
 class _Task:
@@ -198,6 +196,8 @@ class _Task:
     def certificate(
         self, found: Proposal, lower: bool, seed: int, deadline: float | None
     ) -> Certificate:
+        late = deadline is not None and time.monotonic() > deadline
+        late = late and self.system.units + self.system.inputs >= LARGE
         return _certificate(
             self.system,
             found.bound,
@@ -205,7 +205,7 @@ class _Task:
             norm=self.norm,
             multipliers=tuple(self.expand(found.multipliers).tolist()),
             optimum=found.optimum,
-            norm_product=norm_product(self.target, self.norm),
+            norm_product=None if late else norm_product(self.target, self.norm),
             solver=f"{found.method}, unrolled" if self.unrolled else found.method,
             classes=self.classes,
             region=self.region,
@@ -306,17 +306,19 @@ def norm_product(system: System, norm: float | str = 2) -> float | None:
         return float(np.linalg.norm(matrix, order)) if matrix.any() else 0.0
 
     slope = np.maximum(abs(system.alpha), abs(system.beta))
-    if system.levels is None:
+    if system.feeds is None:
         if order != 2 or system.alpha.min() < 0 or system.beta.max() > 1:
             return None
         modulus = 1 - np.linalg.eigvalsh((system.A + system.A.T) / 2)[-1]
         if modulus <= 0:
             return None
         return float(size(system.C) * size(system.B) / modulus + size(system.D))
-    gains: list[float] = []
-    for k, level in enumerate(system.levels):
-        paths = sum(size(system.A[np.ix_(level, system.levels[j])]) * gains[j] for j in range(k))
-        gains.append(float(slope[level].max() * (size(system.B[level]) + paths)))
-    paths = sum(size(system.C[:, v]) * g for v, g in zip(system.levels, gains, strict=True))
+    # Of every unit its level, and of every level the largest gain of its units.
+    place, gains = np.zeros(system.units, dtype=np.intp), [0.0] * len(system.feeds)
+    for k, (level, fed, block) in enumerate(system.feeds):
+        sources = [(j, place[fed] == j) for j in np.unique(place[fed])]
+        paths = sum(size(block[:, own]) * gains[j] for j, own in sources)
+        place[level], gains[k] = k, float(slope[level].max() * (size(system.B[level]) + paths))
+    paths = sum(size(system.C[:, f.units]) * g for f, g in zip(system.feeds, gains, strict=True))
     total = float(size(system.D) + paths)
     return total if math.isfinite(total) else None

@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -16,16 +16,16 @@ import numpy as np
 from torch import nn
 
 from .. import conditions
-from .._arrays import Array, parse_norm, write_named
+from .._arrays import Array, parse_norm, read_at_most, write_named
 from .._modes import own_modes
 from ..convolutional import ConvSystem
 from ..errors import CertificationError, InvalidInput
 from ..system import System
 from .fold import fold
-from .layered import definite, folds
+from .layered import Blocks, definite, folds, times_power, whole
 from .reduce import live_units, prune
 from .region import Region
-from .rigorous import LARGE, TINY, UNIT, Ball
+from .rigorous import LARGE, UNIT, Ball
 from .subject import subject
 
 FORMAT = "sdplip certificate 2"
@@ -104,8 +104,7 @@ class Certificate:
             CertificationError: edited since it was written.
         """
         try:
-            with Path(path).open("rb") as file:
-                text = file.read(LARGEST).decode()
+            text = read_at_most(Path(path), LARGEST).decode()
             content = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             raise InvalidInput(f"{path} is no readable certificate ({error}).") from error
@@ -188,8 +187,12 @@ _CHOICES = {"kind": f"{SYSTEM}|{CONVOLUTION}", "norm": "2|inf", "model": "[0-9a-
 
 
 @own_modes
-def check(certificate: Certificate, model: System | ConvSystem | nn.Module) -> Certificate:
-    """Establish the bound anew from the multipliers and the model alone.
+def check(
+    certificate: Certificate,
+    model: System | ConvSystem | nn.Module,
+    input_shape: Sequence[int] | None = None,
+) -> Certificate:
+    """Establish the bound anew from the multipliers and the model, given as to `lipschitz`, alone.
 
     Returns:
         The certificate, whose bound, multipliers, norm, sizes, model, kind, classes and region are
@@ -205,7 +208,7 @@ def check(certificate: Certificate, model: System | ConvSystem | nn.Module) -> C
             f"check: the certificate is a {type(certificate).__name__}. Read it with "
             "Certificate.load, and give it before the model."
         )
-    system = subject(model, unrolled=certificate.kind == SYSTEM)
+    system = subject(model, certificate.kind == SYSTEM, input_shape)
     digest = system.digest()
     if certificate.model != digest:
         raise CertificationError(
@@ -301,7 +304,8 @@ def _shows(
     if small.units == 0 and not small.D.any():
         return lambda bound: 0 <= bound < math.inf
     C, D = (Ball(X, 0.0 if classes is None else UNIT * abs(X)) for X in (small.C, small.D))
-    arrays = {"A": small.A, "B": small.B, "C": C, "D": D, "alpha": small.alpha, "beta": small.beta}
+    arrays = {name: getattr(small, name) for name in ("B", "alpha", "beta")}
+    arrays |= {"A": Blocks(small), "C": C, "D": D}
     folded = fold(small, C, D) if norm != 2 or folds(small) else None
     if folded is not None:
         arrays, kept = folded.arrays, kept[folded.kept]
@@ -318,7 +322,7 @@ def _shows(
             return shown(float((gamma * gamma).lower))
 
         return at
-    rows = conditions.linf(**arrays, eta=Ball(kept), c=1.0, gamma=Ball(0.0))
+    rows = conditions.linf(**whole(arrays), eta=Ball(kept), c=1.0, gamma=Ball(0.0))
     split = 2 * kept.size
     top = -rows[split:].lower
     strict = bool((rows[:split].lower > 0).all())
@@ -337,18 +341,14 @@ def _rescaled(
     if max(abs(out), abs(own).max(initial=0)) < EXTREME:
         return arrays, kept, 0
     unit, power = (own, -1) if norm != 2 else ((2 * out - own) // 2, 2)
-    steps = {"A": unit - unit[:, None], "B": -unit[:, None], "C": unit - out, "D": np.array(-out)}
-    scaled = {name: _times_power(arrays[name], step) for name, step in steps.items()}
+    steps = {"B": -unit[:, None], "C": unit - out, "D": np.array(-out)}
+    scaled: dict[str, Any] = {name: times_power(arrays[name], step) for name, step in steps.items()}
+    A = arrays["A"]
+    scaled["A"] = (
+        replace(A, steps=unit) if isinstance(A, Blocks) else times_power(A, unit - unit[:, None])
+    )
     kept = np.ldexp(kept, power * unit - (2 * out if norm == 2 else 0))
     return arrays | scaled, kept, out
-
-
-def _times_power(matrix: Array | Ball, steps: Any) -> Ball:
-    """matrix · 2^steps; what underflows is enclosed."""
-    old = matrix if isinstance(matrix, Ball) else Ball(matrix)
-    mid, rad = np.ldexp(old.mid, steps), np.ldexp(old.rad, steps)
-    lost = (np.ldexp(mid, -steps) != old.mid) | (np.ldexp(rad, -steps) != old.rad)
-    return Ball(mid, rad + TINY * lost)
 
 
 def prove(

@@ -25,9 +25,16 @@ from ..errors import CertificationError, InvalidInput
 from . import descent
 from .barrier import Barrier, Hessian
 from .central import central
-from .equations import Equations
+from .equations import Equations, Solve
 from .interior import Optimum
 from .reduce import Problem, start
+
+FAR = 0.7
+"""Decrements from which on the Hessian of a point serves for a second step."""
+REACH = 3.0
+"""How far from a point the boundary is first looked for, in the barrier's own norm."""
+FULL = 1 / 0.7
+"""Of a Newton step, the most that is tried."""
 
 
 def fits(problem: Problem) -> bool:
@@ -88,7 +95,9 @@ def minimise(
             stopped = "rounding"
         else:
             stopped = ""
-        view = None if stopped else _look(barrier, x, gap, equations)
+        # Before there is a dual value, the direction alone matters.
+        enough = (1e-3 if dual > -math.inf else 1e-2) * gap
+        view = None if stopped else _look(barrier, x, enough, equations)
         if view is None:
             break
         previous = gap
@@ -112,6 +121,7 @@ class _View:
 
     barrier: Barrier
     x: Array
+    traces: Array
     full: Array
     pull: Array
     centre: float
@@ -119,35 +129,58 @@ class _View:
     decrement: float
     """How far it is from it, in the barrier's own norm."""
     dual: float
+    solve: Solve
+    """With about the Hessian."""
 
     def step(self, dual: float) -> Array:
         """The next point, on the way to a smaller gap as far as the point is central."""
         order, x, near = self.barrier.order, self.x, self.decrement < 0.5
         mu = (x[0] - dual) / ((30 if near else 4) * order)
-        mu = max(mu, self.centre * (0.01 if near else 0.1 if self.decrement < 1 else 0.2))
+        least = 0.01 if near else 0.1 if self.decrement < 1 else 0.5 if self.decrement < 3 else 0.2
+        mu = max(mu, least * self.centre)
         direction = self.full - self.pull / mu
-        inside, outside = 1 / 0.7, math.inf
-        while self.barrier.log_det(x + inside * direction) == -math.inf and inside > 1e-12:
-            inside, outside = inside / 2, inside
-        for _ in range((7 if near else 3) if outside < math.inf else 0):
-            middle = (inside + outside) / 2
-            if self.barrier.log_det(x + middle * direction) == -math.inf:
-                outside = middle
-            else:
-                inside = middle
-        best, lowest = x, math.inf
-        # Far from the central path, what comes too near the boundary takes many steps to leave it.
-        shares = (0.97, 0.9) * near + (0.7,) * (self.decrement <= 2) + (0.5, 0.3, 0.15)
-        for share in shares:
+        inside = self._inside(direction, mu, 0.01 if near else 0.15)
+        best, lowest, length = x, math.inf, 0.0
+        for share in (0.97, 0.9) * near + (0.85, 0.65, 0.45, 0.3, 0.15):
             point = x + share * inside * direction
             merit = point[0] / mu - self.barrier.log_det(point)
             if merit >= lowest:
                 break
-            best, lowest = point, merit
+            best, lowest, length = point, merit, share * inside
+        return self._again(best, lowest, mu, length) if self.decrement > FAR else best
+
+    def _inside(self, direction: Array, mu: float, accuracy: float) -> float:
+        """Almost the greatest feasible multiple of the step for μ that is of use."""
+        # Below 1 in the barrier's own norm all are feasible, but the boundary is seldom near.
+        size = math.sqrt(max(self.traces @ direction - direction[0] / mu, 0.0))
+        inside, outside, length = 0.0, math.inf, min(REACH / max(size, REACH), FULL)
+        while inside < min((1 - accuracy) * outside, FULL) and outside > 1e-12:
+            if self.barrier.log_det(self.x + length * direction) > -math.inf:
+                inside, length = length, min(2 * length, FULL)
+            else:
+                outside, length = length, length / 2
+            length = (inside + outside) / 2 if inside > 0 and outside < math.inf else length
+        return inside
+
+    def _again(self, x: Array, merit: float, mu: float, length: float) -> Array:
+        """A second step with the same Hessian, which costs far less than a new one."""
+        eliminated = self.barrier.eliminate(x)
+        if eliminated is None:
+            return x
+        slope = Hessian(self.barrier, x, *eliminated).traces
+        slope[0] -= 1 / mu
+        direction, best = self.solve(slope[None])[0], x
+        for length in (length * 4.0**-k for k in range(-1, 4)):
+            point = x + length * direction
+            after = point[0] / mu - self.barrier.log_det(point)
+            if after < merit:
+                best, merit = point, after
+            elif best is not x:
+                break
         return best
 
 
-def _look(barrier: Barrier, x: Array, gap: float, equations: Equations) -> _View | None:
+def _look(barrier: Barrier, x: Array, enough: float, equations: Equations) -> _View | None:
     """Newton steps at x and the best dual value they show; None where rounding hides them."""
     eliminated = barrier.eliminate(x)
     if eliminated is None:
@@ -163,11 +196,11 @@ def _look(barrier: Barrier, x: Array, gap: float, equations: Equations) -> _View
         prices = abs(left) @ abs(x)
         return float(prices[0] + centre * prices[1])
 
-    solved = equations.solve(hessian, np.stack([np.eye(1, len(x))[0], traces]), error, 1e-4 * gap)
-    if solved is None or not np.isfinite(solved[0]).all():
+    solved = equations.solve(hessian, np.stack([np.eye(1, len(x))[0], traces]), error, enough)
+    if solved is None or not np.isfinite(solved.x).all():
         return None
-    pull, full = solved[0]
-    pull_error, full_error = abs(solved[1])
+    pull, full = solved.x
+    pull_error, full_error = abs(solved.left)
     centre = pull[0] / full[0] if full[0] > 0 else math.inf
     decrement = math.sqrt(max(traces @ full - full[0] ** 2 / pull[0], 0.0))
 
@@ -184,5 +217,5 @@ def _look(barrier: Barrier, x: Array, gap: float, equations: Equations) -> _View
             good, bad = (middle, bad) if feasible(middle) else (good, middle)
         # tr(GX), less the price of what X violates: in tr(GX) itself, and at the optimum.
         dual = x[0] - traces @ pull - good * (barrier.order - traces @ full)
-        dual -= 2 * float(abs(x) @ (pull_error + good * full_error))
-    return _View(barrier, x, full, pull, centre, decrement, float(dual))
+        dual -= 2 * float(abs(x) @ (pull_error + good * full_error)) + centre * hessian.rounding
+    return _View(barrier, x, traces, full, pull, centre, decrement, float(dual), solved.near)

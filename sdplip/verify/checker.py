@@ -223,7 +223,7 @@ def prove(net, claim, exact):
         kept &= seen
     if not (kept.any() or (F[:, :m] != 0).any()):
         return True
-    linear = kept & (low == high) & (groups is not None)
+    linear = kept & (low == high) & ((groups is not None) | (np.array(claim["multipliers"]) == 0))
     kept &= ~linear
     lam = np.array(claim["multipliers"])[kept]
     if not (lam > 0).all():

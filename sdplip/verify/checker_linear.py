@@ -13,17 +13,20 @@ U, TINY = 2.0**-53, 1e-150
 def substitution(R, slope, linear, columns, groups):
     """(x, z) from its entries `columns` as three matrices: E, |E|, and |E| with all errors added.
 
-    R = [B A], and `linear` are the units in question. None where no bound of the errors is found.
-    In float64 by an approximate inverse X of N = I − αA: with F = I − XN and q = ‖F‖ < 1 by row
-    sums N is regular, and the error δ of E with the residual r is Xr + Fδ, so that by columns
+    R = [B A], `linear` are the units in question, and groups is None with cycles, through which
+    they may feed themselves. None where no bound of the errors is found. In float64 by an
+    approximate inverse X of N = I − αA: with F = I − XN and q = ‖F‖ < 1 by row sums N is regular,
+    and the error δ of E with the residual r is Xr + Fδ, so that by columns
     |δ| ≤ |X||r| + |F| ‖Xr‖ / (1 − q). It grows with N⁻¹; that of a substitution level by level
     would grow with products of |A|.
     """
     n, d = R.shape
     E = np.zeros((d, len(columns)), dtype=R.dtype)
     E[columns, np.arange(len(columns))] = 1
-    levels = [np.intersect1d(group, linear) for group in groups]
+    levels = [np.intersect1d(group, linear) for group in groups or ()]
     if R.dtype == object:
+        if groups is None:
+            return None
         for units in levels:
             E[d - n + units] = (slope[units][:, None] * R[units]) @ E
         return E, abs(E), abs(E)
@@ -41,6 +44,7 @@ def substitution(R, slope, linear, columns, groups):
     E[d - n + linear] = solved
     most = abs(E)
     most[d - n + linear] += error
+    met[d - n + linear] |= groups is None
     for units in levels:  # What is not met on the way is 0 exactly.
         met[d - n + units] = (slope[units] != 0)[:, None] & ((R[units] != 0) @ met)
     return E * met, abs(E) * met, most * met

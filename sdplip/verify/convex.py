@@ -34,7 +34,7 @@ def solve(problem: Problem, solver: str) -> Array:
     from .. import conditions
 
     require(solver, "auto, interior, chain, descent, layerwise, product")
-    lam = cp.Variable(len(problem.A), nonneg=True)
+    lam = cp.Variable(problem.units, nonneg=True)
     rho = cp.Variable(nonneg=True)
     M = conditions.lipschitz(
         A=problem.A, B=problem.B, C=problem.C, D=problem.D,

@@ -61,20 +61,26 @@ class Layers:
 
 def layers(problem: Problem | System) -> Layers | None:
     """The chain that a problem or system is; None if it has skips, cycles, or no units."""
-    levels = problem.levels
-    if not levels or problem.D.any():
+    feeds = problem.feeds
+    if not feeds or problem.D.any():
         return None
-    A, C = problem.A, problem.C
-    weights = [problem.B[levels[0]]]
-    weights += [A[np.ix_(*pair)] for pair in zip(levels[1:], levels, strict=False)]
-    weights.append(C[:, levels[-1]])
-    # What these blocks leave out must be zero.
-    whole = np.count_nonzero(problem.B) + np.count_nonzero(A) + np.count_nonzero(C)
-    if whole != sum(map(np.count_nonzero, weights)):
-        return None
-    return Layers(
-        weights, [problem.alpha[v] for v in levels], [problem.beta[v] for v in levels], levels
-    )
+    places = [feed.units for feed in feeds]
+    weights = [problem.B[places[0]]]
+    for before, (units, fed, block) in zip(places, feeds[1:], strict=False):
+        if not np.isin(fed, before, assume_unique=True).all():
+            return None
+        if len(fed) < len(before):
+            whole = np.zeros((len(units), len(before)))
+            whole[:, np.searchsorted(before, fed)] = block
+            block = whole
+        weights.append(block)
+    weights.append(problem.C[:, places[-1]])
+    # What these leave out must be zero.
+    for whole, part in ((problem.B, weights[0]), (problem.C, weights[-1])):
+        if np.count_nonzero(whole) != np.count_nonzero(part):
+            return None
+    alpha, beta = ([slope[v] for v in places] for slope in (problem.alpha, problem.beta))
+    return Layers(weights, alpha, beta, places)
 
 
 def chain_bound(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import lapack
@@ -38,6 +39,15 @@ def _linear(units: int, width: int) -> float:
     return 530.0 * units * width**2
 
 
+@dataclass(frozen=True)
+class Solution:
+    """X, what it leaves of B, and the approximate inverse of H that led to it."""
+
+    x: Array
+    left: Array
+    near: Solve
+
+
 class Equations:
     """H X = B in every step of one search.
 
@@ -46,12 +56,12 @@ class Equations:
     """
 
     def __init__(self, units: int, width: int) -> None:
-        self.dense, self.cut = cost(units, width) == _dense(units), 1e-5
+        self.dense, self.cut = cost(units, width) == _dense(units), 1e-4
 
     def solve(
         self, hessian: Hessian, b: Array, error: Callable[[Array, Array], float], enough: float
-    ) -> tuple[Array, Array] | None:
-        """X and what it leaves of B, row by row of B (c, 1 + units); None if rounding prevents it.
+    ) -> Solution | None:
+        """Row by row of B (c, 1 + units); None if rounding prevents it.
 
         Args:
             error, enough: the error of X and its residual, and where to stop.
@@ -59,11 +69,11 @@ class Equations:
         while not self.dense:
             near = Semiseparable(hessian, self.cut)
             if near.definite:
-                *found, iterations = _iterate(hessian, near, b, error, enough)
+                x, left, iterations = _iterate(hessian, near, b, error, enough)
                 if iterations > PATIENCE:
                     self.cut *= 0.1
                 if iterations <= 2 * PATIENCE:
-                    return found[0], found[1]
+                    return Solution(x, left, near)
             else:
                 self.cut *= 0.1
             self.dense = self.cut < FINEST
@@ -74,7 +84,7 @@ class Equations:
         def exact(r: Array) -> Array:
             return np.asarray(lapack.dpotrs(factor, r.T, lower=0)[0].T)
 
-        return _iterate(hessian, exact, b, error, enough)[:2]
+        return Solution(*_iterate(hessian, exact, b, error, enough)[:2], exact)
 
 
 def _factor(hessian: Hessian) -> Array | None:

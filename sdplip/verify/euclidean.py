@@ -16,6 +16,7 @@ from ..errors import CertificationError, InvalidInput, NotConvergedWarning
 from ..system import System
 from . import chain, convex, descent, equations
 from .interior import Optimum, minimise
+from .layered import WIDE
 from .reduce import Problem, least_rho, normalise, start
 from .rigorous import LARGE
 
@@ -30,6 +31,10 @@ LONGEST_STEP = 1e12
 """Floating-point operations of a step of the second-order method for chains, at most."""
 PACE = 1e9
 """At least so many of them a second are the steps of a second-order search, some 30 in all."""
+QUICK = 1e10
+"""Floating-point operations that are not worth an estimate."""
+OVERHEAD = 10.0
+"""Seconds after the end of a time limit by which there must be a first bound."""
 LOOSE = 1e-6
 """From this relative gap of ρ on, a search that stops early says so."""
 DEEP = 3
@@ -57,7 +62,7 @@ def euclidean(
     warm: Array | None = None,
 ) -> Proposal:
     """The best bound that `method` leads to; `prove` has the last word."""
-    _check_time(system, deadline)
+    end, short = _plan(system, deadline)
     problem = normalise(system)
     if method in ("layerwise", "product") and problem.levels is None:
         raise InvalidInput(f"method = {method!r} needs an acyclic system; use 'interior'.")
@@ -77,11 +82,14 @@ def euclidean(
         norm = float(np.linalg.norm(system.D, 2))
         return _best("closed form", system, problem, candidates, prove, norm, norm)
     chosen = method == "auto"
-    method = _choose(problem, deadline) if chosen else method
+    if chosen:
+        slopes = np.hypot(problem.alpha, problem.beta)
+        plain = chain.fits(problem) and (slopes <= 1).all()
+        method = "product" if short and plain else _choose(problem, end)
     if method == "product":
-        # In normalised units every layer's norm is 1.
-        ones = np.full(system.units, 1 + 1e-9)
-        return _best(method, system, problem, [ones], prove)
+        # In normalised units every layer's norm is 1, and so is ρ, without an elimination.
+        ones, known = np.full(system.units, 1 + 1e-9), problem.gain * (1 + 1e-8) if short else None
+        return _best(method, system, problem, [ones], prove, known)
 
     def report(step: int, upper: float, dual: float) -> None:
         if progress is not None:
@@ -93,15 +101,15 @@ def euclidean(
         proposed = _polish(problem, convex.solve(problem, method))
         return _best(method, system, problem, _blends(proposed, first), prove)
     run: dict[str, Callable[[], Optimum]] = {
-        "interior": lambda: minimise(problem.form(), *first(), deadline=deadline, progress=report),
+        "interior": lambda: minimise(problem.form(), *first(), deadline=end, progress=report),
         # A chain's own start is better than the closed form.
         "chain": lambda: chain.minimise(
-            problem, *(() if warm is None else first()), deadline=deadline, progress=report
+            problem, *(() if warm is None else first()), deadline=end, progress=report
         ),
-        "descent": lambda: descent.minimise(problem, deadline=deadline, progress=report),
+        "descent": lambda: descent.minimise(problem, deadline=end, progress=report),
     }
     found = run[method]()
-    small = len(problem.A) <= SECOND_ORDER_UNITS
+    small = problem.units <= SECOND_ORDER_UNITS
     early = method == "chain" and found.stopped in ("rounding", "steps")
     loose = found.rho - found.dual > LOOSE * found.rho
     if early and loose and chosen and small:
@@ -119,27 +127,71 @@ def euclidean(
         )
     solved, optimum = (problem.gain * math.sqrt(max(v, 0.0)) for v in (found.rho, found.dual))
     known = optimum if found.dual > -math.inf else None
-    return _best(method, system, problem, _blends(found.lam, first), prove, solved, known)
+    return _best(method, system, problem, _blends(found.lam, first), prove, solved, known, deadline)
 
 
-def _check_time(system: System, deadline: float | None) -> None:
-    """Refuse what has no bound within a minute of the deadline: a large dense M."""
-    size = system.units + system.inputs
-    if deadline is None or size < LARGE or descent.layers(system) is not None:
-        return
-    # A start, eigenvalues, and a proof, of which the search around cycles takes several.
-    seconds = (100 if system.levels is None else 10) * size**3 / (10 * PACE)
-    left = max(deadline - time.monotonic(), 0.0)
-    if seconds > left + 60:
+def _plan(system: System, deadline: float | None) -> tuple[float | None, bool]:
+    """When the search must end, for the proof to end in time; whether it should not begin at all.
+
+    Raises:
+        InvalidInput: there would be no bound even `OVERHEAD` after the deadline.
+    """
+    if deadline is None:
+        return None, False
+    scaling, first, proof = operations(system)
+    if scaling + first + proof < QUICK:
+        return deadline, False
+    pace, left = _pace(), max(deadline - time.monotonic(), 0.0)
+    # Of a chain the product of norms needs no point to begin with.
+    least = scaling + proof + (0.0 if descent.layers(system) else first)
+    if least > pace * (left + OVERHEAD):
         raise InvalidInput(
-            f"lipschitz: time_limit leaves {left:.0f} s, but a first bound of {system.units} units "
-            f"that are no chain of layers takes about {seconds:.0f} s. Give more time, or no limit."
+            f"lipschitz: time_limit leaves {left:.0f} s, but the first bound of these "
+            f"{system.units} units takes about {least / pace:.0f} s. Give more time, or no limit."
         )
+    return deadline - proof / pace, scaling + first + proof > pace * left
+
+
+def _pace() -> float:
+    """Floating-point operations a second of matrix products, as the machine can spare them now."""
+    K = np.ones((1024, 1024))
+    began = time.perf_counter()
+    K @ K @ K
+    return 4 * 1024**3 / (time.perf_counter() - began)
+
+
+def operations(system: System) -> tuple[float, float, float]:
+    """Floating-point operations, about, of the scaling, a first feasible point, and the proof.
+
+    Those of the proof count double, for what they wait for memory.
+    """
+    size = float(system.units + system.inputs)
+    chain = descent.layers(system)
+    if chain is None:
+        # Around cycles, of a search for well-posedness, too.
+        first = (10 if system.levels else 15) * size**3
+        return 0.0, first, (8 if size < LARGE else 2) * size**3
+    sizes = [float(W.shape[1]) for W in chain.weights]
+    scaling, first, proof, rows = 0.0, 0.0, 0.0, float(system.outputs)
+    for n, before in zip(sizes[:0:-1], sizes[-2::-1], strict=True):
+        few = min(rows, n)
+        scaling += 4 * min(n, before) ** 2 * max(n, before)
+        first += 2 * few * n * (rows + few + before)
+        proof += 15 * n * (n + before) * max(n, before)
+        # Elimination goes by the smaller side.
+        rows = n + rows if 4 * rows < 3 * n else n
+    widest = max(sizes[1:])
+    rest = size - widest + system.outputs
+    if widest >= WIDE and rest <= 4 * widest:
+        # That level is eliminated.
+        proof = 2 * rest**2 * (widest + (20 if rest < LARGE else 1) * rest)
+    # All of A is hashed, zeros and all.
+    return scaling, first, proof + 200 * system.units**2
 
 
 def _choose(problem: Problem, deadline: float | None) -> str:
     """The cheapest method that reaches the optimum, or the best one that is affordable."""
-    n, levels = len(problem.A), problem.levels or ()
+    n, levels = problem.units, problem.levels or ()
     if not chain.fits(problem):
         return "interior" if n <= SECOND_ORDER_UNITS or problem.levels is None else "layerwise"
     if (problem.alpha == problem.beta).any():
@@ -157,7 +209,7 @@ def _choose(problem: Problem, deadline: float | None) -> str:
 
 def _start(problem: Problem, warm: Array | None) -> tuple[float, Array]:
     """A strictly feasible point; that of a large chain by its layers."""
-    if warm is not None or len(problem.A) <= 2 * SECOND_ORDER_UNITS or not chain.fits(problem):
+    if warm is not None or problem.units <= 2 * SECOND_ORDER_UNITS or not chain.fits(problem):
         return start(problem, warm)
     found = descent.minimise(problem, max_steps=0)
     return 1.5 * found.rho, found.lam
@@ -171,13 +223,14 @@ def _best(
     prove: Prove,
     solved: float | None = None,
     optimum: float | None = None,
+    deadline: float | None = None,
 ) -> Proposal:
-    """The best bound that a candidate (in scaled units) proves."""
+    """The best bound that a candidate (in scaled units) proves; after the deadline, the first."""
     eliminate = _elimination(problem)
     best, multipliers, first = math.inf, None, None
     for scaled in candidates:
-        # What `descent` ends with is the least ρ.
-        known = solved if first is None and method == "descent" else None
+        # What `descent` ends with is the least ρ; of a product it is known, or not.
+        known = solved if first is None and method in ("descent", "product") else None
         least = problem.gain * math.sqrt(eliminate(scaled)) if known is None else known
         lam = problem.lam(scaled)
         if not (least < best and (lam > 0).all()):
@@ -187,7 +240,8 @@ def _best(
         if bound is not None and bound < best:
             best, multipliers = bound, lam
         # The next blends are looser by more than their proofs can save, or take too long.
-        if best < least * (1 + (1e-8 if system.units < LARGE else 1e-5)):
+        late = deadline is not None and time.monotonic() > deadline
+        if best < (math.inf if late else least * (1 + (1e-8 if system.units < LARGE else 1e-5))):
             break
     if multipliers is None:
         raise CertificationError(

@@ -66,10 +66,9 @@ def exact_gain(system: System, norm: float, x: Array, w: Array) -> float:
     slopes = np.array([elementwise(str(a)).derivative(ends).numpy() for a in system.activation])
     both = Dyadic.of(np.stack([x, w], axis=1))
     z = Dyadic(np.zeros((system.units, 2), dtype=object), 0)
-    for level in system.levels or []:
-        used = np.flatnonzero(system.A[level].any(axis=0))
+    for level, fed, block in system.feeds or ():
         v = Dyadic.of(system.B[level]) @ both
-        v += Dyadic.of(system.A[np.ix_(level, used)]) @ z[used]
+        v += Dyadic.of(block) @ z[fed]
         v += Dyadic.of(np.stack([system.b[level], 0 * level], axis=1))
         bent = slopes[level, 0] != slopes[level, 1]
         if (bent & (v.integers[:, 0] == 0) & (v.integers[:, 1] != 0)).any():

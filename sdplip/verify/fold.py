@@ -40,8 +40,7 @@ def fold(system: System, C: Ball | None = None, D: Ball | None = None) -> Folded
     """Without the units with alpha = beta: a ReLU that is always on, an identity.
 
     Such a unit makes its term of the condition an equation, whose best multiplier is infinite.
-    Around cycles, where `restrict` fixed units, they are solved for: that they have one solution is
-    shown by the way.
+    Around cycles they are solved for: that they have one solution is shown by the way.
 
     Args:
         C, D: in place of the system's own.
@@ -50,9 +49,7 @@ def fold(system: System, C: Ball | None = None, D: Ball | None = None) -> Folded
         None where there is nothing to substitute, or no solution was shown.
     """
     kept = system.alpha < system.beta
-    # The independent checker solves for nothing: around cycles, leave networks as given alone.
-    given = system.levels is None and (system.activation != UNKNOWN).any()
-    if kept.all() or given:
+    if kept.all():
         return None
     E = _by_levels(system, kept) if system.levels is not None else _by_inverse(system, kept)
     if E is None:

@@ -6,20 +6,25 @@ eliminated: with F = [D C],
     M ≻ 0  ⇔  T = [I F; Fᵀ M + FᵀF] ≻ 0,
 
 and between the units of a level that feeds none with αβ ≠ 0, T is 2Λ > 0. So it is the rest of T,
-less ½YΛ⁻¹Yᵀ for the level's columns Y, that must be ≻ 0: a matrix of the order of all else.
+less ½YΛ⁻¹Yᵀ for the level's columns Y, that must be ≻ 0: a matrix of the order of all else. And so
+are many inputs, between which T is ρI where no unit that sees them has αβ ≠ 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import blas
+from sympy import ZeroMatrix
 
 from .. import conditions
 from .._arrays import Array
+from ..lmi import LMI
 from ..system import System
 from .descent import layers
 from .rigorous import (
@@ -35,10 +40,41 @@ from .rigorous import (
 
 WIDE = 2000
 """Units of a level from which on it is eliminated."""
+MORE = 2
+"""Inputs that are more than so many times the units are eliminated; their long sums are rounded."""
 PART = 512
 """Terms that a long sum of products adds up at a time."""
 MANY = 2500
 """Above this many units of two slopes a chain is left one, with those of one slope in it."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A of a system, of which the blocks that are asked for are formed, times 2^(s_j − s_i)."""
+
+    system: System
+    steps: NDArray[np.int64] | None = None
+
+    def __getitem__(self, index: tuple[NDArray[Any], NDArray[Any]]) -> Array | Ball:
+        rows, columns = map(np.ravel, index)
+        block = self.system.block(rows, columns)
+        if self.steps is None:
+            return block
+        return times_power(block, self.steps[columns] - self.steps[rows, None])
+
+
+def times_power(matrix: Array | Ball, steps: Any) -> Ball:
+    """matrix · 2^steps; what underflows is enclosed."""
+    old = matrix if isinstance(matrix, Ball) else Ball(matrix)
+    mid, rad = np.ldexp(old.mid, steps), np.ldexp(old.rad, steps)
+    lost = (np.ldexp(mid, -steps) != old.mid) | (np.ldexp(rad, -steps) != old.rad)
+    return Ball(mid, rad + TINY * lost)
+
+
+def whole(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The same with all of A."""
+    units = np.arange(len(arrays["alpha"]))
+    return arrays | {"A": arrays["A"][np.ix_(units, units)]}
 
 
 def folds(system: System) -> bool:
@@ -56,7 +92,7 @@ def definite(system: System | None, arrays: dict[str, Any], lam: Array) -> Calla
 
     Args:
         system: whose zeros are those of `arrays`, and show the layers; None for others.
-        arrays: A, B, C, D, alpha and beta of the condition, balls or arrays.
+        arrays: A, B, C, D, alpha and beta of the condition, balls, arrays or (A) `Blocks`.
         lam: (n,), positive.
     """
     p, m = arrays["D"].shape
@@ -67,15 +103,23 @@ def definite(system: System | None, arrays: dict[str, Any], lam: Array) -> Calla
         blocks = tridiagonal(system, arrays, lam)
     if blocks is not None:
         (first, *rest), below = blocks
+        if first.zero and m > MORE * below[0].shape[0]:
+            second, *rest = rest
+            less = gram(below[0], np.ones(m))
+            return lambda rho: tridiagonal_definite([second + less * _over(rho), *rest], below[1:])
         return lambda rho: tridiagonal_definite([first.plus(inputs, rho), *rest], below)
     if not wide.any():
-        M = conditions.lipschitz(**arrays, Lam=Ball(lam), rho=Ball(0.0))
+        reduced = without_inputs(whole(arrays), lam) if m > MORE * (lam.size + p) else None
+        if reduced is not None:
+            T, less = reduced
+            return lambda rho: positive_definite(T + less * _over(rho))
+        M = conditions.lipschitz(**whole(arrays), Lam=Ball(lam), rho=Ball(0.0))
         return lambda rho: positive_definite(M.plus(inputs, rho))
     T = without(wide, arrays, lam)
     return lambda rho: positive_definite(T.plus(inputs + p, rho))
 
 
-def _levels(system: System | None, A: Array | Ball) -> list[NDArray[np.intp]]:
+def _levels(system: System | None, A: Array | Ball | Blocks) -> list[NDArray[np.intp]]:
     """Those of the exact zeros, where there may be a wide one."""
     if system is not None or not isinstance(A, Ball):
         return (system and system.levels) or []
@@ -93,7 +137,7 @@ def _wide(levels: list[NDArray[np.intp]], arrays: dict[str, Any]) -> NDArray[np.
 
     def met(rows: Any, columns: Any) -> NDArray[np.bool_]:
         block = A[np.ix_(rows, columns)]
-        return (block.mid != 0) | (block.rad != 0) if isinstance(A, Ball) else block != 0
+        return (block.mid != 0) | (block.rad != 0) if isinstance(block, Ball) else block != 0
 
     for level in sorted(levels, key=len, reverse=True):
         if len(level) < WIDE:
@@ -109,9 +153,10 @@ def _wide(levels: list[NDArray[np.intp]], arrays: dict[str, Any]) -> NDArray[np.
 def without(wide: NDArray[np.bool_], arrays: dict[str, Any], lam: Array) -> Ball:
     """T(0, λ) of outputs, inputs and the other units, less ½YΛ⁻¹Yᵀ."""
     ops, rest = Ball.lmi_ops(), ~wide
-    A, B, C, D, alpha, beta = (ops.array(k, arrays[k]) for k in (*"ABCD", "alpha", "beta"))
+    B, C, D, alpha, beta = (ops.array(k, arrays[k]) for k in (*"BCD", "alpha", "beta"))
     (p, m), few, cross = D.shape, int(rest.sum()), (alpha + beta) * -lam
-    into, onto, within = (A[np.ix_(*pair)] for pair in ((wide, rest), (rest, wide), (rest, rest)))
+    pairs = ((wide, rest), (rest, wide), (rest, rest))
+    into, onto, within = (ops.array("A", arrays["A"][np.ix_(*pair)]) for pair in pairs)
     if B[rest].zero and within.zero:
         N = Ball(np.diag(np.append(np.zeros(m), 2 * lam[rest])))
     else:
@@ -130,13 +175,32 @@ def without(wide: NDArray[np.bool_], arrays: dict[str, Any], lam: Array) -> Ball
         R = ops.block([[B[wide], into]])
         N = N + R.swapaxes(0, 1) @ (bent * R)
     # A unit feeds the level, or is fed by it.
-    pairs = ((into.swapaxes(0, 1), cross[wide]), (onto, cross[rest][:, None]))
-    parts = [matrix * factor for matrix, factor in pairs if not matrix.zero]
+    read = ((into.swapaxes(0, 1), cross[wide]), (onto, cross[rest][:, None]))
+    parts = [matrix * factor for matrix, factor in read if not matrix.zero]
     inner = sum(parts[1:], parts[0]) if parts else ops.zeros(few, lam.size - few)
     Y = ops.block([[C[:, wide]], [B[wide].swapaxes(0, 1) * cross[wide]], [inner]])
     F = ops.block([[D, C[:, rest]]])
     T = ops.block([[ops.eye(p), F], [F.swapaxes(0, 1), N]])
     return T + gram(Y, 2 * lam[wide]) * -1.0
+
+
+def without_inputs(arrays: dict[str, Any], lam: Array) -> tuple[Ball, Ball] | None:
+    """T and G of which T − G/ρ is what is left of T(ρ, λ) of outputs and units; None where a unit
+    with αβ ≠ 0 sees inputs, which then are coupled.
+    """
+    ops, (p, m), n = Ball.lmi_ops(), arrays["D"].shape, lam.size
+    A, B, C, D, alpha, beta = (ops.array(k, arrays[k]) for k in (*"ABCD", "alpha", "beta"))
+    if not B[(arrays["alpha"] != 0) & (arrays["beta"] != 0)].zero:
+        return None
+    none = {"B": np.zeros((n, 0)), "C": np.zeros((1, n)), "D": np.zeros((1, 0))}
+    N = conditions.lipschitz(A=A, alpha=alpha, beta=beta, Lam=Ball(lam), rho=0.0, **none)
+    Y = ops.block([[D], [((alpha + beta) * -lam)[:, None] * B]])
+    return ops.block([[ops.eye(p), C], [C.swapaxes(0, 1), N]]), gram(Y, np.ones(m))
+
+
+def _over(rho: float) -> Ball:
+    """−1/ρ; not finite, so that nothing follows, where ρ is not positive."""
+    return Ball(-1 / rho, 2 * UNIT / rho + TINY) if rho > 0 else Ball(np.nan)
 
 
 def gram(matrix: Ball, divisors: Array) -> Ball:
@@ -159,6 +223,13 @@ def gram(matrix: Ball, divisors: Array) -> Ball:
     return Ball(mid, up(rad, 8) + len(scale) * TINY)
 
 
+@cache
+def _layer() -> LMI:
+    """The condition of one layer, which is quicker to evaluate without its zeros."""
+    n, m, p = conditions.n, conditions.m, conditions.p
+    return conditions.lipschitz.substitute(A=ZeroMatrix(n, n), D=ZeroMatrix(p, m))
+
+
 def tridiagonal(
     system: System, arrays: dict[str, Any], lam: Array
 ) -> tuple[list[Ball], list[Ball]] | None:
@@ -169,7 +240,7 @@ def tridiagonal(
 
     Args:
         system: whose zeros show the layers, at least two: one makes a dense M.
-        arrays: A, B, C, alpha and beta of the condition, balls or arrays.
+        arrays: A, B, C, alpha and beta of the condition, balls, arrays or (A) `Blocks`.
         lam: (n,).
     """
     chain = layers(system)
@@ -182,11 +253,9 @@ def tridiagonal(
         outputs = C[:, own] if last else np.zeros((1, len(own)))
         feeding = A[np.ix_(own, chain.places[k - 1])] if k else B[own]
         before = feeding.shape[1]
-        M = conditions.lipschitz(
-            A=np.zeros((len(own), len(own))),
+        M = _layer()(
             B=feeding,
             C=outputs,
-            D=np.zeros((outputs.shape[0], before)),
             alpha=alpha[own],
             beta=beta[own],
             Lam=Ball(lam[own]),

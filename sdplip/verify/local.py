@@ -45,7 +45,7 @@ def restrict(system: System, region: Region) -> System:
     low, high = preactivations(system, region)
     alpha, beta = slope_range(system.activation, low, high)
     unknown = np.full(system.units, UNKNOWN)
-    return replace(system, alpha=alpha, beta=beta, activation=unknown)
+    return system.replaced(alpha=alpha, beta=beta, activation=unknown)
 
 
 def preactivations(system: System, region: Region) -> tuple[Array, Array]:
@@ -113,10 +113,9 @@ def _through_levels(system: System, inputs: _Inputs) -> tuple[Array, Array]:
     low, high = np.full(n, -np.inf), np.full(n, np.inf)
     z_low, z_high = np.zeros(n), np.zeros(n)
     bounds = Lines(*(np.zeros(n) for _ in range(4)))
-    known = np.zeros(n, dtype=bool)
-    for k, level in enumerate(system.levels or []):
-        A, names = system.A[np.ix_(level, known)], system.activation[level]
-        forward = _sum(inputs.image(system.B[level]), A, z_low[known], z_high[known])
+    for k, (level, fed, A) in enumerate(system.feeds or ()):
+        names = system.activation[level]
+        forward = _sum(inputs.image(system.B[level]), A, z_low[fed], z_high[fed])
         low[level], high[level] = _interval(forward + system.b[level])
         if k and inputs.extended:
             back = _backward(system, inputs, k, bounds, (low, high, z_low, z_high))
@@ -125,7 +124,6 @@ def _through_levels(system: System, inputs: _Inputs) -> tuple[Array, Array]:
         z_low[level], z_high[level] = value_range(names, low[level], high[level])
         for whole, part in zip(bounds, lines(names, low[level], high[level]), strict=True):
             whole[level] = part
-        known[level] = True
     return low, high
 
 
@@ -137,27 +135,26 @@ def _backward(
     Coefficients are plain floating-point numbers; how far they and the constant are off, times the
     largest values they multiply, is collected in `error`.
     """
-    levels = system.levels or []
-    rows, earlier = levels[k], np.concatenate(levels[:k])
+    feeds = system.feeds or []
+    rows, read, block = feeds[k]
     v_size = np.maximum(abs(box[0]), abs(box[1]))
     z_size = np.maximum(abs(box[2]), abs(box[3]))
     # Upper bounds of v and of -v at once.
     sign = np.repeat([1.0, -1.0], len(rows))[:, None]
     on_z = np.zeros((2 * len(rows), system.units))
-    on_z[:, earlier] = sign * np.tile(system.A[np.ix_(rows, earlier)], (2, 1))
+    on_z[:, read] = sign * np.tile(block, (2, 1))
     on_x = sign * np.tile(system.B[rows], (2, 1))
     constant = sign[:, 0] * np.tile(system.b[rows], 2)
     error = np.zeros(2 * len(rows))
     unit = 4 * (system.units + system.inputs + 16) * UNIT
-    for level in reversed(levels[:k]):
+    for level, used, A in reversed(feeds[:k]):
         g = on_z[:, level]
         if not g.any():
             continue
-        used = np.flatnonzero(system.A[level].any(axis=0))
         low_slope, low_offset, high_slope, high_offset = (part[level] for part in bounds)
         h = np.where(g > 0, high_slope, low_slope) * g
         offset = np.where(g > 0, high_offset, low_offset) * g
-        A, B, b = system.A[np.ix_(level, used)], system.B[level], system.b[level]
+        B, b = system.B[level], system.b[level]
         size = v_size[level] + abs(A) @ z_size[used] + abs(B) @ inputs.largest + abs(b)
         error += unit * (abs(h) @ size + abs(offset).sum(axis=1) + abs(constant))
         error += unit * (abs(on_z[:, used]) @ z_size[used] + abs(on_x) @ inputs.largest)

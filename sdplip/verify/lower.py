@@ -73,7 +73,7 @@ def lower_bound(
         search = _Search(system, norm, region, seed, math.inf if deadline is None else deadline)
         x, w, gain = search.climb(_data(points, system.inputs), samples, steps)
         found = max(_attained(system, norm, *pair) for pair in zip(x, w, strict=True))
-        small = np.count_nonzero(system.A) + np.count_nonzero(system.B) < EXACT_SIZE
+        small = (system.coupling != 0).sum() + np.count_nonzero(system.B) < EXACT_SIZE
         if system.levels is not None and small and found < (1 - 1e-9) * gain:
             found = max(found, exact_gain(system, norm, x[0], w[0]))
         return found
@@ -281,8 +281,8 @@ def _attained(system: System, norm: float, x: Array, w: Array) -> float:
     S = Ball((a + b) / 2, (b - a) * (0.5 + 4 * UNIT))[:, None]
     column = Ball(w[:, None])
     mid, rad = np.zeros((system.units, 1)), np.zeros((system.units, 1))
-    for level in system.levels:
-        rows = S[level] * (system.B[level] @ column + system.A[level] @ Ball(mid, rad))
+    for level, fed, block in system.feeds or ():
+        rows = S[level] * (system.B[level] @ column + block @ Ball(mid[fed], rad[fed]))
         mid[level], rad[level] = rows.mid, rows.rad
     # Wide enough for rows that are differences rounded to float64.
     C, D = (Ball(X, UNIT * abs(X)) for X in (system.C, system.D))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..system import System
 from .certificate import Certificate
 from .region import Region
 from .rigorous import UNIT, lengths
-from .subject import as_system
+from .subject import as_system, described
 
 
 def difference(system: System, i: int, j: int) -> System:
@@ -39,7 +39,7 @@ def difference(system: System, i: int, j: int) -> System:
             "ones, counted from 0."
         )
     rows = {k: getattr(system, k)[[i]] - getattr(system, k)[[j]] for k in "CDc"}
-    return replace(system, **rows)
+    return system.replaced(**rows)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def margin_bounds(
     Raises:
         InvalidInput: fewer than two outputs, or a label that is none; and as `lipschitz`.
     """
-    from .bound import described, lipschitz
+    from .bound import lipschitz
 
     system = as_system(described(model, input_shape))
     p = system.outputs

@@ -15,7 +15,7 @@ from ..system import System
 class Network:
     """Floating-point evaluation in NumPy, for searches: k inputs at a time, by rows.
 
-    Units are reordered by level; `A`, `B`, `C` and everything (k, n) is in that order.
+    Units are reordered by level; `B`, `C` and everything (k, n) is in that order.
     """
 
     def __init__(self, system: System) -> None:
@@ -23,8 +23,7 @@ class Network:
         if system.levels is not None:
             order = np.concatenate([order[:0], *system.levels])
         self.system, self.outputs = system, system.outputs
-        A, B, C = system.A[np.ix_(order, order)], system.B[order], system.C[:, order]
-        self.A, self.b = A, system.b[order]
+        B, C, self.b = system.B[order], system.C[:, order], system.b[order]
         # Of deep networks, most of B and C is zero.
         self.fed, self.seen = _span(B.any(axis=1)), _span(C.any(axis=0))
         self.B, self.C = B[self.fed].copy(), C[:, self.seen].copy()
@@ -32,11 +31,13 @@ class Network:
         names = system.activation[order]
         self.kinds = [(elementwise(str(name)), names == name) for name in np.unique(names)]
         self.levels: list[tuple[slice, slice, Array]] = []
-        start = 0
-        for level in system.levels or []:
+        start, place = 0, np.argsort(order)
+        for level, fed, block in system.feeds or ():
             here = slice(start, start := start + len(level))
-            before = _span(A[here].any(axis=0))
-            self.levels.append((here, before, A[here, before].copy()))
+            before = slice(place[fed].min(initial=start), place[fed].max(initial=-1) + 1)
+            whole = np.zeros((len(level), max(before.stop - before.start, 0)))
+            whole[:, place[fed] - before.start] = block
+            self.levels.append((here, before, whole))
 
     @property
     def cost(self) -> float:
@@ -71,7 +72,7 @@ class Network:
         v = np.tile(self.b, (len(x), 1))
         v[:, self.fed] += x @ self.B.T
         if self.system.levels is None:
-            return np.asarray(v + self.system.hidden(torch.from_numpy(x)).numpy() @ self.A.T)
+            return np.asarray(v + self.system.hidden(torch.from_numpy(x)).numpy() @ self.system.A.T)
         z = np.zeros_like(v)
         for here, before, block in self.levels:
             v[:, here] += z[:, before] @ block.T
@@ -84,7 +85,7 @@ class Network:
         v[:, self.fed] += w @ self.B.T
         if self.system.levels is None:
             z = np.asarray(np.linalg.solve(self._inner(slope), (slope * v)[..., None]))[..., 0]
-            return v + z @ self.A.T, z
+            return v + z @ self.system.A.T, z
         z = np.zeros_like(slope)
         for here, before, block in self.levels:
             v[:, here] += z[:, before] @ block.T
@@ -96,7 +97,9 @@ class Network:
         on_v = np.broadcast_to(on_v, slope.shape)
         if self.system.levels is None:
             inner = self._inner(slope).swapaxes(1, 2)
-            on_z = np.asarray(np.linalg.solve(inner, (on_z + on_v @ self.A)[..., None]))[..., 0]
+            on_z = np.asarray(np.linalg.solve(inner, (on_z + on_v @ self.system.A)[..., None]))[
+                ..., 0
+            ]
             return on_z, slope * on_z + on_v
         on_z, on_v = on_z.copy(), on_v.copy()
         for here, before, block in reversed(self.levels):
@@ -121,7 +124,7 @@ class Network:
         return x if u is None or self.D is None else x + u @ self.D
 
     def _inner(self, slope: Array) -> Array:
-        return np.eye(len(self.b)) - slope[:, :, None] * self.A
+        return np.eye(len(self.b)) - slope[:, :, None] * self.system.A
 
 
 def _span(mask: Any) -> slice:

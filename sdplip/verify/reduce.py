@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
 
 from .._arrays import Array
+from .._coupling import Feed
 from ..errors import NotWellPosed, ShapeError
 from ..system import System
 from .form import Form, form
@@ -29,7 +30,7 @@ def prune(system: System) -> System:
     if keep.all():
         return system
     return System(
-        system.A[np.ix_(keep, keep)],
+        system.coupling[keep][:, keep],
         system.B[keep],
         system.C[:, keep],
         system.D,
@@ -48,20 +49,12 @@ def live_units(system: System) -> np.ndarray:
     active = system.beta - system.alpha + abs(system.beta) > 0
     forward = system.B.any(axis=1) & active
     backward = system.C.any(axis=0) & active
-    levels = list(_fed(system.levels or []))
-    for level, before in levels:
-        seen = before[forward[before]]
-        forward[level] |= system.A[np.ix_(level, seen)].any(axis=1) & active[level]
-    for level, before in reversed(levels):
-        own = level[backward[level]]
-        backward[before] |= system.A[np.ix_(own, before)].any(axis=0) & active[before]
+    feeds = system.feeds or []
+    for units, fed, block in feeds:
+        forward[units] |= block[:, forward[fed]].any(axis=1) & active[units]
+    for units, fed, block in reversed(feeds):
+        backward[fed] |= block[backward[units]].any(axis=0) & active[fed]
     return forward & backward
-
-
-def _fed(levels: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every level but the first, and the units of all levels before."""
-    for k in range(1, len(levels)):
-        yield levels[k], np.concatenate(levels[:k])
 
 
 _NOTHING = -(2**20)
@@ -73,17 +66,38 @@ ITERATED = 400
 class Problem:
     """A scaled, input-reduced copy of a system; `lam` and `rho` map back to the original."""
 
-    A: Array
+    coupling: Array | list[Feed]
+    """A; where it is acyclic, what each level reads."""
     B: Array
     C: Array
     D: Array
     alpha: Array
     beta: Array
-    levels: list[np.ndarray] | None
     unit: Array
     """Times 2**power (n,), what one unit of a scaled activation is in the original."""
     power: np.ndarray
     gain: float
+
+    @property
+    def units(self) -> int:
+        return len(self.B)
+
+    @property
+    def feeds(self) -> list[Feed] | None:
+        return self.coupling if isinstance(self.coupling, list) else None
+
+    @property
+    def levels(self) -> list[np.ndarray] | None:
+        return None if self.feeds is None else [feed.units for feed in self.feeds]
+
+    @cached_property
+    def A(self) -> Array:
+        if not isinstance(self.coupling, list):
+            return self.coupling
+        A = np.zeros((self.units, self.units))
+        for units, fed, block in self.coupling:
+            A[np.ix_(units, fed)] = block
+        return A
 
     def form(self) -> Form:
         """M(ρ, λ) of the scaled copy."""
@@ -103,7 +117,7 @@ def normalise(system: System) -> Problem:
 
     Exact by homogeneity of M; unscaled weights make solvers answer 'infeasible', or wrong.
     """
-    A, B, C, D = system.A, system.B, system.C, system.D
+    B, C, D = system.B, system.C, system.D
     rows = np.vstack([B, D])
     used = rows[rows.any(axis=1)]
     if len(used) < system.inputs:
@@ -112,35 +126,37 @@ def normalise(system: System) -> Problem:
         B, D = B @ basis, D @ basis
     B = B.copy()
     unit, power = np.ones(system.units), np.zeros(system.units, dtype=np.int64)
-    levels = system.levels
-    if levels is None:
-        unit = scipy.linalg.matrix_balance(A, permute=False, separate=True)[1][0]
+    feeds: list[Feed] = []
+    if system.feeds is None:
+        unit = scipy.linalg.matrix_balance(system.A, permute=False, separate=True)[1][0]
         unit = unit * (spectral_norm(B / unit[:, None]) or 1.0)
-        A, B = A * unit / unit[:, None], B / unit[:, None]
-    else:
-        # All that is not zero feeds a later level.
-        A, whole = np.zeros_like(A), A
-    before = np.zeros(0, dtype=np.intp)
-    for level in levels or []:
+        A, B = system.A * unit / unit[:, None], B / unit[:, None]
+    for level, fed, block in system.feeds or []:
         # By powers of two first: products of large weights overflow.
-        block = whole[np.ix_(level, before)]
-        met = block.any(axis=0)
-        block, fed = block[:, met], before[met]
         exponents = np.hstack([_exponents(B[level]), _exponents(block) + power[fed]])
         top = _top(exponents)
         rows = np.ldexp(B[level], -top)
         block = np.ldexp(block * unit[fed], power[fed] - top)
         size = spectral_norm(np.hstack([rows, block])) or 1.0
         B[level] = rows / size
-        A[np.ix_(level, fed)] = block / size
+        feeds.append(Feed(level, fed, block / size))
         unit[level], power[level] = size, top
-        before = np.append(before, level)
     exponents = np.hstack([_exponents(D), _exponents(C) + power])
     top = _top(exponents)
     C, D = np.ldexp(C * unit, power - top), np.ldexp(D, -top)
     size = spectral_norm(np.hstack([D, C])) or 1.0
     gain = float(np.ldexp(size, top))
-    return Problem(A, B, C / size, D / size, system.alpha, system.beta, levels, unit, power, gain)
+    return Problem(
+        A if system.feeds is None else feeds,
+        B,
+        C / size,
+        D / size,
+        system.alpha,
+        system.beta,
+        unit,
+        power,
+        gain,
+    )
 
 
 def start(problem: Problem, proposed: Array | None = None) -> tuple[float, Array]:
@@ -228,7 +244,7 @@ def _peel(problem: Problem) -> Array:
 
 def _wellposed(problem: Problem) -> Array:
     """Λ > 0 with M₂₂ ≻ 0: first well-posedness by the interior point method, then large enough."""
-    n = len(problem.A)
+    n = problem.units
     zero = np.zeros((n, 0))
     part = form(problem.A, zero, np.zeros((0, n)), np.zeros((0, 0)), problem.alpha, problem.beta)
     search = replace(part, e=np.ones(n), G=np.eye(n), implied=False)

@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike
 from .._arrays import Array, finite
 from ..errors import InvalidInput, ShapeError
 
+SHOWN = 3
+"""Numbers of a vector that are printed."""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -75,7 +78,14 @@ class Region:
         return np.nextafter(centre - radius, -np.inf), np.nextafter(centre + radius, np.inf)
 
     def __str__(self) -> str:
-        return "box" if self.radius is None else f"ball of radius {self.radius!r}"
+        """With the first of its numbers, rounded for display."""
+        if self.radius is not None:
+            return f"ball of radius {self.radius:.6g} around {_some(self.centre)}"
+        low, high = self.limits
+        half = high / 2 - low / 2
+        even = half.size and np.ptp(half) <= 1e-6 * half.max()
+        size = f"half-width {half.max():.6g}" if even else f"half-widths {_some(half)}"
+        return f"box of {size} around {_some(low / 2 + high / 2)}"
 
     def __repr__(self) -> str:
         return f"Region({self}, inputs={self.inputs})"
@@ -98,6 +108,11 @@ class Region:
 
     def _has(self, name: str) -> bool:
         return getattr(self, name) is not None
+
+
+def _some(values: Any) -> str:
+    text = [f"{value:.4g}" for value in values[:SHOWN]]
+    return f"({', '.join([*text, *['…'] * (len(values) > SHOWN)])})"
 
 
 def check_region(region: Any, inputs: int) -> None:

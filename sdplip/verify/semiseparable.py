@@ -15,13 +15,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import blas, lapack
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
 from .._arrays import Array
 from .barrier import Hessian, Rows
 
 GROUP = 4
 """Layers of the greatest width that make a group; a cut's rank is at most that of one group."""
+SINGLE = 1e-6
+"""Cut-offs from this one on leave out more than the rounding of float32."""
 
 
 @dataclass(frozen=True)
@@ -42,68 +44,76 @@ class Semiseparable:
     """
 
     def __init__(self, hessian: Hessian, cut: float) -> None:
-        self.scale = np.empty(hessian.barrier.units)
+        self.kind = np.float32 if cut >= SINGLE else np.float64
+        self.trsm = get_blas_funcs("trsm", dtype=self.kind)
+        self.potrf, self.potrs, self.geqp3 = get_lapack_funcs(
+            ("potrf", "potrs", "geqp3"), dtype=self.kind
+        )
+        self.scale = 1 / np.sqrt(np.concatenate([block.diagonal() for block in hessian.blocks]))
         self.border = np.empty_like(self.scale)
         self.groups: list[_Group] = []
         self.definite = self._factor(hessian, cut)
         if self.definite:
-            self.border *= self.scale
             self.by_border = self._inner(self.border[:, None])
             self.pivot = hessian.corner - float(self.border @ self.by_border[:, 0])
             self.definite = self.pivot > 0
 
     def _factor(self, hessian: Hessian, cut: float) -> bool:
-        rows, place = Rows(hessian), 0
-        factor = U = P = np.empty((0, 0))
+        rows, place = Rows(hessian, np.sqrt(self.scale), self.kind), 0
+        factor = U = P = np.empty((0, 0), self.kind)
         corner: Array | None = None
-        kept = np.empty(0)  # The scales of the columns in `rows`: a skeleton and the last group.
         for members in _groups([len(W) for W in hessian.barrier.weights]):
-            block, earlier = self._scaled(hessian, rows, members, place, kept)
-            own = slice(place, place + len(block))
+            # The columns kept are a skeleton and the last group.
+            kept = rows.kept
+            earlier, block = np.hsplit(self._rows(hessian, rows, members, place), [kept])
             if not place:
-                U, kept = block[:, :0], self.scale[own]
+                U = block[:, :0]
             else:
                 # The state is what this group sees of the earlier ones, in orthonormal coordinates.
-                skeleton, X = _skeleton(earlier, cut)
+                skeleton, X = self._skeleton(earlier, cut)
                 T, V = X[:, : len(P)], X[:, len(P) :]
-                T = T if corner is None else blas.dtrsm(1.0, corner, T, side=1)
+                T = T if corner is None else self.trsm(1.0, corner, T, side=1)
                 passed = T @ P
-                Y = blas.dtrsm(1.0, factor, (V - passed @ U.T).T, lower=1)
-                W = blas.dtrsm(1.0, factor, Y, lower=1, trans_a=1).T
+                Y = self.trsm(1.0, factor, (V - passed @ U.T).T, lower=1)
+                W = self.trsm(1.0, factor, Y, lower=1, trans_a=1).T
                 self.groups.append(_Group(factor, U, T, W))
                 P, corner = passed @ T.T + Y.T @ Y, np.asfortranarray(X[:, skeleton])
-                U = blas.dtrsm(1.0, corner, earlier[:, skeleton], side=1)
-                block -= U @ P @ U.T
-                rows.keep(np.concatenate([skeleton, len(kept) + np.arange(len(block))]))
-                kept = np.concatenate([kept[skeleton], self.scale[own]])
-            factor, failed = lapack.dpotrf(block, lower=1, clean=0)
+                U = self.trsm(1.0, corner, earlier[:, skeleton], side=1)
+                block = block - U @ P @ U.T
+                rows.keep(np.concatenate([skeleton, kept + np.arange(len(block))]))
+            factor, failed = self.potrf(block, lower=1, clean=0)
             if failed:
                 return False
             place += len(block)
         self.groups.append(_Group(factor, U, U[:0], block[:0]))
         return True
 
-    def _scaled(
-        self, hessian: Hessian, rows: Rows, members: list[int], place: int, kept: Array
-    ) -> tuple[Array, Array]:
-        """A group's own block (its lower triangle by blocks), and its rows for columns before."""
+    def _rows(self, hessian: Hessian, rows: Rows, members: list[int], place: int) -> Array:
+        """A group's rows: for the columns kept, and its own block's lower triangle by blocks."""
         size = sum(len(hessian.blocks[k]) for k in members)
-        block, earlier = np.zeros((size, size)), np.empty((size, len(kept)))
-        scale, done = self.scale[place : place + size], 0
+        found, done = np.zeros((size, rows.kept + size), self.kind), 0
         for k in members:
-            diagonal = hessian.blocks[k]
-            own = slice(done, done + len(diagonal))
+            block = hessian.blocks[k]
+            own = slice(done, done + len(block))
             self.border[place:][own], columns = rows.layer()
-            scale[own] = 1 / np.sqrt(diagonal.diagonal())
-            block[own, own] = diagonal * scale[own]
-            block[own, :done] = columns[:, len(kept) :] * scale[:done]
-            earlier[own] = columns[:, : len(kept)] * kept
-            done += len(diagonal)
-        return block * scale[:, None], earlier * scale[:, None]
+            found[own, : columns.shape[1]] = columns
+            scale = self.scale[place:][own]
+            found[own, columns.shape[1] :][:, : len(block)] = scale[:, None] * block * scale
+            done += len(block)
+        return found
+
+    def _skeleton(self, K: Array, cut: float) -> tuple[np.ndarray, Array]:
+        """Columns of K, and X with orthonormal Q: K ≈ Q X, X's columns of them being triangular."""
+        factor, order = self.geqp3(K)[:2]
+        rank = max(int((abs(factor.diagonal()) > cut).sum()), 1)
+        X = np.empty((rank, K.shape[1]), self.kind, order="F")
+        X[:, order - 1] = np.triu(factor[:rank])
+        return order[:rank] - 1, X
 
     def _inner(self, b: Array) -> Array:
         """The units' part, scaled: (units, c)."""
-        state = np.zeros((0, b.shape[1]))
+        b = b.astype(self.kind)
+        state = b[:0]
         found, place = [], 0
         for group in self.groups:
             y = b[place : place + len(group.factor)] - group.U @ state
@@ -112,7 +122,7 @@ class Semiseparable:
             place += len(y)
         for k in range(len(found) - 1, -1, -1):
             group = self.groups[k]
-            x = lapack.dpotrs(group.factor, found[k], lower=1)[0] - group.W.T @ state
+            x = self.potrs(group.factor, found[k], lower=1)[0] - group.W.T @ state
             state = group.T.T @ state + group.U.T @ x
             found[k] = x
         return np.concatenate(found)
@@ -136,12 +146,3 @@ def _groups(widths: list[int]) -> list[list[int]]:
         found[-1].append(k)
         size += width
     return found
-
-
-def _skeleton(K: Array, cut: float) -> tuple[np.ndarray, Array]:
-    """Columns of K, and X with orthonormal Q: K ≈ Q X, X's columns of them being triangular."""
-    factor, order = lapack.dgeqp3(K)[:2]
-    rank = max(int((abs(factor.diagonal()) > cut).sum()), 1)
-    X = np.empty((rank, K.shape[1]))
-    X[:, order - 1] = np.triu(factor[:rank])
-    return order[:rank] - 1, X

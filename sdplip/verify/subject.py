@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..convolutional import ConvSystem
@@ -29,14 +31,26 @@ def as_system(model: Any) -> System:
     )
 
 
-def subject(model: Any, unrolled: bool) -> System | ConvSystem:
-    """What a certificate is about that was found for the model; raises as `as_system`.
+def described(model: Any, input_shape: Sequence[int] | None) -> System | ConvSystem:
+    """What `lipschitz` bounds; arguments and errors are its own."""
+    if input_shape is None or not isinstance(model, nn.Module):
+        return model if isinstance(model, ConvSystem) else as_system(model)
+    from ..importing import from_torch, sample_shape
+
+    return from_torch(model, torch.zeros(1, *(sample_shape(input_shape) or ())))
+
+
+def subject(
+    model: Any, unrolled: bool, input_shape: Sequence[int] | None = None
+) -> System | ConvSystem:
+    """What a certificate is about that was found for the model; raises as `described`.
 
     Raises:
         CertificationError: it was `unrolled`, which this model cannot be.
     """
+    model = described(model, input_shape)
     if not isinstance(model, ConvSystem):
-        return as_system(model)
+        return model
     try:
         return model.unroll() if unrolled else model
     except InvalidInput as error:

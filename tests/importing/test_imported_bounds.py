@@ -8,6 +8,7 @@ from torch import nn
 
 import sdplip
 from sdplip import System
+from sdplip.errors import CertificationError
 from sdplip.importing import from_torch, load
 
 
@@ -47,3 +48,14 @@ def test_published_tables_would_be_below_the_truth(name, slope):
     """Slopes in [0, 1], as some assume, give the bound 1 for x ↦ σ(x)."""
     bound = sdplip.lipschitz(System.elementwise(name, 1)).bound
     assert slope <= bound <= slope + 2e-4
+
+
+def test_a_module_is_checked_as_it_was_bounded():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    for certificate in (
+        sdplip.lipschitz(net, input_shape=(1, 6, 6), lower=False),
+        sdplip.margin_bounds(net, pairs=7, input_shape=(1, 6, 6)).certificates[0, 7],
+    ):
+        assert sdplip.check(certificate, net, input_shape=(1, 6, 6)) is certificate
+        with pytest.raises(CertificationError, match="another model"):
+            sdplip.check(certificate, net, input_shape=(1, 8, 6))

@@ -65,7 +65,17 @@ def test_convolutions_unroll(pool):
     assert isinstance(agree(Images(pool), torch.zeros(1, 3, 8, 8)), System)
 
 
+def written(m, x):
+    y, z = m.a(x).clone(), torch.zeros(len(x), 3).to(x)
+    y[:, 0] = 5 * y[:, 1].relu()
+    y[:, 2::2] *= 3
+    y[:, -1] = 7
+    y[:, 3:5] += x[:, :2].tanh()
+    return z.copy_(y[:, :1]).add_(m.b(y))
+
+
 FUNCTIONS = {
+    "parts written": written,
     "add": lambda m, x: m.b(F.relu(m.a(x)) + 0.1) - 2,
     "scalar minus": lambda m, x: m.b(1 - torch.tanh(m.a(2 * x))),
     "alpha": lambda m, x: torch.add(m.b(m.a(x).abs()), m.b(m.a(x)), alpha=0.3),
@@ -82,6 +92,8 @@ FUNCTIONS = {
     "constants": lambda m, x: m.b(m.a(x).relu() * torch.arange(8.0) + m.a.bias.exp()),
     "sum of products": lambda m, x: torch.einsum("bi,oi->bo", m.a(x).relu(), m.b.weight),
     "places": lambda m, x: m.a(x).relu()[:, [7, 0, 0]].repeat(1, 2).cumsum(1)[:, 2:5],
+    "turned": lambda m, x: m.a(x).view(-1, 2, 4).rot90(1, (1, 2)).diagonal(0, 1, 2).clip(max=0.2),
+    "alike": lambda m, x: torch.max(x, torch.zeros_like(x)) + torch.ones_like(x[:, :1]),
     "triangle": lambda m, x: m.a(x).view(-1, 2, 4).tril().relu().sum(1)[:, :3],
 }
 
@@ -96,11 +108,13 @@ REFUSED = {
     "square": lambda m, x: m.a(x) ** 2,
     "product": lambda m, x: m.a(x) * x.sum(1, keepdim=True),
     "quotient": lambda m, x: m.a(x) / (1 + x[:, :1].exp()),
-    "maximum": lambda m, x: F.max_pool1d(m.a(x), 2),
     "norm": lambda m, x: F.layer_norm(m.a(x), [8]),
     "noise": lambda m, x: m.a(x) + torch.randn(8, dtype=x.dtype),
     "sort": lambda m, x: m.a(x).sort(1).values,
     "softplus": lambda m, x: F.softplus(m.a(x)),
+    "loop": lambda m, x: torch._higher_order_ops.while_loop(
+        lambda i, v: i < 3, lambda i, v: (i + 1, m.a(v)[:, :6]), (torch.tensor(0), x)
+    )[1],
     "branch": lambda m, x: m.a(x) if x.sum() > 0 else m.a(-x),
     "step": lambda m, x: torch.heaviside(m.a(x), torch.zeros(1, dtype=x.dtype)),
     "constant": lambda m, x: torch.ones(1, 3),
@@ -396,7 +410,9 @@ def test_small_and_large_are_the_same_network():
         np.testing.assert_allclose(same(x), small(x), atol=1e-12)
 
 
-@pytest.mark.parametrize("rest", [[nn.MaxPool2d(2)], [nn.Flatten(), nn.Linear(3136, 8), nn.ReLU()]])
+@pytest.mark.parametrize(
+    "rest", [[nn.Tanh(), nn.MaxPool2d(3, 2, 1)], [nn.Flatten(), nn.Linear(3136, 8), nn.ReLU()]]
+)
 def test_what_is_no_chain_of_convolutions_is_too_large(rest, monkeypatch):
     from sdplip.importing import values
 
@@ -427,6 +443,23 @@ def test_padding_and_transposed_convolutions(monkeypatch):
         if isinstance(conv, ConvSystem):
             x = torch.randn(3, 72).double()
             torch.testing.assert_close(conv(x.reshape(3, 2, 6, 6)).flatten(1), dense(x))
+
+
+def test_images_stored_by_channels_last(monkeypatch):
+    last = torch.channels_last
+    net = Function(lambda m, x: F.relu(m.a(x).contiguous(memory_format=last)).clone())
+    net.a = nn.Conv2d(2, 3, 3).to(memory_format=last)
+    for comfortable, kind in ((6000, System), (10, ConvSystem)):
+        monkeypatch.setattr(convolutions, "COMFORTABLE", comfortable)
+        assert isinstance(agree(net, torch.zeros(1, 2, 5, 5)), kind)
+        assert isinstance(from_torch(net, torch.zeros(1, 2, 5, 5).to(memory_format=last)), kind)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "nearest", "area"])
+def test_images_of_other_sizes(mode):
+    net = Function(lambda m, x: F.interpolate(m.a(x).relu(), scale_factor=1.5, mode=mode))
+    net.a = nn.Conv2d(2, 3, 3)
+    assert agree(net, torch.zeros(1, 2, 6, 6)).units == 48
 
 
 @pytest.mark.parametrize("family", ["sll", "cpl", "sandwich"])

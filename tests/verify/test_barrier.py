@@ -125,10 +125,12 @@ def test_what_no_factor_can_do_goes_to_the_dense_one(rng, monkeypatch):
     monkeypatch.setattr(Semiseparable, "_factor", lambda *_: False)
     each = Equations(80, 4)
     b = rng.normal(size=(2, len(x)))
-    found, left = each.solve(hessian, b, lambda x, r: abs(r).max(), 1e-12)
+    solution = each.solve(hessian, b, lambda x, r: abs(r).max(), 1e-12)
+    found, left = solution.x, solution.left
     assert each.dense
     np.testing.assert_allclose(left, b - found @ full(hessian), atol=1e-9)
     np.testing.assert_allclose(found @ full(hessian), b, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(solution.near(b), found, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["rank one", "zero rows", "duplicates", "tiny", "huge"])

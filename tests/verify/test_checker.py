@@ -78,6 +78,21 @@ def test_wrong_usage_is_no_proof(arguments, capsys):
 # --- the same as sdplip ---
 
 
+@pytest.mark.parametrize("norm", [2, "inf"])
+@pytest.mark.parametrize("seed", range(4))
+def test_linear_units_of_cycles_are_solved_for(tmp_path, norm, seed):
+    rng = np.random.default_rng(seed)
+    n, linear = 6, 1 + seed
+    low, high = np.zeros(n), np.ones(n)
+    low[:linear] = high[:linear] = rng.choice([0.0, 1.0, -0.7, 0.5], linear)
+    A, B, C = (0.15 * rng.normal(size=(n, n)), rng.normal(size=(n, 2)), rng.normal(size=(2, n)))
+    system = System(A, B, C, np.zeros((2, 2)), alpha=low, beta=high, activation="unknown")
+    found = lipschitz(system, norm, lower=False)
+    assert not any(found.multipliers[:linear])
+    assert_both(tmp_path, found, system, found.bound, PROVEN)
+    assert_both(tmp_path, found, system, found.bound * (1 - 1e-6), NOT_PROVEN)
+
+
 @pytest.mark.parametrize("kind", ["feedforward", "skips", "equilibrium"])
 @pytest.mark.parametrize("sigma", ["relu", "leaky_relu(0.2)", "silu"])
 @given(st.integers(0, 10**6))

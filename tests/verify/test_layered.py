@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sdplip import System, conditions, lipschitz
 from sdplip.verify.certificate import holds
-from sdplip.verify.layered import tridiagonal
+from sdplip.verify.layered import definite, tridiagonal, without_inputs
 from sdplip.verify.reduce import least_rho, normalise, prune, start
 from sdplip.verify.rigorous import Ball, positive_definite, tridiagonal_definite
 
@@ -78,6 +78,53 @@ def test_a_bound_of_a_chain_is_refused_a_little_below(rng, classes):
     assert found.gap < 1e-8
     assert holds(system, 2.0, found.bound, lam, classes)
     assert not holds(system, 2.0, found.bound * (1 - 1e-9 - found.inflation), lam, classes)
+
+
+def seeing(rng, outputs):
+    """Skips and a direct term; of 5 units the first three see 20 inputs, and have αβ = 0."""
+    A, B = np.tril(rng.normal(size=(5, 5)), -1) / 3, rng.normal(size=(5, 20))
+    B[3:] = 0
+    low, high = rng.choice([0.0, -0.4, 0.2], size=5), rng.choice([0.9, 1.0], size=5)
+    low[:3] = 0
+    high[0] *= -1
+    low[0], high[0] = high[0], low[0]
+    C, D = rng.normal(size=(outputs, 5)), rng.normal(size=(outputs, 20)) * rng.integers(2)
+    return System(A, B, C, D, alpha=low, beta=high, activation="unknown")
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_inputs_are_eliminated_from_what_is_true_and_from_what_is_not(seed):
+    rng = np.random.default_rng(seed)
+    system = seeing(rng, rng.integers(1, 4))
+    problem = normalise(system)
+    scaled = start(problem)[1] * rng.uniform(1, 1.1, size=system.units)
+    least, lam = problem.gain**2 * least_rho(problem.form(), scaled), problem.lam(scaled)
+    arrays = {name: getattr(system, name) for name in NAMES}
+    assert without_inputs(arrays, lam)[0].shape == (system.outputs + 5,) * 2
+    _, whole = both(system, lam)
+    shown = definite(system, arrays, lam)
+    for share, true in ((1 + 1e-9, True), (1 - 1e-9, False), (0.5, False), (0, False), (-1, False)):
+        assert shown(least * share) is true
+        assert positive_definite(whole(least * share)) is true
+
+
+@pytest.mark.parametrize("sizes", [(30, 6, 4), (30, 6, 5, 4)], ids=str)
+@pytest.mark.parametrize("classes", [None, (2, 0)])
+def test_bounds_of_many_inputs_are_refused_a_little_below(rng, sizes, classes):
+    shapes = zip(sizes[1:], sizes, strict=False)
+    system = System.feedforward([rng.normal(size=s) / s[1] ** 0.5 for s in shapes])
+    found = lipschitz(system, classes=classes, lower=False)
+    lam = np.array(found.multipliers)
+    assert found.gap < 1e-8 and found.inflation < 1e-8
+    assert holds(system, 2.0, found.bound, lam, classes)
+    assert not holds(system, 2.0, found.bound * (1 - 1e-9 - found.inflation), lam, classes)
+
+
+def test_inputs_that_bent_units_see_stay(rng):
+    system = seeing(rng, 2)
+    slopes = {"alpha": np.full(5, -0.5), "beta": system.beta + 0.5}
+    arrays = {name: getattr(system, name) for name in NAMES} | slopes
+    assert without_inputs(arrays, np.ones(5)) is None
 
 
 def test_what_is_no_chain_of_layers_has_no_blocks(rng):

@@ -314,6 +314,20 @@ def test_networks_without_a_proven_equilibrium_have_no_local_bound():
         restrict(system, Region.ball([-5.0, -5.0], 0.1))
 
 
+@pytest.mark.parametrize(
+    ("region", "text"),
+    [
+        (Region.box([0.4, -1.1], [0.6, -0.9]), "box of half-width 0.1 around (0.5, -1)"),
+        (Region.box([0, 1], [1, 1]), "box of half-widths (0.5, 0) around (0.5, 1)"),
+        (Region.box([0] * 9, [0] * 9), "box of half-width 0 around (0, 0, 0, …)"),
+        (Region.ball([1 / 3] * 9, 2.5), "ball of radius 2.5 around (0.3333, 0.3333, 0.3333, …)"),
+        (Region.box([-1.7e308], [1.7e308]), "box of half-width 1.7e+308 around (0)"),
+    ],
+)
+def test_a_region_is_told_apart_by_its_text(region, text):
+    assert str(region) == text and repr(region) == f"Region({text}, inputs={region.inputs})"
+
+
 def test_what_cannot_be_restricted_says_so(rng):
     system = mlp(rng, 3, 4, 2)
     with pytest.raises(ShapeError, match="dimension 2"):

@@ -1,5 +1,6 @@
 """Wide levels eliminated before the proof, by sdplip and by the independent checker."""
 
+import time
 from dataclasses import replace
 from fractions import Fraction
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from sdplip import System, check, conditions, lipschitz
 from sdplip.errors import CertificationError, InvalidInput
-from sdplip.verify import checker, checker_wide, descent, euclidean, layered
+from sdplip.verify import checker, checker_wide, descent, euclidean, layered, norm_product
 from sdplip.verify.reduce import least_rho, normalise, start
 from sdplip.verify.rigorous import Ball, positive_definite
 
@@ -163,11 +164,43 @@ def test_a_deadline_that_is_over_leaves_the_closed_form(rng):
     assert check(found, system) is found
 
 
-def test_what_takes_far_longer_than_its_time_is_refused(rng, monkeypatch):
-    monkeypatch.setattr(euclidean, "LARGE", 5)
-    monkeypatch.setattr(euclidean, "PACE", 1.0)
-    system = skips(rng)
-    with pytest.raises(InvalidInput, match="9 units that are no chain of layers takes about"):
+@pytest.mark.parametrize("kind", ["skips", "chain", "cycle"])
+def test_what_takes_longer_than_its_time_is_refused(rng, monkeypatch, kind):
+    monkeypatch.setattr(euclidean, "QUICK", 0.0)
+    monkeypatch.setattr(euclidean, "_pace", lambda: 10.0)
+    system = {
+        "skips": lambda: skips(rng),
+        "chain": lambda: draw(rng, (4, 9, 3)),
+        "cycle": lambda: System.equilibrium(np.eye(9) / 2, np.ones((9, 2)), np.ones((1, 9))),
+    }[kind]()
+    with pytest.raises(InvalidInput, match="of these 9 units takes about"):
         lipschitz(system, time_limit=1.0)
     assert lipschitz(system).proven
-    assert lipschitz(draw(rng, (4, 9, 3)), time_limit=1.0).proven
+    assert lipschitz(system, time_limit=1e6).proven
+
+
+def test_the_search_leaves_the_time_of_the_proof(rng, monkeypatch):
+    system = draw(rng, (4, 9, 8, 7, 3))
+    assert euclidean._plan(system, None) == (None, False)
+    assert euclidean._plan(system, 1000.0) == (1000.0, False), "too quick for an estimate"
+    monkeypatch.setattr(euclidean, "QUICK", 0.0)
+    scaling, first, proof = euclidean.operations(system)
+    assert min(scaling, first, proof) > 0
+    monkeypatch.setattr(euclidean, "_pace", lambda: proof / 50)
+    deadline = time.monotonic() + 1000
+    end, short = euclidean._plan(system, deadline)
+    assert end == pytest.approx(deadline - 50, abs=1e-6) and not short
+    monkeypatch.setattr(euclidean, "_pace", lambda: (scaling + first / 2 + proof) / 1000)
+    assert euclidean._plan(system, time.monotonic() + 1000)[1], "no time for a first point"
+
+
+def test_without_time_for_a_search_the_product_of_norms_is_proven(rng, monkeypatch):
+    monkeypatch.setattr(euclidean, "QUICK", 0.0)
+    monkeypatch.setattr(euclidean, "OVERHEAD", 1e9)
+    monkeypatch.setattr(euclidean, "_pace", lambda: 1.0)
+    sizes = [(9, 4), (8, 9), (7, 8), (3, 7)]
+    system = System.feedforward([rng.normal(size=size) for size in sizes])
+    found = lipschitz(system, time_limit=1.0)
+    assert (found.solver, found.proven) == ("product", True)
+    assert found.bound == pytest.approx(norm_product(system), rel=1e-6)
+    assert check(found, system) is found
