@@ -104,7 +104,7 @@ class ConvSystem:
             ShapeError: other images. InvalidInput: an activation is unknown.
         """
         if not isinstance(x, Tensor):
-            return self(torch.as_tensor(np.asarray(x, dtype=np.float64))).numpy()
+            return self(torch.as_tensor(np.array(x, dtype=np.float64))).numpy()
         if x.shape[-3:] != self.start:
             raise ShapeError(
                 f"x has shape {tuple(x.shape)}, but images {self.start} are needed in the end."

@@ -341,7 +341,7 @@ class System:
             NotConverged: an equilibrium was not found (rows of x with NaN only warn).
         """
         if not isinstance(x, Tensor):
-            return self(torch.as_tensor(np.asarray(x, dtype=np.float64))).numpy()
+            return self(torch.as_tensor(np.array(x, dtype=np.float64))).numpy()
         if not x.is_floating_point():
             raise InvalidInput(
                 f"x has dtype {x.dtype}, but must be floating point; use x.double()."

@@ -11,6 +11,7 @@ from torch import nn
 
 import sdplip
 from sdplip import System
+from sdplip.convolutional import Activate, ConvSystem
 from sdplip.errors import InvalidInput, ShapeError
 
 SEEDS = st.integers(0, 10**6)
@@ -293,6 +294,14 @@ def test_whole_numbers_are_not_evaluated_as_such():
     with pytest.raises(InvalidInput, match="floating"):
         system(torch.tensor([[3]]))
     np.testing.assert_allclose(system(np.array([[3]])), [[1.5]])
+
+
+def test_views_of_arrays_are_evaluated(rng):
+    """Torch takes no array with a negative stride."""
+    x, image = rng.normal(size=(2, 3)), rng.normal(size=(1, 1, 3, 3))
+    np.testing.assert_array_equal(System.elementwise("abs", 3)(x[:, ::-1]), abs(x[:, ::-1]))
+    network = ConvSystem((Activate("abs"),), 1, (3, 3))
+    np.testing.assert_array_equal(network(image[..., ::-1]), abs(image[..., ::-1]))
 
 
 def test_errors_name_what_the_caller_gave(tmp_path, rng):

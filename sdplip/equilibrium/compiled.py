@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def serves(units: int, tensors: list[Tensor]) -> bool:
     for x in tensors:
         if not (x.dtype is torch.float32 and x.is_cpu and type(x) in (torch.nn.Parameter, Tensor)):
             return False
-    return _numba() is not None
+    return _compiler() is not None
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -73,22 +73,27 @@ def solved(
 
 
 @cache
-def _numba() -> Any:
+def _compiler() -> Callable[..., Any] | None:
+    """numba's, if it is there and may keep what it compiles, for many seconds, on disk."""
     try:
-        import numba
+        from numba import config, njit
     except ImportError:
         return None
-    return None if numba.config.DISABLE_JIT else numba
+    # Sums in any order, but NaN and Inf as they are.
+    exact = {"error_model": "numpy", "fastmath": {"reassoc", "contract"}}
+    compiler = partial(njit, cache=True, nogil=True, **exact)
+    try:
+        compiler(_settle)
+    except RuntimeError:
+        return None
+    return None if config.DISABLE_JIT else compiler
 
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Sums in any order, but NaN and Inf as they are.
-    how = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
-    try:
-        return _numba().njit(cache=True, **how)(function)
-    except RuntimeError:  # there is nowhere to keep it
-        return _numba().njit(**how)(function)
+    compiler = _compiler()
+    assert compiler is not None
+    return cast(Callable[..., Any], compiler(function))
 
 
 def cayley(A, step):

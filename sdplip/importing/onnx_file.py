@@ -337,9 +337,14 @@ def _reference(
         # The evaluator raises whatever its NumPy code does; onnxruntime is the other witness.
         except Exception:
             return None
-        return torch.from_numpy(np.ascontiguousarray(y, dtype=np.float64))
+        return _copy(y)
 
     return run
+
+
+def _copy(y: Any) -> Tensor:
+    # Not ascontiguousarray, which leaves the negative stride of an axis of one entry.
+    return torch.from_numpy(np.array(y, dtype=np.float64, order="C"))
 
 
 def _runtime(model: Any, name: str, kind: int) -> Callable[[Tensor], Tensor | None]:
@@ -364,6 +369,6 @@ def _runtime(model: Any, name: str, kind: int) -> Callable[[Tensor], Tensor | No
         # Not installed, an operator it lacks, or a model too large to serialise.
         except Exception:
             return None
-        return torch.from_numpy(np.ascontiguousarray(y, dtype=np.float64))
+        return _copy(y)
 
     return run

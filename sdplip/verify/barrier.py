@@ -63,9 +63,14 @@ class Barrier:
         """The barrier's parameter: the order of M, and one per constraint λ_i ≥ 0."""
         return self.inputs + self.units * (1 if self.implied else 2)
 
+    @cached_property
+    def places(self) -> list[slice]:
+        ends = np.cumsum([1, *map(len, self.weights)])
+        return [slice(*ends[k : k + 2]) for k in range(len(self.weights))]
+
     def layered(self, x: Array) -> list[Array]:
         """The parts of (..., 1 + units) that belong to each layer, as views."""
-        return np.split(x[..., 1:], np.cumsum([len(W) for W in self.weights[:-1]]), axis=-1)
+        return [x[..., place] for place in self.places]
 
     def log_det(self, x: Array) -> float:
         """log det M + Σ log λ_i over the constraints that are not implied; −inf if infeasible."""

@@ -17,7 +17,7 @@ DENSE_UNITS = 5000
 """Above this many units there is no dense factor."""
 FINEST = 1e-13
 """Below this cut-off rounding decides what the approximate factor leaves out."""
-PATIENCE = 4
+PATIENCE = 5
 """Iterations; more of them cost more than a finer cut-off."""
 ROUNDS = 3
 """How often they begin anew, for what rounding has hidden."""

@@ -212,6 +212,8 @@ def test_an_output_that_the_original_returns_reversed(tmp_path):
     slice_ = node("Slice", "x", "s", "e", "a", "m")
     system = importing.load(write(tmp_path / "net.onnx", [slice_], constants))
     np.testing.assert_array_equal(system.D, np.eye(4)[::-1])
+    system = importing.load(write(tmp_path / "net.onnx", [slice_], constants, (1, 1), (1, 1)))
+    np.testing.assert_array_equal(system.D, [[1]])
 
 
 def test_groups_of_pads_strides_and_automatic_pads(tmp_path):
