@@ -50,7 +50,7 @@ def dense(A: Coupling) -> Array:
 def held(A: Any) -> Coupling:
     """A copy as it is to be held, read-only; raises as `matrix`."""
     kept: Any
-    if hasattr(A, "tocsr"):
+    if hasattr(A, "tocsr") and A.ndim == 2:
         from scipy import sparse
 
         kept = sparse.csr_array(A, copy=True)
@@ -122,9 +122,12 @@ def feeds(A: Coupling, groups: list[NDArray[np.intp]]) -> list[Feed]:
     found = []
     for units in groups:
         rows = A[units]
-        own = isinstance(rows, np.ndarray)
-        fed = np.flatnonzero(rows.any(0)) if own else np.unique(rows.indices[rows.data != 0])
+        if isinstance(rows, np.ndarray):
+            fed = np.flatnonzero(rows.any(axis=0))
+        else:
+            fed = np.flatnonzero(np.bincount(rows.indices[rows.data != 0]))
         found.append(Feed(units, fed, dense(rows[:, fed])))
+        found[-1].block.flags.writeable = False
     return found
 
 

@@ -74,6 +74,22 @@ def extract(module: nn.Module, place: str, features: int | None) -> System:
     return System.elementwise(names * (features // len(names)), features)
 
 
+def system_of(module: nn.Module, features: int | None) -> System:
+    """See `System.from_module`."""
+    module = copied("System.from_module", module)
+    if features is None:
+        widths = (getattr(m, "in_features", None) for m in module.modules())
+        features = next((width for width in widths if width is not None), None)
+    system = extract(module, "", features)
+    twin = module.double()
+    if (gap := differs(twin, extract(twin, "", features))) is not None:
+        raise InvalidInput(
+            f"{type(module).__name__}: on random inputs, the module and its extracted system "
+            f"{gap}. Its system() does not describe its forward()."
+        )
+    return system
+
+
 def differs(module: nn.Module, system: System) -> str | None:
     """How a float64 module and its system differ on random inputs; None where they agree."""
     # A module may solve its equilibrium to a tolerance; anything else is float64 arithmetic.

@@ -60,30 +60,23 @@ class System:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        coupling = held(self.A)
+        put(self, "A", held(self.A))
         for name in "BCD":
             put(self, name, matrix(name, getattr(self, name)))
         (n, m), p = self.B.shape, self.C.shape[0]
-        found = {"A": coupling.shape, "C": self.C.shape, "D": self.D.shape}
         for name, shape in {"A": (n, n), "C": (p, n), "D": (p, m)}.items():
-            if found[name] != shape:
+            if getattr(self, name).shape != shape:
                 raise ShapeError(
-                    f"{name} has shape {found[name]}, but with B {self.B.shape} "
+                    f"{name} has shape {getattr(self, name).shape}, but with B {self.B.shape} "
                     f"and C {self.C.shape} it must be {shape}."
                 )
-        names = np.asarray(self.activation, dtype=np.str_)
-        put(self, "activation", vector("activation", names, n))
+        put(self, "activation", vector("activation", np.asarray(self.activation, np.str_), n))
         kinds, kind = np.unique(self.activation, return_inverse=True)
         low, high = np.array([_slopes(str(name)) for name in kinds]).reshape(-1, 2)[kind].T
-        for name, length, default in (
-            ("b", n, 0.0),
-            ("c", p, 0.0),
-            ("alpha", n, low),
-            ("beta", n, high),
-        ):
-            value = getattr(self, name)
-            array = finite(name, default if value is None else value)
-            put(self, name, vector(name, array, length))
+        rest = {"b": (n, 0.0), "c": (p, 0.0), "alpha": (n, low), "beta": (n, high)}
+        for name, (length, default) in rest.items():
+            value = default if getattr(self, name) is None else getattr(self, name)
+            put(self, name, vector(name, finite(name, value), length))
         for i in np.flatnonzero(self.alpha > self.beta)[:1]:
             raise InvalidInput(
                 f"Unit {i} has slopes ({self.alpha[i]:g}, {self.beta[i]:g}), which is no range; "
@@ -96,10 +89,8 @@ class System:
                 f"the declared [{self.alpha[i]:g}, {self.beta[i]:g}]: bounds would be wrong. "
                 "Declare a range that contains them."
             )
-        put(self, "coupling", coupling)
-        if isinstance(coupling, np.ndarray):
-            put(self, "A", coupling)
-        else:
+        put(self, "coupling", self.A)
+        if not isinstance(self.A, np.ndarray):
             object.__delattr__(self, "A")
         for name in ("B", "C", "D", "b", "c", "alpha", "beta", "activation"):
             getattr(self, name).flags.writeable = False
@@ -107,7 +98,7 @@ class System:
     def __getattr__(self, name: str) -> Any:
         # Only a sparse A is missing, until somebody asks for it.
         if name != "A" or "coupling" not in vars(self):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise AttributeError(f"'System' object has no attribute {name!r}")
         A = dense(self.coupling)
         A.flags.writeable = False
         object.__setattr__(self, "A", A)
@@ -213,20 +204,9 @@ class System:
         Raises:
             InvalidInput: an unknown module, named with its place; or the two disagree.
         """
-        from ._modules import copied, differs, extract
+        from ._modules import system_of
 
-        module = copied("System.from_module", module)
-        if features is None:
-            widths = (getattr(m, "in_features", None) for m in module.modules())
-            features = next((width for width in widths if width is not None), None)
-        system = extract(module, "", features)
-        twin = module.double()
-        if (gap := differs(twin, extract(twin, "", features))) is not None:
-            raise InvalidInput(
-                f"{type(module).__name__}: on random inputs, the module and its extracted system "
-                f"{gap}. Its system() does not describe its forward()."
-            )
-        return system
+        return system_of(module, features)
 
     def __repr__(self) -> str:
         names = ", ".join(dict.fromkeys(self.activation.tolist())) or "none"
@@ -270,10 +250,6 @@ class System:
 
     def digest(self) -> str:
         """SHA-256 over every array, bit for bit: what a certificate is tied to."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
         h = hashlib.sha256(b"sdplip system 1")
         for name in ("A", "B", "C", "D", "b", "c", "alpha", "beta"):
             array = self.coupling if name == "A" else getattr(self, name)
@@ -285,8 +261,15 @@ class System:
 
     def replaced(self, **arrays: Any) -> System:
         """The system with these arrays in place of its own, without forming a sparse A."""
+        return System(**self._given | arrays)
+
+    @property
+    def _given(self) -> dict[str, Any]:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "A"}
-        return System(**{"A": self.coupling, **own, **arrays})
+        return {"A": self.coupling, **own}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return System, tuple(self._given.values())
 
     # --- composition ---
 

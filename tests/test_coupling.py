@@ -18,6 +18,7 @@ import sdplip
 from sdplip import System, _coupling, check, lipschitz
 from sdplip.errors import InvalidInput, ShapeError
 from sdplip.verify import lower_bound
+from sdplip.verify.reduce import normalise
 
 ARRAYS = ("A", "B", "C", "D", "b", "c", "alpha", "beta")
 SEEDS = st.integers(0, 10**6)
@@ -122,15 +123,18 @@ def test_pairs_regions_and_norms(norm):
 def test_everything_that_asks_for_A(tmp_path):
     dense, few = both(lambda: chain(np.random.default_rng(0), (3, 5, 4, 5, 4, 5, 2)))
     assert is_sparse(few)
-    again = pickle.loads(pickle.dumps(few))
+    again = held(-1, lambda: pickle.loads(pickle.dumps(few)))
     for twin in (again, copy.copy(few), copy.deepcopy(few), few.replaced(c=few.c)):
         assert twin.digest() == dense.digest()
+        with pytest.raises(ValueError, match="read-only"):
+            twin.B[0, 0] = 1.0
     assert is_sparse(few) and is_sparse(again), "none of these needs it"
     A = few.A
     assert isinstance(A, np.ndarray) and A.dtype == np.float64 and (A == dense.A).all()
     assert few.A is A and not A.flags.writeable
-    with pytest.raises(ValueError, match="read-only"):
-        few.coupling.data[0] = 1.0
+    for array in (few.coupling.data, few.coupling.indices, few.feeds[1].block):
+        with pytest.raises(ValueError, match="read-only"):
+            array.flat[0] = 1
     with pytest.raises(AttributeError, match="'System' object has no attribute 'a'"):
         few.a  # noqa: B018
     assert replace(few, c=few.c).digest() == dense.digest()
@@ -181,6 +185,8 @@ def test_sparse_arrays_are_taken(rng):
         System(sparse.csr_array(A), *rest)
     with pytest.raises(InvalidInput, match="complex"):
         System(sparse.csr_array(A * 1j), *rest)
+    with pytest.raises(InvalidInput, match="A has dtype object"):
+        System(sparse.coo_array(A[0]), *rest)
     with pytest.raises(ShapeError, match="A has shape"):
         System(sparse.csr_array(A[:8]), *rest)
 
@@ -215,3 +221,10 @@ def test_a_deep_chain_needs_no_square_array(tmp_path):
     assert system.units == 4000 and is_sparse(system) and is_sparse(longer)
     assert 0 < below <= found.bound
     assert most < system.units**2 * 8 / 3
+
+
+def test_the_scales_of_a_deep_chain_stay_in_range():
+    """Norms of 1.2 each, which 2^-1 times the largest entry would multiply by 2.4 a layer."""
+    problem = normalise(System.feedforward([np.full((4, 4), 0.3)] * 900))
+    assert problem.gain == pytest.approx(1.2**900, rel=1e-9)
+    assert max(np.linalg.norm(feed.block, 2) for feed in problem.feeds[1:]) == pytest.approx(1.0)

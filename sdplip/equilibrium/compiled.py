@@ -28,12 +28,16 @@ MAX_PRODUCT = 2**18
 """Multiplications up to which OpenBLAS starts no threads."""
 
 MAX_STEPS = 1000
+"""As of `solve`."""
 
 
 def serves(units: int, tensors: list[Tensor]) -> bool:
     """Whether what is computed of so many units and these tensors may be compiled: all are float32
     on the CPU, and nothing but autograd watches."""
     if not 0 < units <= MAX_UNITS or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return False
+    # Checkpoints save and compute again, and expect to find the same operations.
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         return False
     for x in tensors:
         if not (x.dtype is torch.float32 and x.is_cpu and type(x) in (torch.nn.Parameter, Tensor)):
@@ -142,6 +146,7 @@ def _settle(v, w, A, R, step, tol, first, every, limit, large):
     count = -(-rows // max(1, MAX_PRODUCT // n**2))
     size, relu = -(-rows // count), len(w) == 0
     nil, one, alpha = np.float32(0), np.float32(1), np.float32(step)
+    small, tiny = np.float32(1 / large), np.float32(1.2e-38)
     z, pre, residual = np.empty_like(v), np.empty_like(v), np.empty(rows, np.float32)
     steps, looks = np.empty(rows, np.int64), np.empty((count, 4))
     # Of a block of rows: what the cache holds and BLAS multiplies in this thread. A state is p + c.
@@ -155,10 +160,10 @@ def _settle(v, w, A, R, step, tol, first, every, limit, large):
             if not relu:
                 norm = nil
                 for j in range(n):
-                    norm += abs(v[r, j] / np.float32(large))
-                scale[i] = norm if norm > np.float32(1.2e-38) else np.float32(1.2e-38)
+                    norm += abs(v[r, j]) * small
+                scale[i] = norm if norm > tiny else tiny
             for j in range(n):
-                given[i, j] = v[r, j] / scale[i] if not relu else v[r, j]
+                given[i, j] = v[r, j] if relu else v[r, j] / scale[i]
         np.dot(given[:live], R, p[:live])
         for i in range(live):
             for j in range(n):

@@ -45,6 +45,8 @@ def pool(
         _windows(x.shape[first + k], size[k], stride[k], pads[k], dilation[k], ceil_mode)
         for k in range(len(size))
     ]
+    for windows in places:
+        _check(windows)
     if isinstance(x, Map):
         return _images(x, size, stride, pads, dilation, [len(w) for w in places])
     for k, windows in enumerate(places):
@@ -101,11 +103,15 @@ def _windows(
     return [[i for i in range(s, s + reach, dilation) if 0 <= i < length] for s in starts]
 
 
+def _check(windows: Windows) -> None:
+    if not windows or not all(windows):
+        raise InvalidInput("a maximum is over nothing but padding, or over nothing at all.")
+
+
 def _over(x: Term, axis: int, windows: Windows) -> Term:
     if isinstance(x, Map):
         raise InvalidInput("an image has maxima over windows of its pixels only.")
-    if not windows or not all(windows):
-        raise InvalidInput("a maximum is over nothing but padding, or over nothing at all.")
+    _check(windows)
     while max(map(len, windows)) > 1:
         # Windows that overlap share their pairs.
         halves = [[tuple(w[k : k + 2]) for k in range(0, len(w), 2)] for w in windows]

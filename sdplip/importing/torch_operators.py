@@ -179,9 +179,17 @@ def _filled(x: Term, y: Term | float = 0.0, *_: Any, **options: Any) -> Term:
     return op.add(torch.zeros(tuple(x.shape), dtype=torch.float64), y)
 
 
+def _chosen(mask: Any, x: Term | float, y: Term | float) -> Term:
+    """x where the mask is true, y elsewhere."""
+    op.constant(mask, "chooses by")
+    double = torch.float64
+    parts = [v if isinstance(v, Value | Tensor) else torch.tensor(v, dtype=double) for v in (x, y)]
+    return join(parts, lambda both: torch.where(mask, both[0], both[1]))
+
+
 def _written(x: Term, y: Term, dim: int, places: Sequence[int]) -> Term:
     """y written over these places along an axis of x."""
-    where = torch.tensor(list(places))
+    where = torch.tensor(list(places), dtype=torch.long)
     return join([x, y], lambda both: both[0].index_copy(dim, where, both[1]))
 
 
@@ -255,6 +263,7 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "leaky_relu": _parametrised("leaky_relu", 0.01),
     "linear": op.dense,
     "log_sigmoid": _named("logsigmoid"),
+    "masked_fill": lambda x, mask, value: _chosen(mask, value, x),
     "matmul": op.matmul,
     "max": _extreme(maxima.greatest, maxima.along),
     **{f"max_pool{k}d": _max_pool(k) for k in (1, 2, 3)},
@@ -280,6 +289,7 @@ OPERATORS: dict[str, Callable[..., Term | list[Term]]] = {
     "stack": lambda parts, dim=0: join(parts, lambda tensors: torch.stack(tensors, dim)),
     "sub": lambda x, y, alpha=1: op.add(x, op.negative(op.scaled(y, alpha))),
     "sum": _sum(torch.sum),
+    "where": _chosen,
     "zeros_like": _filled,
     **{
         name: _named(name)

@@ -70,8 +70,8 @@ def output(layer: LBENLinear, x: Tensor) -> Tensor | None:
         return None
     if torch.is_autocast_enabled("cpu") or coarse():
         return None
-    with torch.no_grad():
-        found = _forward(layer, tol, x, *free)  # type: ignore[arg-type]
+    values = [p if p is None else p.detach() for p in (x, *free)]
+    found = _forward(layer, tol, *values)  # type: ignore[arg-type]
     return None if found is None else cast(Tensor, _Step.apply(*found, x, *free))
 
 

@@ -61,6 +61,14 @@ class Layers:
 
 def layers(problem: Problem | System) -> Layers | None:
     """The chain that a problem or system is; None if it has skips, cycles, or no units."""
+    known = vars(problem)
+    if "_layers" not in known:
+        # Kept there, as a cached property is.
+        known["_layers"] = _layers(problem)
+    return cast(Layers | None, known["_layers"])
+
+
+def _layers(problem: Problem | System) -> Layers | None:
     feeds = problem.feeds
     if not feeds or problem.D.any():
         return None

@@ -17,7 +17,7 @@ from ..system import System
 from . import chain, convex, descent, equations
 from .interior import Optimum, minimise
 from .layered import WIDE
-from .reduce import Problem, least_rho, normalise, start
+from .reduce import Problem, least_rho, nearer, normalise, start
 from .rigorous import LARGE
 
 Progress = Callable[[int, float, float], None]
@@ -156,8 +156,8 @@ def _pace() -> float:
     """Floating-point operations a second of matrix products, as the machine can spare them now."""
     K = np.ones((1024, 1024))
     began = time.perf_counter()
-    K @ K @ K
-    return 4 * 1024**3 / (time.perf_counter() - began)
+    K @ K @ K @ K
+    return 6 * 1024**3 / (time.perf_counter() - began)
 
 
 def operations(system: System) -> tuple[float, float, float]:
@@ -184,7 +184,7 @@ def operations(system: System) -> tuple[float, float, float]:
     rest = size - widest + system.outputs
     if widest >= WIDE and rest <= 4 * widest:
         # That level is eliminated.
-        proof = 2 * rest**2 * (widest + (20 if rest < LARGE else 1) * rest)
+        proof = 3 * rest**2 * (widest + (20 if rest < LARGE else 1) * rest)
     # All of A is hashed, zeros and all.
     return scaling, first, proof + 200 * system.units**2
 
@@ -209,10 +209,10 @@ def _choose(problem: Problem, deadline: float | None) -> str:
 
 def _start(problem: Problem, warm: Array | None) -> tuple[float, Array]:
     """A strictly feasible point; that of a large chain by its layers."""
-    if warm is not None or problem.units <= 2 * SECOND_ORDER_UNITS or not chain.fits(problem):
+    if problem.units <= 2 * SECOND_ORDER_UNITS or not chain.fits(problem):
         return start(problem, warm)
     found = descent.minimise(problem, max_steps=0)
-    return 1.5 * found.rho, found.lam
+    return nearer(problem, warm, 1.5 * found.rho, found.lam, _elimination(problem))
 
 
 def _best(

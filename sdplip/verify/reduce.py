@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import scipy.linalg
@@ -140,7 +141,9 @@ def normalise(system: System) -> Problem:
         size = spectral_norm(np.hstack([rows, block])) or 1.0
         B[level] = rows / size
         feeds.append(Feed(level, fed, block / size))
-        unit[level], power[level] = size, top
+        # Of a deep chain their product leaves the range of float64.
+        unit[level], more = math.frexp(size)
+        power[level] = top + more
     exponents = np.hstack([_exponents(D), _exponents(C) + power])
     top = _top(exponents)
     C, D = np.ldexp(C * unit, power - top), np.ldexp(D, -top)
@@ -163,16 +166,34 @@ def start(problem: Problem, proposed: Array | None = None) -> tuple[float, Array
     """A strictly feasible (ρ, λ) of the scaled problem.
 
     Args:
-        proposed: multipliers (n,) of the unscaled system, say of a network near this one; moved
-            into the interior, and used where that gives a lower ρ than none.
+        proposed: as in `nearer`.
 
     Raises:
         NotWellPosed: no diagonal Λ > 0 satisfies `conditions.wellposed`.
         ShapeError: `proposed` has another length.
     """
     lam = _peel(problem) if problem.levels is not None else _wellposed(problem)
-    data = problem.form()
-    rho = 1.5 * least_rho(data, lam)
+    least = partial(least_rho, problem.form())
+    return nearer(problem, proposed, 1.5 * least(lam), lam, least)
+
+
+def nearer(
+    problem: Problem,
+    proposed: Array | None,
+    rho: float,
+    lam: Array,
+    least: Callable[[Array], float],
+) -> tuple[float, Array]:
+    """A strictly feasible point at least as good as (ρ, λ), towards proposed multipliers.
+
+    Args:
+        proposed: multipliers (n,) of the unscaled system, say of a network near this one; moved
+            into the interior, and used where that gives a lower ρ than none.
+        least: the least ρ of multipliers.
+
+    Raises:
+        ShapeError: `proposed` has another length.
+    """
     if proposed is None:
         return rho + 1e-60, lam
     if np.shape(proposed) != lam.shape:
@@ -183,7 +204,7 @@ def start(problem: Problem, proposed: Array | None = None) -> tuple[float, Array
     if np.isfinite(warm).all() and (warm >= 0).all():
         for share in (0.01, 0.1, 0.3):
             blend = (1 - share) * warm + share * lam
-            near = 1.02 * least_rho(data, blend)
+            near = 1.02 * least(blend)
             if near < rho:
                 rho, lam = near, blend
                 break

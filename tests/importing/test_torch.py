@@ -94,6 +94,8 @@ FUNCTIONS = {
     "places": lambda m, x: m.a(x).relu()[:, [7, 0, 0]].repeat(1, 2).cumsum(1)[:, 2:5],
     "turned": lambda m, x: m.a(x).view(-1, 2, 4).rot90(1, (1, 2)).diagonal(0, 1, 2).clip(max=0.2),
     "alike": lambda m, x: torch.max(x, torch.zeros_like(x)) + torch.ones_like(x[:, :1]),
+    "masks": lambda m, x: torch.where(torch.arange(3) < 1, m.b(m.a(x)), x[:, :1].relu()),
+    "fills": lambda m, x: m.a(x).masked_fill(torch.arange(8) % 3 == 1, 0.1).relu(),
     "triangle": lambda m, x: m.a(x).view(-1, 2, 4).tril().relu().sum(1)[:, :3],
 }
 
@@ -112,6 +114,7 @@ REFUSED = {
     "noise": lambda m, x: m.a(x) + torch.randn(8, dtype=x.dtype),
     "sort": lambda m, x: m.a(x).sort(1).values,
     "softplus": lambda m, x: F.softplus(m.a(x)),
+    "choice": lambda m, x: torch.where(m.a(x) > 0, m.a(x), 0.0),
     "loop": lambda m, x: torch._higher_order_ops.while_loop(
         lambda i, v: i < 3, lambda i, v: (i + 1, m.a(v)[:, :6]), (torch.tensor(0), x)
     )[1],

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("numba")
@@ -296,6 +297,15 @@ def test_a_new_step_is_kept_if_fewer_sweeps_solve_the_batch():
         changed += chosen != theory
         assert needed < layer._tuning.looks[False] or chosen == theory
     assert changed
+
+
+def test_a_checkpoint_finds_the_same_operations():
+    layer, x = trained(steps=0)
+    x.requires_grad_()
+    for _ in range(3):
+        y = checkpoint(layer, x, use_reentrant=False)
+        y.sum().backward()
+    assert not compiled_once(y)
 
 
 def test_copies_pickles_and_threads():
