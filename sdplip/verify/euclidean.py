@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import warnings
@@ -108,7 +109,7 @@ def euclidean(
         ),
         "descent": lambda: descent.minimise(problem, deadline=end, progress=report),
     }
-    found = run[method]()
+    found, rest = run[method](), []
     small = problem.units <= SECOND_ORDER_UNITS
     early = method == "chain" and found.stopped in ("rounding", "steps")
     loose = found.rho - found.dual > LOOSE * found.rho
@@ -116,7 +117,9 @@ def euclidean(
         # Degenerate blocks end it early; the dense method goes on where it can.
         other = run["interior"]()
         if other.rho < found.rho or other.dual > found.dual:
-            found, method = other, "interior"
+            found, other, method = other, found, "interior"
+        # Rounding may have flattered the better one.
+        rest = [other.lam]
     elif early and loose:
         dense = " Use method = 'auto', which tries the dense method, too." if small else ""
         warnings.warn(
@@ -127,7 +130,9 @@ def euclidean(
         )
     solved, optimum = (problem.gain * math.sqrt(max(v, 0.0)) for v in (found.rho, found.dual))
     known = optimum if found.dual > -math.inf else None
-    return _best(method, system, problem, _blends(found.lam, first), prove, solved, known, deadline)
+    blends = _blends(found.lam, first)
+    tried = itertools.chain([next(blends)], rest, blends)
+    return _best(method, system, problem, tried, prove, solved, known, deadline)
 
 
 def _plan(system: System, deadline: float | None) -> tuple[float | None, bool]:

@@ -114,6 +114,11 @@ def test_the_better_of_both_methods_is_kept():
     assert found.gap < 1e-5
 
 
+def test_multipliers_that_rounding_flatters_do_not_win():
+    system, constant = nearly_linear(6, 1e-8)
+    assert constant <= lipschitz(system, lower=False).bound < 1.0001 * constant
+
+
 def test_rounding_leaves_no_dual_value_above_the_constant():
     for seed in range(12):
         system, constant = nearly_linear(seed, 1e-7)
