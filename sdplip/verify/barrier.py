@@ -18,7 +18,7 @@ from scipy.linalg import blas, lapack
 from .._arrays import Array
 from .descent import Layers
 
-STACK = 2**17
+STACK = 2**12
 """Entries up to which the matrices of layers are stacked; larger ones need no common call."""
 
 
