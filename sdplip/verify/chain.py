@@ -31,6 +31,8 @@ from .reduce import Problem, start
 
 FAR = 0.7
 """Decrements from which on the Hessian of a point serves for a second step."""
+SLOW = 0.8
+"""Decrements that fall less than to so much of the last one show that steps were too long."""
 REACH = 3.0
 """How far from a point the boundary is first looked for, in the barrier's own norm."""
 FULL = 1 / 0.7
@@ -79,7 +81,7 @@ def minimise(
             "The interior point method was given a start that is not strictly feasible."
         )
     equations = Equations(barrier.units, max(map(len, barrier.weights)))
-    best, dual, steps, spent, idle = x, -math.inf, 0, 0.0, 0
+    best, dual, steps, spent, idle, far = x, -math.inf, 0, 0.0, 0, math.inf
     while True:
         began = time.monotonic()
         if progress is not None:
@@ -102,7 +104,9 @@ def minimise(
             break
         previous = gap
         dual = max(dual, view.dual)
-        x = view.step(max(dual, 0.0))
+        # Points near the boundary take many steps to leave it.
+        bold = view.decrement < max(SLOW * far, 2.5)
+        far, x = view.decrement, view.step(max(dual, 0.0), bold)
         best = x if x[0] < best[0] else best
         idle = 0 if best[0] - max(dual, 0.0) < (1 - 1e-3) * previous else idle + 1
         steps, spent = steps + 1, time.monotonic() - began
@@ -132,22 +136,23 @@ class _View:
     solve: Solve
     """With about the Hessian."""
 
-    def step(self, dual: float) -> Array:
+    def step(self, dual: float, bold: bool) -> Array:
         """The next point, on the way to a smaller gap as far as the point is central."""
         order, x, near = self.barrier.order, self.x, self.decrement < 0.5
         mu = (x[0] - dual) / ((30 if near else 4) * order)
         least = 0.01 if near else 0.1 if self.decrement < 1 else 0.5 if self.decrement < 3 else 0.2
+        least = least if bold else 0.2
         mu = max(mu, least * self.centre)
         direction = self.full - self.pull / mu
         inside = self._inside(direction, mu, 0.01 if near else 0.15)
         best, lowest, length = x, math.inf, 0.0
-        for share in (0.97, 0.9) * near + (0.85, 0.65, 0.45, 0.3, 0.15):
+        for share in (0.97, 0.9) * near + (0.85, 0.65) * bold + (0.45, 0.3, 0.15):
             point = x + share * inside * direction
             merit = point[0] / mu - self.barrier.log_det(point)
             if merit >= lowest:
                 break
             best, lowest, length = point, merit, share * inside
-        return self._again(best, lowest, mu, length) if self.decrement > FAR else best
+        return self._again(best, lowest, mu, length) if bold and self.decrement > FAR else best
 
     def _inside(self, direction: Array, mu: float, accuracy: float) -> float:
         """Almost the greatest feasible multiple of the step for μ that is of use."""
